@@ -1,0 +1,54 @@
+# Every target is one or two plain commands; a newcomer needs Go, git and make.
+# ARGS goes to the program a target runs: make demo ARGS=--script
+
+GO      ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+LDFLAGS  = -s -w -X main.version=$(VERSION)
+ARGS    ?=
+
+GOFUMPT     = mvdan.cc/gofumpt@v0.12.0
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+# Packages with concurrency of their own run under the race detector.
+RACE = ./agent/... ./gateway/... ./internal/overlay/... ./certs/... ./policy/...
+FUZZTIME ?= 60s
+
+.PHONY: help build demo test e2e check fmt fuzz clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*## ' Makefile | sed 's/:.*## /\t/'
+
+build: ## both binaries and the demo into build/
+	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags "$(LDFLAGS)" -o build/ ./cmd/portvakt-gateway ./cmd/portvakt-agent
+	@cd deploy && CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o ../build/portvakt-demo ./demo
+
+demo: build ## a whole company on this machine until Ctrl-C; ARGS=--script plays the story by itself
+	@build/portvakt-demo $(ARGS)
+
+test: build ## unit, race, Rego, fuzz seed and end-to-end tests
+	$(GO) test ./...
+	@if CGO_ENABLED=1 $(GO) tool cgo -V >/dev/null 2>&1 && command -v "$$($(GO) env CC)" >/dev/null 2>&1; then set -x; CGO_ENABLED=1 $(GO) test -race -short $(RACE); else echo "no C compiler: the race detector is left out (install gcc and libc6-dev)"; fi
+	cd deploy && $(GO) test ./...
+
+e2e: build ## the end-to-end tests alone (as root they run with real peers in network namespaces)
+	cd deploy && $(GO) test -count=1 -v ./e2e/... $(ARGS)
+
+check: ## formatting, vet, staticcheck, module files, cross-builds
+	@out="$$($(GO) run $(GOFUMPT) -l .)"; if [ -n "$$out" ]; then echo "gofumpt would change (run make fmt):"; echo "$$out"; exit 1; fi
+	$(GO) vet ./...
+	cd deploy && $(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+	cd deploy && $(GO) run $(STATICCHECK) ./...
+	$(GO) mod tidy -diff
+	cd deploy && $(GO) mod tidy -diff
+	@for os in linux darwin windows; do for arch in amd64 arm64; do echo "agent for $$os/$$arch"; CGO_ENABLED=0 GOOS=$$os GOARCH=$$arch $(GO) build -o /dev/null ./cmd/portvakt-agent || exit 1; done; done
+	@for arch in amd64 arm64; do echo "gateway for linux/$$arch"; CGO_ENABLED=0 GOOS=linux GOARCH=$$arch $(GO) build -o /dev/null ./cmd/portvakt-gateway || exit 1; done
+
+fmt: ## format every Go file
+	$(GO) run $(GOFUMPT) -w .
+
+fuzz: ## each fuzz target for FUZZTIME (60s)
+	@grep -rl '^func Fuzz' --include='*_test.go' . | sort | while read -r file; do for f in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' "$$file"); do echo "$$(dirname "$$file") $$f"; (cd "$$(dirname "$$file")" && $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) .) || exit 1; done; done
+
+clean: ## remove what the other targets made
+	rm -rf build
