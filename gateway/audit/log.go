@@ -1,0 +1,416 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"os"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// syncEvery is the pace of Run. A written record is on its way to the
+	// disk within 100 ms, with room for a late timer.
+	syncEvery = 50 * time.Millisecond
+	// placeEvery is how often Run looks whether the file is still in its place.
+	placeEvery = time.Second
+)
+
+var errClosed = errors.New("the audit log is closed")
+
+// Log is an open decision log. Its methods are safe for concurrent use.
+type Log struct {
+	path string
+	now  func() time.Time
+	log  *slog.Logger
+	f    *os.File
+	// How bytes reach f. Tests put a failing disk here before first use.
+	write    func([]byte) (int, error)
+	truncate func(int64) error
+	sync     func() error
+
+	// syncing is held while f.Sync runs, so that Close does not close under
+	// it. Taken before mu.
+	syncing sync.Mutex
+
+	// mu is held while anything is written; it guards what follows.
+	mu     sync.Mutex
+	seq    uint64 // of the last record in the file
+	size   int64  // of the file, up to and with the last whole record
+	torn   bool   // bytes of a failed write may stand behind size
+	dirty  bool   // written since the last sync
+	closed bool
+	fatal  error // a failed fsync; for ever
+	away   error // the file is not where it was
+	down   error // the last write failed
+	downAt time.Time
+	denied uint64 // Appends that failed since downAt
+	buf    []byte // scratch of commit
+
+	// qmu guards queue. Taken after mu or alone, held for moments only.
+	qmu   sync.Mutex
+	queue queue
+	wake  chan struct{} // capacity 1: there is something for Run
+
+	appended atomic.Uint64
+	lost     atomic.Uint64
+}
+
+// Append writes r and sets its Seq and Time. When it returns nil the line is
+// with the kernel: it survives the death of this process, though not yet that
+// of the machine (see [Log.Run]). On an error the record is not in the log and
+// what it would have granted must not happen; the next Append tries again.
+// Records noted before are written first, so that numbers follow events.
+func (l *Log) Append(r *Record) error {
+	r.Time = l.now().UTC().Round(0)
+	body, err := encode(r)
+	if err != nil {
+		return err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	err = l.flush()
+	if err == nil {
+		_, err = l.commit([][]byte{body})
+	}
+	if err != nil {
+		l.denied++
+		return fmt.Errorf("writing an audit record: %w", err)
+	}
+	r.Seq = l.seq
+	return nil
+}
+
+// Note records r without ever waiting for the disk. Run or the next Append
+// writes it; r.Time is the moment of the call. When the queue is full, because
+// the log cannot be written, the record is lost and counted.
+func (l *Log) Note(r Record) {
+	r.Time = l.now().UTC().Round(0)
+	body, err := encode(&r)
+	if err != nil {
+		// The fact that it happened matters more than the part that cannot be
+		// written.
+		l.log.Error("noting an audit record", "err", err)
+		d := map[string]string{}
+		maps.Copy(d, r.Detail)
+		d["error"] = err.Error()
+		r.Input, r.Detail = nil, d
+		if r.Kind == "" {
+			r.Kind = KindAdmin
+		}
+		if body, err = encode(&r); err != nil {
+			body = nil
+		}
+	}
+	l.qmu.Lock()
+	if body == nil || !l.queue.push(body) {
+		l.queue.lose(r.Kind, r.Time)
+		l.lost.Add(1)
+	}
+	l.qmu.Unlock()
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Run writes noted records as they come and syncs the file within 100 ms of a
+// write, until ctx is cancelled; then it writes and syncs what is left and
+// returns nil. A failed fsync is returned at once and closes the log to
+// further records: after one, nobody knows what the disk holds, and asking
+// again may wrongly say yes. The process must end.
+func (l *Log) Run(ctx context.Context) error {
+	tick := time.NewTicker(syncEvery)
+	defer tick.Stop()
+	place := time.NewTicker(placeEvery)
+	defer place.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			l.drain()
+			return l.fsync()
+		case <-l.wake:
+			l.drain()
+		case <-place.C:
+			l.checkPlace()
+		case <-tick.C:
+			l.drain()
+			if err := l.fsync(); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// Healthy returns nil, or why the next Append would probably fail. While Run
+// runs, a log that can be written again becomes healthy by itself.
+func (l *Log) Healthy() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := l.usable(); err != nil {
+		return err
+	}
+	return l.down
+}
+
+// Appended returns how many records this Log wrote since it was opened.
+func (l *Log) Appended() uint64 { return l.appended.Load() }
+
+// Lost returns how many noted records were lost since it was opened.
+func (l *Log) Lost() uint64 { return l.lost.Load() }
+
+// Pending returns how many noted records wait to be written.
+func (l *Log) Pending() int {
+	l.qmu.Lock()
+	defer l.qmu.Unlock()
+	return len(l.queue.notes)
+}
+
+// Path returns the name of the log's file.
+func (l *Log) Path() string { return l.path }
+
+// Close writes what is queued, syncs and closes the file. Run must have
+// returned. Its error says what could not be kept.
+func (l *Log) Close() error {
+	l.drain()
+	err := l.fsync()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return nil
+	}
+	l.closed = true
+	if n := l.Pending(); n > 0 {
+		err = errors.Join(err, fmt.Errorf("closing the audit log: %d records could not be written: %w", n, l.down))
+	}
+	if cerr := l.f.Close(); cerr != nil { // gives the lock back too
+		err = errors.Join(err, fmt.Errorf("closing the audit log: %w", cerr))
+	}
+	return err
+}
+
+func (l *Log) drain() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.qmu.Lock()
+	idle := l.queue.empty() && l.down == nil
+	l.qmu.Unlock()
+	if !idle {
+		l.flush() // what fails stays queued, and Healthy tells
+	}
+}
+
+// usable returns why nothing may be written at all. mu is held.
+func (l *Log) usable() error {
+	switch {
+	case l.closed:
+		return errClosed
+	case l.fatal != nil:
+		return l.fatal
+	}
+	return l.away
+}
+
+// flush makes a log that failed writable again, and writes what is queued now
+// and then what was lost. mu is held.
+func (l *Log) flush() error {
+	if err := l.usable(); err != nil {
+		return err
+	}
+	if err := l.recover(); err != nil {
+		return err
+	}
+	l.qmu.Lock()
+	left := len(l.queue.notes) // not more: others may go on noting
+	l.qmu.Unlock()
+	for left > 0 {
+		l.qmu.Lock()
+		batch := l.queue.batch(left)
+		l.qmu.Unlock()
+		n, err := l.commit(batch)
+		l.qmu.Lock()
+		l.queue.drop(n)
+		l.qmu.Unlock()
+		if err != nil {
+			return err
+		}
+		left -= n
+	}
+	return l.tellLost()
+}
+
+// recover writes that the log was unwritable, which proves that it no longer
+// is. mu is held.
+func (l *Log) recover() error {
+	if l.down == nil {
+		return nil
+	}
+	body, err := encode(&Record{
+		Time: l.now().Round(0), Kind: KindRecovered,
+		Detail: map[string]string{
+			"since":   l.downAt.UTC().Format(time.RFC3339Nano),
+			"cause":   l.down.Error(),
+			"refused": strconv.FormatUint(l.denied, 10),
+		},
+	})
+	if err != nil {
+		return err
+	}
+	if _, err := l.commit([][]byte{body}); err != nil {
+		return err
+	}
+	l.log.Info("the audit log can be written again", "since", l.downAt)
+	l.down, l.denied = nil, 0
+	return nil
+}
+
+// tellLost records how many noted records were lost. mu is held.
+func (l *Log) tellLost() error {
+	l.qmu.Lock()
+	lost := l.queue.lost
+	l.qmu.Unlock()
+	if lost.count == 0 {
+		return nil
+	}
+	body, err := encode(&Record{Time: l.now().Round(0), Kind: KindLost, Detail: lost.detail()})
+	if err != nil {
+		return err
+	}
+	if _, err := l.commit([][]byte{body}); err != nil {
+		return err
+	}
+	l.qmu.Lock()
+	l.queue.told(lost)
+	l.qmu.Unlock()
+	return nil
+}
+
+// commit writes one line for each body with a single write(2), and returns how
+// many of them are in the file. Only those have a number; the bytes of a line
+// that did not fit are cut off again, now or before the next write. mu is held.
+func (l *Log) commit(bodies [][]byte) (int, error) {
+	if l.torn {
+		if err := l.cutBack(); err != nil {
+			return 0, l.failed(err)
+		}
+	}
+	if cap(l.buf) > 4<<20 {
+		l.buf = nil
+	}
+	buf := l.buf[:0]
+	ends := make([]int, len(bodies))
+	for i, b := range bodies {
+		buf = appendLine(buf, l.seq+uint64(i)+1, b)
+		ends[i] = len(buf)
+	}
+	l.buf = buf
+	n, err := l.write(buf)
+	whole := 0
+	for whole < len(ends) && ends[whole] <= n {
+		whole++
+	}
+	if whole > 0 {
+		l.seq += uint64(whole)
+		l.size += int64(ends[whole-1])
+		l.dirty = true
+		l.appended.Add(uint64(whole))
+	}
+	if whole == len(bodies) {
+		return whole, nil
+	}
+	if err == nil {
+		err = io.ErrShortWrite
+	}
+	l.torn = true
+	if cerr := l.cutBack(); cerr != nil {
+		err = errors.Join(err, cerr)
+	}
+	return whole, l.failed(err)
+}
+
+// cutBack removes what a failed write left behind the last whole record. mu is
+// held.
+func (l *Log) cutBack() error {
+	if err := l.truncate(l.size); err != nil {
+		return fmt.Errorf("cutting an unfinished record off: %w", err)
+	}
+	l.torn = false
+	return nil
+}
+
+// failed notes that the log cannot be written. mu is held.
+func (l *Log) failed(err error) error {
+	if l.down == nil {
+		l.downAt = l.now()
+		l.log.Error("the audit log cannot be written; nothing new is granted until it can", "err", err)
+	}
+	l.down = err
+	return err
+}
+
+// fsync syncs what was written since the last time.
+func (l *Log) fsync() error {
+	l.syncing.Lock()
+	defer l.syncing.Unlock()
+	l.mu.Lock()
+	dirty, fatal := l.dirty, l.fatal
+	l.dirty = false
+	closed := l.closed
+	l.mu.Unlock()
+	if fatal != nil || closed || !dirty {
+		return fatal
+	}
+	if err := l.sync(); err != nil {
+		err = fmt.Errorf("syncing the audit log: %w", err)
+		l.mu.Lock()
+		l.fatal = err
+		l.mu.Unlock()
+		return err
+	}
+	return nil
+}
+
+// checkPlace sees whether the file under the log's name is still the one that
+// is written to, and exactly as long as it must be. Otherwise records would vanish
+// with the file, so nothing is granted until it is back.
+func (l *Log) checkPlace() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return
+	}
+	was := l.away
+	l.away = l.place()
+	switch {
+	case was == nil && l.away != nil:
+		if l.down == nil {
+			l.down, l.downAt = l.away, l.now()
+		}
+		l.log.Error("the audit log is not in its place; nothing new is granted", "err", l.away)
+	case was != nil && l.away == nil:
+		l.log.Info("the audit log is in its place again")
+	}
+}
+
+func (l *Log) place() error {
+	open, err := l.f.Stat()
+	if err != nil {
+		return fmt.Errorf("looking at the audit log: %w", err)
+	}
+	named, err := os.Stat(l.path)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%s was moved or removed while the gateway wrote to it: put it back, or restart: %w", l.path, err)
+	case !os.SameFile(open, named):
+		return fmt.Errorf("%s was replaced while the gateway wrote to it: put it back, or restart", l.path)
+	case open.Size() != l.size && !l.torn:
+		return fmt.Errorf("%s was changed by someone else (%d bytes, must be %d): restart the gateway", l.path, open.Size(), l.size)
+	}
+	return nil
+}

@@ -1,0 +1,228 @@
+package audit
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"time"
+)
+
+const (
+	followEvery = 100 * time.Millisecond
+	// settle is how often Follow reads a line that is no record again: a
+	// reader may see the middle of a write.
+	settle = 10
+)
+
+var errLineTooLong = fmt.Errorf("a line is longer than %d bytes", MaxLine)
+
+// parseLine reads one line without its newline. Members it does not know are
+// passed over: later versions add some.
+func parseLine(line []byte) (*Record, error) {
+	var r Record
+	if err := json.Unmarshal(line, &r); err != nil {
+		return nil, err
+	}
+	switch {
+	case r.Seq == 0:
+		return nil, errors.New("it has no seq")
+	case r.Kind == "":
+		return nil, errors.New("it has no kind")
+	case r.Time.IsZero():
+		return nil, errors.New("it has no time")
+	}
+	return &r, nil
+}
+
+// Scan reads the records of a log in order and calls fn for each, until fn
+// returns false. line is without its newline and, like what r points to, only
+// valid during the call. An unfinished last line is passed over: a writer may
+// be at work. A line in the middle that is no record is an error.
+func Scan(path string, fn func(line []byte, r *Record) bool) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("reading the audit log: %w", err)
+	}
+	defer f.Close()
+	if _, err := scan(f, fn); err != nil {
+		return fmt.Errorf("reading the audit log %s: %w", path, err)
+	}
+	return nil
+}
+
+// scan is Scan from a reader. It returns how many bytes the records took that
+// fn was called for.
+func scan(rd io.Reader, fn func([]byte, *Record) bool) (int64, error) {
+	br := bufio.NewReaderSize(rd, 64<<10)
+	var off int64
+	var bad error // of the last line, if it was no record
+	for n := 1; ; n++ {
+		line, err := readLine(br)
+		if errors.Is(err, io.EOF) {
+			return off, nil
+		}
+		if err != nil {
+			return off, fmt.Errorf("line %d: %w", n, err)
+		}
+		if bad != nil {
+			return off, bad
+		}
+		r, err := parseLine(line)
+		if err != nil {
+			bad = fmt.Errorf("line %d (byte %d) is not a record: %w", n, off, err)
+			continue
+		}
+		size := int64(len(line)) + 1
+		if !fn(line, r) {
+			return off + size, nil
+		}
+		off += size
+	}
+}
+
+// readLine returns the next line that has its newline, without it. The end of
+// the file, also in the middle of a line, is io.EOF.
+func readLine(br *bufio.Reader) ([]byte, error) {
+	line, err := br.ReadSlice('\n')
+	if err == nil {
+		return line[:len(line)-1], nil
+	}
+	var long []byte
+	for errors.Is(err, bufio.ErrBufferFull) {
+		if long = append(long, line...); len(long) > MaxLine {
+			return nil, errLineTooLong
+		}
+		line, err = br.ReadSlice('\n')
+	}
+	if err != nil {
+		return nil, err
+	}
+	return append(long, line[:len(line)-1]...), nil
+}
+
+// Follow is Scan that goes on: it waits for further records until ctx is
+// cancelled or fn returns false, and returns nil then. With fromEnd it begins
+// behind the last record that is there now. A log that is shortened, moved or
+// replaced under it is an error.
+func Follow(ctx context.Context, path string, fromEnd bool, fn func(line []byte, r *Record) bool) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("following the audit log: %w", err)
+	}
+	defer f.Close()
+	fl := follower{f: f, path: path, fn: fn}
+	if fromEnd {
+		if _, fl.off, _, err = lastRecord(f); err != nil {
+			return fmt.Errorf("following the audit log %s: %w", path, err)
+		}
+	}
+	tick := time.NewTicker(followEvery)
+	defer tick.Stop()
+	for {
+		done, err := fl.poll()
+		if err != nil {
+			return fmt.Errorf("following the audit log %s: %w", path, err)
+		}
+		if done {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// follower is the state of one Follow: off is behind the last record that fn
+// has seen, and only moves over whole ones.
+type follower struct {
+	f    *os.File
+	path string
+	fn   func([]byte, *Record) bool
+	off  int64
+	bad  int // polls in a row that ended at a line that is no record
+}
+
+func (fl *follower) poll() (done bool, err error) {
+	// Looked at before reading: what was written before a move is still read.
+	placeErr := fl.place()
+	st, err := fl.f.Stat()
+	if err != nil {
+		return false, err
+	}
+	if st.Size() < fl.off {
+		return false, fmt.Errorf("it was shortened from %d to %d bytes", fl.off, st.Size())
+	}
+	n, err := scan(io.NewSectionReader(fl.f, fl.off, st.Size()-fl.off), func(line []byte, r *Record) bool {
+		done = !fl.fn(line, r)
+		return !done
+	})
+	fl.off += n
+	if n > 0 {
+		fl.bad = 0
+	}
+	if done {
+		return true, nil
+	}
+	if err != nil {
+		if fl.bad++; fl.bad > settle {
+			return false, err
+		}
+	}
+	return false, placeErr
+}
+
+func (fl *follower) place() error {
+	open, err := fl.f.Stat()
+	if err != nil {
+		return err
+	}
+	named, err := os.Stat(fl.path)
+	if err != nil {
+		return fmt.Errorf("it was moved or removed: %w", err)
+	}
+	if !os.SameFile(open, named) {
+		return errors.New("it was replaced by another file: follow it anew")
+	}
+	return nil
+}
+
+// Find returns the line with that sequence number or decision ID. Several
+// records may name one decision; the one that carries its Input is preferred,
+// then the earliest.
+func Find(path, idOrSeq string) ([]byte, error) {
+	seq, err := strconv.ParseUint(idOrSeq, 10, 64)
+	isSeq := err == nil && seq > 0
+	var found []byte
+	err = Scan(path, func(line []byte, r *Record) bool {
+		if isSeq && r.Seq == seq {
+			found = bytes.Clone(line)
+			return false
+		}
+		if idOrSeq == "" || r.Decision != idOrSeq {
+			return true
+		}
+		if r.Input != nil {
+			found = bytes.Clone(line)
+			return false
+		}
+		if found == nil {
+			found = bytes.Clone(line)
+		}
+		return true
+	})
+	if err != nil {
+		return nil, err
+	}
+	if found == nil {
+		return nil, fmt.Errorf("finding an audit record: none in %s has the number or decision %q", path, idOrSeq)
+	}
+	return found, nil
+}

@@ -1,0 +1,104 @@
+// Package audit keeps the decision log: one JSON line per record, in the
+// order of its sequence numbers, in one append-only file. docs/audit.md
+// describes the format for people who write a reader of their own.
+//
+// Two promises shape it. What grants needs its record first: [Log.Append]
+// returns after the line was handed to the kernel, and its error means that
+// the act must not happen. What takes away never waits: [Log.Note] queues the
+// record, never blocks, and counts what it could not keep.
+package audit
+
+import (
+	"encoding/json"
+	"time"
+
+	"github.com/portvakt/portvakt/policy"
+)
+
+// Kind says what a Record is about.
+type Kind string
+
+// The Kinds. docs/audit.md has an example line of each; a test keeps the two
+// equal.
+const (
+	KindDecision       Kind = "decision"        // an HTTP request was decided
+	KindFlowOpen       Kind = "flow_open"       // a TCP, UDP or WebSocket flow was decided
+	KindFlowClose      Kind = "flow_close"      // a flow ended by itself
+	KindFlowCut        Kind = "flow_cut"        // a flow was cut by a changed decision
+	KindEnroll         Kind = "enroll"          // a device was enrolled
+	KindEnrollRefused  Kind = "enroll_refused"  // an enrolment was refused
+	KindRenew          Kind = "renew"           // a device certificate was renewed
+	KindConnect        Kind = "connect"         // a tunnel key was registered
+	KindConnectRefused Kind = "connect_refused" // a connect or a renewal was refused
+	KindLogin          Kind = "login"           // a session began
+	KindLoginRefused   Kind = "login_refused"   // a login failed
+	KindLogout         Kind = "logout"          // the worker ended the session
+	KindSessionEnd     Kind = "session_end"     // the session ended otherwise
+	KindPosture        Kind = "posture"         // a posture report changed a signal
+	KindPostureRefused Kind = "posture_refused" // a posture report was not accepted
+	KindLocation       Kind = "location"        // a device's location changed
+	KindPolicy         Kind = "policy"          // a policy revision became active
+	KindPolicyRefused  Kind = "policy_refused"  // a policy revision was refused
+	KindRevoke         Kind = "revoke"          // a device was revoked
+	KindInvite         Kind = "invite"          // an enrolment code was made
+	KindAdmin          Kind = "admin"           // any other act of an administrator
+	KindUpstreamError  Kind = "upstream_error"  // an allowed request or flow did not reach its app
+	KindStart          Kind = "start"           // the gateway started
+	KindStop           Kind = "stop"            // the gateway stopped in order
+
+	// The log writes these about itself.
+	KindLost      Kind = "lost"      // noted records that could not be kept
+	KindRecovered Kind = "recovered" // the log was unwritable for a time
+	KindTorn      Kind = "torn"      // an unfinished line was moved aside at open
+)
+
+// Record is one line of the log. Only Seq, Time and Kind are always present;
+// docs/audit.md says which Kind carries which of the others. A Record never
+// holds payloads, tokens, keys or cookies.
+type Record struct {
+	// Seq numbers the records of one log from 1, without gap or repeat. The
+	// log sets it.
+	Seq uint64 `json:"seq"`
+	// Time is when the record was handed to the log, UTC. The log sets it.
+	Time time.Time `json:"time"`
+	Kind Kind      `json:"kind"`
+
+	// The Decision, where one was made; see [Record.SetDecision].
+	Decision string       `json:"decision,omitempty"`
+	Allow    *bool        `json:"allow,omitempty"`
+	Reason   string       `json:"reason,omitempty"`
+	Message  string       `json:"message,omitempty"`
+	Fact     *policy.Fact `json:"fact,omitempty"`
+	Remedy   string       `json:"remedy,omitempty"`
+	App      string       `json:"app,omitempty"`
+	Rule     string       `json:"rule,omitempty"`
+
+	Subject  string `json:"subject,omitempty"` // ISS#SUB
+	Device   string `json:"device,omitempty"`  // its ID
+	Session  string `json:"session,omitempty"`
+	Flow     string `json:"flow,omitempty"`
+	Method   string `json:"method,omitempty"`
+	Host     string `json:"host,omitempty"`
+	Path     string `json:"path,omitempty"`     // decoded and canonical, as it was decided on
+	Remote   string `json:"remote,omitempty"`   // outer source address
+	Revision string `json:"revision,omitempty"` // of the policy
+	Actor    string `json:"actor,omitempty"`    // who acted, when it was not the Subject
+
+	Outcome    string            `json:"outcome,omitempty"`
+	Status     int               `json:"status,omitempty"`    // HTTP status sent to the client
+	BytesIn    int64             `json:"bytes_in,omitempty"`  // from the device to the app
+	BytesOut   int64             `json:"bytes_out,omitempty"` // from the app to the device
+	DurationMS int64             `json:"duration_ms,omitempty"`
+	Detail     map[string]string `json:"detail,omitempty"`
+
+	// Input is the policy.Input that was decided on, enough to reproduce the
+	// Decision.
+	Input json.RawMessage `json:"input,omitempty"`
+}
+
+// SetDecision copies what d says into the record.
+func (r *Record) SetDecision(d policy.Decision) {
+	allow := d.Allow
+	r.Decision, r.Allow, r.Reason, r.Message = d.ID, &allow, string(d.Reason), d.Message
+	r.Fact, r.Remedy, r.App, r.Rule, r.Revision = d.Fact, d.Remedy, d.App, d.Rule, d.Revision
+}
