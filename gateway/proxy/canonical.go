@@ -1,0 +1,156 @@
+package proxy
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// target is a request target that can be read in one way only. The path that
+// policy sees and the path the app receives are both made from it.
+type target struct {
+	path    string // decoded; what policy sees
+	escaped string // path, encoded again in one way; what the app receives
+	query   string // without "?", as it came; policy never sees it
+}
+
+// maxQueryParams bounds the parameters of a query. Parsers disagree about what
+// follows their own bound, so nothing may.
+const maxQueryParams = 1000
+
+// canonical reads an origin-form request target (RFC 9112, 3.2.1). It refuses
+// what two parsers could read differently instead of mending it: a mended path
+// is one that the client did not ask for.
+func canonical(raw string) (target, error) {
+	pathPart, query, _ := strings.Cut(raw, "?")
+	path, err := canonicalPath(pathPart)
+	if err != nil {
+		return target{}, err
+	}
+	if err := checkQuery(query); err != nil {
+		return target{}, err
+	}
+	return target{path: path, escaped: escapePath(path), query: query}, nil
+}
+
+func canonicalPath(raw string) (string, error) {
+	if !strings.HasPrefix(raw, "/") {
+		return "", errors.New("the target does not begin with /")
+	}
+	var b strings.Builder
+	b.Grow(len(raw))
+	for i := 0; i < len(raw); i++ {
+		c := raw[i]
+		if c == '%' {
+			hi, lo := -1, -1
+			if i+2 < len(raw) {
+				hi, lo = unhex(raw[i+1]), unhex(raw[i+2])
+			}
+			if hi < 0 || lo < 0 {
+				return "", errors.New("a percent sign without two hexadecimal digits in the path")
+			}
+			c = byte(hi<<4 | lo)
+			if c == '/' || c == '\\' {
+				return "", fmt.Errorf("an encoded %q in the path", c)
+			}
+			i += 2
+		} else if c >= utf8.RuneSelf || strings.IndexByte("#\\ \"<>", c) >= 0 {
+			return "", fmt.Errorf("a raw %q in the path", c)
+		}
+		switch {
+		case c < 0x20 || c == 0x7f:
+			return "", errors.New("a control character in the path")
+		case c == ';':
+			return "", errors.New("a path parameter (;)")
+		}
+		b.WriteByte(c)
+	}
+	path := b.String()
+	if !utf8.ValidString(path) {
+		return "", errors.New("the path is not valid UTF-8")
+	}
+	for i, r := range path {
+		if unicode.IsControl(r) || strings.ContainsRune(lookalikes, r) {
+			return "", fmt.Errorf("the character %U in the path", r)
+		}
+		// A second decoding, which some apps do, must find nothing.
+		if r == '%' && i+2 < len(path) && unhex(path[i+1]) >= 0 && unhex(path[i+2]) >= 0 {
+			return "", errors.New("a path that is encoded twice")
+		}
+	}
+	segments := strings.Split(path[1:], "/")
+	for i, s := range segments {
+		if s == "" && i < len(segments)-1 {
+			return "", errors.New("an empty path segment (//)")
+		}
+		// "..." and ".. " are dot segments to some file systems.
+		if s != "" && strings.Trim(s, ". ") == "" {
+			return "", errors.New("a dot segment in the path")
+		}
+	}
+	return path, nil
+}
+
+// lookalikes become one of / \ . ; % in apps that normalise Unicode (NFKC).
+const lookalikes = "\uff0f\uff3c\uff0e\uff1b\uff05\ufe68\ufe52\ufe54\ufe6a\u2024\u2025\u2026\u2100\u2101\u2105\u2106"
+
+func checkQuery(q string) error {
+	params := 1
+	for i := 0; i < len(q); i++ {
+		switch c := q[i]; {
+		case c == '&':
+			params++
+		case c == '%':
+			if i+2 >= len(q) || unhex(q[i+1]) < 0 || unhex(q[i+2]) < 0 {
+				return errors.New("a percent sign without two hexadecimal digits in the query")
+			}
+			i += 2
+		case c == ';':
+			return errors.New("a semicolon in the query")
+		case c <= 0x20 || c >= 0x7f || c == '#':
+			return fmt.Errorf("a raw %q in the query", c)
+		}
+	}
+	if params > maxQueryParams {
+		return fmt.Errorf("%d query parameters; %d are allowed", params, maxQueryParams)
+	}
+	return nil
+}
+
+const upperHex = "0123456789ABCDEF"
+
+// escapePath encodes a decoded path. Every byte that is not plainly a path
+// character (RFC 3986, pchar without ";") becomes %XX.
+func escapePath(path string) string {
+	var b strings.Builder
+	b.Grow(len(path))
+	for i := 0; i < len(path); i++ {
+		if c := path[i]; plain(c) {
+			b.WriteByte(c)
+		} else {
+			b.WriteByte('%')
+			b.WriteByte(upperHex[c>>4])
+			b.WriteByte(upperHex[c&15])
+		}
+	}
+	return b.String()
+}
+
+func plain(c byte) bool {
+	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' ||
+		strings.IndexByte("/-._~!$&'()*+,=:@", c) >= 0
+}
+
+func unhex(c byte) int {
+	switch {
+	case '0' <= c && c <= '9':
+		return int(c - '0')
+	case 'a' <= c && c <= 'f':
+		return int(c-'a') + 10
+	case 'A' <= c && c <= 'F':
+		return int(c-'A') + 10
+	}
+	return -1
+}

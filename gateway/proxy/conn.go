@@ -1,0 +1,219 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+
+	"github.com/portvakt/portvakt/policy"
+)
+
+type connKey struct{}
+
+// served is what a request's context knows about its connection.
+type served struct {
+	conn   *conn
+	strict *strict // nil on HTTP/2, whose framing leaves nothing to guess
+}
+
+func connOf(r *http.Request) (*conn, *strict) {
+	s, _ := r.Context().Value(connKey{}).(served)
+	return s.conn, s.strict
+}
+
+// conn is an HTTP connection of a device.
+type conn struct {
+	net.Conn
+	peer, local netip.AddrPort
+	gone        func() // takes it out of the Proxy's table; once
+}
+
+// Close closes the connection in an orderly way.
+func (c *conn) Close() error {
+	c.gone()
+	return c.Conn.Close()
+}
+
+// reset aborts the connection with an RST: what is queued dies with it.
+func (c *conn) reset() {
+	c.gone()
+	abort(c.Conn)
+}
+
+// abort ends a connection so that nothing queued is sent any more.
+func abort(c net.Conn) {
+	switch r := c.(type) {
+	case interface{ Reset() }:
+		r.Reset()
+	case interface{ SetLinger(sec int) error }:
+		_ = r.SetLinger(0)
+		_ = c.Close()
+	case interface{ NetConn() net.Conn }:
+		abort(r.NetConn())
+	default:
+		_ = c.Close()
+	}
+}
+
+// ownConn finds the device's connection under what net/http was given.
+func ownConn(c net.Conn) *conn {
+	for {
+		switch v := c.(type) {
+		case *conn:
+			return v
+		case interface{ NetConn() net.Conn }:
+			c = v.NetConn()
+		default:
+			return nil
+		}
+	}
+}
+
+// conns are the open HTTP connections by device, so that one device cannot
+// hold them all and a device that is gone holds none.
+type conns struct {
+	perDevice int
+
+	mu   sync.Mutex // guards open
+	open map[netip.Addr]map[*conn]struct{}
+}
+
+// add wraps a connection; nil when the device has too many.
+func (t *conns) add(c net.Conn, peer, local netip.AddrPort) *conn {
+	addr := peer.Addr().Unmap()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	own := t.open[addr]
+	if len(own) >= t.perDevice {
+		return nil
+	}
+	if own == nil {
+		own = map[*conn]struct{}{}
+		t.open[addr] = own
+	}
+	n := &conn{Conn: c, peer: peer, local: local}
+	n.gone = sync.OnceFunc(func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		delete(own, n)
+		if len(own) == 0 {
+			delete(t.open, addr)
+		}
+	})
+	own[n] = struct{}{}
+	return n
+}
+
+func (t *conns) full(peer netip.AddrPort) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.open[peer.Addr().Unmap()]) >= t.perDevice
+}
+
+func (t *conns) resetDevice(addr netip.Addr) {
+	t.mu.Lock()
+	var all []*conn
+	for c := range t.open[addr] {
+		all = append(all, c)
+	}
+	t.mu.Unlock()
+	for _, c := range all {
+		c.reset()
+	}
+}
+
+func (t *conns) resetAll() {
+	t.mu.Lock()
+	var all []*conn
+	for _, own := range t.open {
+		for c := range own {
+			all = append(all, c)
+		}
+	}
+	t.mu.Unlock()
+	for _, c := range all {
+		c.reset()
+	}
+}
+
+// listener hands connections to an http.Server.
+type listener struct {
+	ch   chan net.Conn
+	done chan struct{}
+	once sync.Once
+}
+
+func newListener() *listener {
+	return &listener{ch: make(chan net.Conn), done: make(chan struct{})}
+}
+
+func (l *listener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.ch:
+		return c, nil
+	case <-l.done:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *listener) Close() error {
+	l.once.Do(func() { close(l.done) })
+	return nil
+}
+
+func (l *listener) Addr() net.Addr { return &net.TCPAddr{} }
+
+func (l *listener) deliver(c net.Conn) bool {
+	select {
+	case l.ch <- c:
+		return true
+	case <-l.done:
+		return false
+	}
+}
+
+// acceptHTTP answers a connection to an http app and hands it to the server of
+// its port. Nothing is decided yet: each request on it will be.
+func (p *Proxy) acceptHTTP(ctx context.Context, in TCPInbound, _ policy.App, decided func()) {
+	port := in.Local().Port()
+	if (port != 443 && port != 80) || p.conns.full(in.Peer()) {
+		in.Reset()
+		return
+	}
+	raw, err := in.Accept()
+	if err != nil {
+		return
+	}
+	c := p.conns.add(raw, in.Peer(), in.Local())
+	if c == nil {
+		abort(raw)
+		return
+	}
+	// From here on the limit per device counts, not the one on what is pending:
+	// slow handshakes of one device must not lock out the others.
+	decided()
+	if port == 80 {
+		if !p.plain.deliver(newStrict(c)) {
+			c.reset()
+		}
+		return
+	}
+	tc := tls.Server(c, p.tls)
+	hs, cancel := context.WithTimeout(ctx, p.cfg.Timeouts.Handshake)
+	defer cancel()
+	if err := tc.HandshakeContext(hs); err != nil {
+		p.log.Debug("shaking hands with a device", "remote", c.peer, "err", err)
+		_ = tc.Close()
+		return
+	}
+	var served net.Conn = tc
+	if tc.ConnectionState().NegotiatedProtocol != "h2" {
+		served = newStrict(tc)
+	}
+	if !p.secure.deliver(served) {
+		c.reset()
+	}
+}

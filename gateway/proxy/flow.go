@@ -1,0 +1,205 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/portvakt/portvakt/gateway/session"
+	"github.com/portvakt/portvakt/policy"
+)
+
+// openFlow registers, decides and records a flow and dials its app. A nil Flow
+// means that nothing may be answered.
+func (p *Proxy) openFlow(ctx context.Context, network string, b session.Begin) (*session.Flow, net.Conn) {
+	flow, err := p.cfg.Session.Begin(b)
+	if err != nil {
+		p.log.Debug("refusing a flow", "app", b.App.Name, "remote", b.Peer, "err", err)
+		return nil, nil
+	}
+	d, err := flow.Authorize(ctx, nil)
+	if err != nil || !d.Allow {
+		flow.End(session.Result{})
+		return nil, nil
+	}
+	// The flow's own context ends the dial when the flow is cut meanwhile.
+	dial, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(flow.Context(), cancel)()
+	up, err := dialer(p.cfg.Timeouts.Dial, b.App.Allow, p.cfg.Forbidden).DialContext(dial, network, b.App.UpstreamFor(b.Port))
+	if err != nil {
+		outcome := outcomeUnreachable
+		if errors.Is(err, errForbidden) {
+			outcome = outcomeForbidden
+		}
+		p.log.Warn("an app does not answer", "app", b.App.Name, "flow", flow.ID(), "decision", d.ID, "err", err)
+		flow.End(session.Result{Outcome: outcome})
+		return nil, nil
+	}
+	return flow, up
+}
+
+// endFlow takes a flow out of the registry with what became of it.
+func endFlow(flow *session.Flow, outcome string, in, out int64) {
+	if _, cut := flow.Cut(); cut {
+		outcome = outcomeCut
+	}
+	flow.End(session.Result{Outcome: outcome, BytesIn: in, BytesOut: out})
+}
+
+// serveTCP decides and dials before the handshake is answered, so that a
+// refusal is a reset and not a connection that dies.
+func (p *Proxy) serveTCP(ctx context.Context, in TCPInbound, app policy.App, decided func()) {
+	port := in.Local().Port()
+	if app.Protocol != "tcp" || !slices.Contains(app.Ports, port) {
+		in.Reset()
+		return
+	}
+	flow, up := p.openFlow(ctx, "tcp", session.Begin{Peer: in.Peer(), App: app, Action: policy.ActionFlow, Port: port})
+	if flow == nil {
+		in.Reset()
+		return
+	}
+	decided()
+	var device net.Conn
+	if flow.Check() == nil {
+		var err error
+		if device, err = in.Accept(); err != nil {
+			abort(up)
+			endFlow(flow, outcomeDone, 0, 0)
+			return
+		}
+	} else {
+		in.Reset()
+		abort(up)
+		endFlow(flow, outcomeDone, 0, 0)
+		return
+	}
+	kill := sync.OnceFunc(func() { abort(device); abort(up) })
+	flow.OnCut(kill)
+	defer context.AfterFunc(ctx, kill)()
+	var sent, received atomic.Int64
+	var outcome atomic.Pointer[string]
+	var both sync.WaitGroup
+	both.Go(func() {
+		if _, err := pump(flow, up, device, &sent); err != nil {
+			kill()
+		}
+	})
+	both.Go(func() {
+		if fromApp, err := pump(flow, device, up, &received); err != nil {
+			if fromApp && flow.Context().Err() == nil && ctx.Err() == nil && !errors.Is(err, net.ErrClosed) {
+				broke := outcomeBroke
+				outcome.Store(&broke)
+			}
+			kill()
+		}
+	})
+	both.Wait()
+	_ = device.Close()
+	_ = up.Close()
+	res := outcomeDone
+	if o := outcome.Load(); o != nil {
+		res = *o
+	}
+	endFlow(flow, res, sent.Load(), received.Load())
+}
+
+// pump copies until the source ends and then ends the destination's other
+// direction alone, so that a half-closed connection goes on. On an error
+// reading says which side it was on.
+func pump(flow *session.Flow, dst, src net.Conn, count *atomic.Int64) (reading bool, err error) {
+	buf := chunks.Get()
+	defer chunks.Put(buf)
+	for {
+		n, rerr := src.Read(buf)
+		if err := flow.Check(); err != nil {
+			return false, err
+		}
+		if n > 0 {
+			w, err := dst.Write(buf[:n])
+			count.Add(int64(w))
+			if err != nil {
+				return false, err
+			}
+		}
+		if errors.Is(rerr, io.EOF) {
+			if h, ok := dst.(interface{ CloseWrite() error }); ok {
+				_ = h.CloseWrite()
+			}
+			return false, nil
+		}
+		if rerr != nil {
+			return true, rerr
+		}
+	}
+}
+
+// serveUDP decides before the first datagram reaches the app. A refusal is
+// silence.
+func (p *Proxy) serveUDP(ctx context.Context, in UDPInbound, app policy.App, decided func()) {
+	defer in.Close()
+	port := in.Local().Port()
+	if !slices.Contains(app.Ports, port) {
+		return
+	}
+	flow, up := p.openFlow(ctx, "udp", session.Begin{Peer: in.Peer(), App: app, Action: policy.ActionFlow, Port: port})
+	if flow == nil {
+		return
+	}
+	decided()
+	kill := sync.OnceFunc(func() { _ = in.Close(); _ = up.Close() })
+	flow.OnCut(kill)
+	defer context.AfterFunc(ctx, kill)()
+	var sent, received, last atomic.Int64
+	last.Store(time.Now().UnixNano())
+	var both sync.WaitGroup
+	both.Go(func() { p.relay(flow, up, in, &sent, &last); kill() })
+	both.Go(func() { p.relay(flow, in, up, &received, &last); kill() })
+	both.Wait()
+	endFlow(flow, outcomeDone, sent.Load(), received.Load())
+}
+
+type datagramReader interface {
+	Read(b []byte) (int, error)
+	SetReadDeadline(t time.Time) error
+}
+
+// relay passes datagrams one way until neither way has seen one for
+// Timeouts.UDPIdle. An app that answers "port unreachable" may be restarting:
+// that is an empty read and not the end.
+func (p *Proxy) relay(flow *session.Flow, dst io.Writer, src datagramReader, count, last *atomic.Int64) {
+	buf := chunks.Get()
+	defer chunks.Put(buf)
+	for {
+		idleAt := time.Unix(0, last.Load()).Add(p.cfg.Timeouts.UDPIdle)
+		_ = src.SetReadDeadline(idleAt)
+		n, err := src.Read(buf)
+		if flow.Check() != nil {
+			return
+		}
+		switch {
+		case err == nil:
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			if time.Since(time.Unix(0, last.Load())) >= p.cfg.Timeouts.UDPIdle {
+				return
+			}
+			continue
+		case refusedUDP(err):
+			continue
+		default:
+			return
+		}
+		last.Store(time.Now().UnixNano())
+		if _, err := dst.Write(buf[:n]); err != nil && !refusedUDP(err) {
+			return
+		}
+		count.Add(int64(n))
+	}
+}

@@ -1,0 +1,5 @@
+//go:build !unix
+
+package proxy
+
+func refusedUDP(error) bool { return false }

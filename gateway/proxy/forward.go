@@ -1,0 +1,253 @@
+package proxy
+
+import (
+	"crypto/tls"
+	"errors"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+	"sync"
+
+	"github.com/portvakt/portvakt/gateway/assertion"
+	"github.com/portvakt/portvakt/policy"
+)
+
+type exchangeKey struct{}
+
+func exchangeOf(r *http.Request) *exchange {
+	x, _ := r.Context().Value(exchangeKey{}).(*exchange)
+	return x
+}
+
+// chunkBytes is the most that passes between two checks of a Flow.
+const chunkBytes = 64 << 10
+
+type buffers struct{ pool sync.Pool }
+
+func (b *buffers) Get() []byte {
+	if v, ok := b.pool.Get().(*[]byte); ok {
+		return *v
+	}
+	return make([]byte, chunkBytes)
+}
+
+func (b *buffers) Put(v []byte) { b.pool.Put(&v) }
+
+// chunks are the buffers of every copy in this package.
+var chunks buffers
+
+func (p *Proxy) newForward() *httputil.ReverseProxy {
+	return &httputil.ReverseProxy{
+		Rewrite:        rewrite,
+		Transport:      pick{},
+		ModifyResponse: p.response,
+		ErrorHandler:   p.fault,
+		BufferPool:     &chunks,
+		ErrorLog:       log.New(debugWriter{p.log}, "", 0),
+	}
+}
+
+// pick sends each exchange by its own app's pool.
+type pick struct{}
+
+func (pick) RoundTrip(r *http.Request) (*http.Response, error) {
+	x := exchangeOf(r)
+	r = r.WithContext(httptrace.WithClientTrace(r.Context(), &httptrace.ClientTrace{
+		GotConn: func(info httptrace.GotConnInfo) {
+			x.mu.Lock()
+			defer x.mu.Unlock()
+			x.backend.conn = info.Conn
+		},
+	}))
+	return x.upstream.transport.RoundTrip(r)
+}
+
+// rewrite makes the upstream request from what was decided on. ReverseProxy
+// has removed the hop-by-hop headers before, so that none of them can name one
+// that is set here (RFC 9110, 7.6.1).
+func rewrite(pr *httputil.ProxyRequest) {
+	x := exchangeOf(pr.In)
+	out := pr.Out
+	out.Method = x.req.method
+	out.URL = &url.URL{
+		Scheme: x.upstream.scheme, Host: x.upstream.host,
+		Path: x.req.target.path, RawPath: x.req.target.escaped, RawQuery: x.req.target.query,
+	}
+	out.Host = x.req.host
+	dropReserved(out.Header)
+	dropReserved(out.Trailer)
+	if b, ok := pr.In.Body.(*requestBody); ok {
+		b.from, b.to = pr.In.Trailer, out.Trailer
+	}
+	dropGreedyRange(out.Header)
+	delete(out.Header, "Expect") // answered by our own server, when the body is first read
+	remote := x.flow.Facts().Outer
+	if remote == "" {
+		remote = x.conn.peer.Addr().Unmap().String()
+	}
+	out.Header.Set("X-Forwarded-For", remote)
+	out.Header.Set("X-Forwarded-Host", x.req.host)
+	out.Header.Set("X-Forwarded-Proto", "https")
+	out.Header.Set(assertion.Header, x.assertion)
+}
+
+// response looks at an app's answer before any of it reaches the device.
+func (p *Proxy) response(res *http.Response) error {
+	x := exchangeOf(res.Request)
+	for name := range res.Header {
+		if strings.HasPrefix(name, "Portvakt-") || name == "Alt-Svc" {
+			delete(res.Header, name)
+		}
+	}
+	if res.StatusCode == http.StatusSwitchingProtocols {
+		back, ok := res.Body.(io.ReadWriteCloser)
+		if !ok || x.req.upgrade == "" || x.strict == nil {
+			return errors.New("the app switched protocols unasked")
+		}
+		x.strict.raw.Store(true)
+		res.Body = &upgraded{ReadWriteCloser: back, x: x}
+	} else {
+		res.Body = &responseBody{ReadCloser: res.Body, x: x, res: res}
+	}
+	x.note(res.StatusCode, outcomeDone)
+	return nil
+}
+
+// fault answers for an app that does not.
+func (p *Proxy) fault(w http.ResponseWriter, r *http.Request, err error) {
+	x := exchangeOf(r)
+	x.mu.Lock()
+	clientErr := x.clientErr
+	x.mu.Unlock()
+	if x.flow.Context().Err() != nil || r.Context().Err() != nil || clientErr != nil {
+		x.note(0, outcomeDone) // cut, or the device went away: no fault of the app's
+		panic(http.ErrAbortHandler)
+	}
+	status, outcome, reason := http.StatusBadGateway, outcomeUnreachable, policy.ReasonUpstreamUnavailable
+	var op *net.OpError
+	var timeout net.Error
+	switch {
+	case errors.Is(err, errForbidden):
+		outcome, reason = outcomeForbidden, policy.ReasonUpstreamForbidden
+	case errors.As(err, &op) && op.Op == "dial":
+	case errors.As(err, &timeout) && timeout.Timeout():
+		status, outcome = http.StatusGatewayTimeout, outcomeTimeout
+	}
+	x.note(status, outcome)
+	p.log.Warn("an app does not answer", "app", x.app.Name, "flow", x.flow.ID(), "decision", x.decision.ID, "err", err)
+	p.refuseFault(w, r, x, reason, status)
+}
+
+// aborter makes what is queued towards an app die with the connection when the
+// exchange is cancelled.
+type aborter struct{ conn net.Conn }
+
+func (a aborter) abort() {
+	c := a.conn
+	if t, ok := c.(*tls.Conn); ok {
+		if t.ConnectionState().NegotiatedProtocol == "h2" {
+			return // others share it; the stream is reset by the cancellation
+		}
+		c = t.NetConn()
+	}
+	if l, ok := c.(interface{ SetLinger(sec int) error }); ok {
+		_ = l.SetLinger(0)
+	}
+}
+
+// counted notes what went to the device.
+type counted struct {
+	http.ResponseWriter
+	x *exchange
+}
+
+func (c *counted) Write(b []byte) (int, error) {
+	n, err := c.ResponseWriter.Write(b)
+	c.x.out.Add(int64(n))
+	return n, err
+}
+
+// Unwrap is for http.ResponseController.
+func (c *counted) Unwrap() http.ResponseWriter { return c.ResponseWriter }
+
+// requestBody is the device's body; every chunk asks the Flow first.
+type requestBody struct {
+	io.ReadCloser
+	x        *exchange
+	from, to http.Header // trailers; to holds the names that may pass
+}
+
+func (b *requestBody) Read(buf []byte) (int, error) {
+	n, err := b.ReadCloser.Read(buf)
+	if cut := b.x.flow.Check(); cut != nil {
+		return 0, cut
+	}
+	b.x.in.Add(int64(n))
+	switch {
+	case errors.Is(err, io.EOF):
+		for name := range b.to {
+			if v, ok := b.from[name]; ok {
+				b.to[name] = v
+			}
+		}
+	case err != nil:
+		b.x.mu.Lock()
+		b.x.clientErr = err
+		b.x.mu.Unlock()
+	}
+	return n, err
+}
+
+// responseBody is the app's body.
+type responseBody struct {
+	io.ReadCloser
+	x   *exchange
+	res *http.Response
+}
+
+func (b *responseBody) Read(buf []byte) (int, error) {
+	n, err := b.ReadCloser.Read(buf)
+	if cut := b.x.flow.Check(); cut != nil {
+		return 0, cut
+	}
+	switch {
+	case errors.Is(err, io.EOF):
+		for name := range b.res.Trailer {
+			if strings.HasPrefix(name, "Portvakt-") {
+				delete(b.res.Trailer, name)
+			}
+		}
+	case err != nil && b.res.Request.Context().Err() == nil:
+		b.x.note(b.res.StatusCode, outcomeBroke)
+	}
+	return n, err
+}
+
+// upgraded is an app's end of a WebSocket.
+type upgraded struct {
+	io.ReadWriteCloser
+	x *exchange
+}
+
+func (u *upgraded) Read(b []byte) (int, error) {
+	n, err := u.ReadWriteCloser.Read(b)
+	if cut := u.x.flow.Check(); cut != nil {
+		return 0, cut
+	}
+	u.x.out.Add(int64(n))
+	return n, err
+}
+
+func (u *upgraded) Write(b []byte) (int, error) {
+	if cut := u.x.flow.Check(); cut != nil {
+		return 0, cut
+	}
+	n, err := u.ReadWriteCloser.Write(b)
+	u.x.in.Add(int64(n))
+	return n, err
+}

@@ -1,0 +1,65 @@
+package proxy
+
+import (
+	"net/http"
+	"strings"
+)
+
+// reservedNames are request headers that an app may take for the gateway's
+// word: who asks, from where, or which other method or path is meant. None of
+// them passes from a client; those that the gateway speaks are set anew.
+var reservedNames = map[string]bool{
+	"forwarded": true, "x-forwarded": true,
+	"x-real-ip": true, "x-client-ip": true, "client-ip": true, "true-client-ip": true, "x-cluster-client-ip": true, "cf-connecting-ip": true, "fastly-client-ip": true, "x-envoy-external-address": true, "x-originating-ip": true, "x-remote-ip": true, "x-remote-addr": true,
+	"x-original-url": true, "x-original-uri": true, "x-original-host": true, "x-original-method": true, "x-rewrite-url": true, "x-host": true,
+	"x-http-method": true, "x-http-method-override": true, "x-method-override": true,
+	"remote-user": true, "x-remote-user": true,
+	"proxy": true, // CVE-2016-5385: becomes HTTP_PROXY in CGI
+}
+
+var reservedPrefixes = []string{"portvakt-", "x-forwarded-"}
+
+// reserved compares the way CGI, WSGI and their like do: case does not count,
+// and whatever is neither letter nor digit is the same as "-".
+func reserved(name string) bool {
+	n := strings.Map(func(r rune) rune {
+		switch {
+		case 'A' <= r && r <= 'Z':
+			return r + 'a' - 'A'
+		case 'a' <= r && r <= 'z', '0' <= r && r <= '9':
+			return r
+		}
+		return '-'
+	}, name)
+	if reservedNames[n] {
+		return true
+	}
+	for _, p := range reservedPrefixes {
+		if strings.HasPrefix(n, p) {
+			return true
+		}
+	}
+	return false
+}
+
+func dropReserved(h http.Header) {
+	for name := range h {
+		if reserved(name) {
+			delete(h, name)
+		}
+	}
+}
+
+// maxRanges is how many byte ranges a request may ask for; RFC 9110, 14.2 lets
+// a server ignore the header, which is cheaper than what more would cost an app.
+const maxRanges = 10
+
+func dropGreedyRange(h http.Header) {
+	n := 0
+	for _, v := range h["Range"] {
+		n += 1 + strings.Count(v, ",")
+	}
+	if n > maxRanges {
+		delete(h, "Range")
+	}
+}

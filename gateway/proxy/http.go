@@ -1,0 +1,214 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/portvakt/portvakt/gateway/assertion"
+	"github.com/portvakt/portvakt/gateway/session"
+	"github.com/portvakt/portvakt/policy"
+)
+
+// Outcomes of a Flow, as its closing record shows them.
+const (
+	outcomeDone        = "done"
+	outcomeCut         = "cut"
+	outcomeUnreachable = "upstream_unavailable"
+	outcomeTimeout     = "upstream_timeout"
+	outcomeForbidden   = "upstream_forbidden"
+	outcomeBroke       = "upstream_broke_off"
+)
+
+// exchange is one HTTP request on its way, from the Decision on.
+type exchange struct {
+	conn      *conn
+	strict    *strict // nil on HTTP/2
+	app       *policy.App
+	req       request
+	flow      *session.Flow
+	decision  policy.Decision
+	assertion string
+	upstream  *upstream
+
+	in, out atomic.Int64 // body bytes from and to the device
+
+	// mu guards the fields below, which the upstream's goroutines touch too.
+	mu        sync.Mutex
+	status    int
+	outcome   string
+	clientErr error // of reading the device's body
+	backend   aborter
+}
+
+func (x *exchange) end() {
+	x.mu.Lock()
+	res := session.Result{Outcome: x.outcome, Status: x.status, BytesIn: x.in.Load(), BytesOut: x.out.Load()}
+	x.mu.Unlock()
+	if _, cut := x.flow.Cut(); cut {
+		res.Outcome = outcomeCut
+	}
+	x.flow.End(res)
+}
+
+func (x *exchange) note(status int, outcome string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.status, x.outcome = status, outcome
+}
+
+// serveHTTP takes one request to an http app.
+func (p *Proxy) serveHTTP(w http.ResponseWriter, r *http.Request) {
+	c, s := connOf(r)
+	if c == nil {
+		panic(http.ErrAbortHandler)
+	}
+	app, ok := p.cfg.AppByAddr(c.local.Addr())
+	if !ok || app.Protocol != "http" {
+		c.reset() // the app was removed; its address belongs to nobody now
+		panic(http.ErrAbortHandler)
+	}
+	req, rej := p.examine(r, s, &app)
+	if rej == nil {
+		rej = crossSite(r, req, &app)
+	}
+	if rej != nil {
+		d := p.cfg.Session.Reject(session.Rejection{Peer: c.peer, App: app, Decision: rej.decision, Method: req.method, Host: req.host, Path: req.target.path})
+		p.refuse(w, r, rej.status, &app, d, rej.close)
+		return
+	}
+	flow, err := p.cfg.Session.Begin(session.Begin{Peer: c.peer, App: app, Action: policy.ActionRequest, Port: c.local.Port()})
+	if err != nil {
+		var refused *session.Refused
+		if !errors.As(err, &refused) {
+			panic(http.ErrAbortHandler)
+		}
+		d := refused.Decision
+		if d.Time.IsZero() {
+			d.Time = time.Now()
+		}
+		// The device is gone or holds too much: nothing more on this connection.
+		p.refuse(w, r, statusOf(d.Reason), &app, d, true)
+		return
+	}
+	x := &exchange{conn: c, strict: s, app: &app, req: req, flow: flow}
+	defer x.end()
+	d, err := flow.Authorize(r.Context(), req.policy())
+	if err != nil || !d.Allow {
+		if err != nil && d.Reason == "" {
+			d = policy.NewDecision(policy.ReasonAuditUnavailable, nil)
+			d.App, d.Time = app.Name, time.Now()
+		}
+		p.refuse(w, r, statusOf(d.Reason), &app, d, false)
+		return
+	}
+	x.decision = d
+	p.proceed(w, r, x)
+}
+
+func (p *Proxy) examine(r *http.Request, s *strict, app *policy.App) (request, *rejection) {
+	if s != nil {
+		if why, bad := s.malformed(r.RequestURI); bad {
+			return request{}, badRequest(http.StatusBadRequest, "message", why, "an HTTP/1.1 message whose length is clear")
+		}
+	}
+	return examine(r, app)
+}
+
+// proceed forwards a request that was allowed.
+func (p *Proxy) proceed(w http.ResponseWriter, r *http.Request, x *exchange) {
+	token, err := p.cfg.Signer.Sign(claims(x.app, x.flow.Facts()))
+	if err != nil {
+		p.log.Error("asserting who asks; refusing the request", "app", x.app.Name, "flow", x.flow.ID(), "err", err)
+		x.note(http.StatusBadGateway, outcomeUnreachable)
+		p.refuseFault(w, r, x, policy.ReasonUpstreamUnavailable, http.StatusBadGateway)
+		return
+	}
+	x.assertion = token
+	if x.upstream, err = p.upstreams.of(x.app); err != nil {
+		p.log.Error("preparing an app's upstream", "app", x.app.Name, "err", err)
+		x.note(http.StatusBadGateway, outcomeUnreachable)
+		p.refuseFault(w, r, x, policy.ReasonUpstreamUnavailable, http.StatusBadGateway)
+		return
+	}
+	ctx, cancel := context.WithCancel(context.WithValue(r.Context(), exchangeKey{}, x))
+	defer cancel()
+	// The cut: the connection to the device dies with what is queued on it,
+	// other HTTP/2 streams of the same device and app included, because bytes
+	// of this one may wait among theirs. The upstream exchange is cancelled.
+	x.flow.OnCut(func() {
+		x.conn.reset()
+		x.mu.Lock()
+		x.backend.abort()
+		x.mu.Unlock()
+		cancel()
+	})
+	r = r.WithContext(ctx)
+	r.Body = &requestBody{ReadCloser: r.Body, x: x}
+	p.forward.ServeHTTP(&counted{ResponseWriter: w, x: x}, r)
+}
+
+func claims(app *policy.App, f session.Facts) assertion.Claims {
+	c := assertion.Claims{Audience: app.Name, Device: f.Device.ID}
+	if f.Subject != nil {
+		c.Subject = f.Subject.Issuer + "#" + f.Subject.ID
+		c.Name, c.Email, c.Groups = f.Subject.Name, f.Subject.Email, f.Subject.Groups
+	}
+	if f.Session != nil {
+		c.Session = f.Session.ID
+	}
+	return c
+}
+
+// refuse answers with a Decision that does not allow.
+func (p *Proxy) refuse(w http.ResponseWriter, r *http.Request, status int, app *policy.App, d policy.Decision, closing bool) {
+	if err := writeRefusal(w, r, status, app, d, closing); err != nil {
+		p.log.Debug("answering a refused request", "app", app.Name, "decision", d.ID, "err", err)
+	}
+}
+
+// refuseFault tells that an allowed request could not be answered. It carries
+// the ID of the Decision that allowed it: under that one the log has both.
+func (p *Proxy) refuseFault(w http.ResponseWriter, r *http.Request, x *exchange, reason policy.Reason, status int) {
+	d := policy.NewDecision(reason, nil)
+	d.ID, d.App, d.Revision, d.Time = x.decision.ID, x.app.Name, x.decision.Revision, time.Now()
+	p.refuse(w, r, status, x.app, d, false)
+}
+
+// redirect serves port 80 of an app: it only sends its own names to https.
+func (p *Proxy) redirect(w http.ResponseWriter, r *http.Request) {
+	c, s := connOf(r)
+	if c == nil {
+		panic(http.ErrAbortHandler)
+	}
+	app, ok := p.cfg.AppByAddr(c.local.Addr())
+	if !ok {
+		c.reset()
+		panic(http.ErrAbortHandler)
+	}
+	plain := *r
+	plain.Host = strings.TrimSuffix(r.Host, ":80")
+	plain.RequestURI = strings.Replace(r.RequestURI, "http://"+r.Host+"/", "/", 1)
+	req, rej := p.examine(&plain, s, &app)
+	if rej == nil && req.upgrade != "" {
+		rej = badRequest(http.StatusBadRequest, "upgrade", "websocket over plain http", "wss://")
+	}
+	if rej != nil {
+		d := p.cfg.Session.Reject(session.Rejection{Peer: c.peer, App: app, Decision: rej.decision, Method: req.method, Host: req.host, Path: req.target.path})
+		p.refuse(w, r, rej.status, &app, d, rej.close)
+		return
+	}
+	to := "https://" + req.host + req.target.escaped
+	if req.target.query != "" {
+		to += "?" + req.target.query
+	}
+	h := w.Header()
+	h.Set("Location", to)
+	h.Set("Cache-Control", "no-store")
+	h.Set("Content-Length", "0")
+	w.WriteHeader(http.StatusPermanentRedirect)
+}

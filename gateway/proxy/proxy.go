@@ -1,0 +1,318 @@
+// Package proxy is the policy enforcement point for everything that leaves a
+// tunnel for an app: HTTP exchanges, WebSockets, TCP connections and UDP
+// exchanges. Each is read in one way only, registered as a Flow, decided,
+// recorded, and only then forwarded; every chunk afterwards asks the Flow
+// whether it may still pass.
+//
+// The app is given by the virtual address a packet was sent to, never by a
+// name the client chose.
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"log"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/portvakt/portvakt/gateway/assertion"
+	"github.com/portvakt/portvakt/gateway/session"
+	"github.com/portvakt/portvakt/policy"
+)
+
+// TCPInbound is a TCP connection that a device asks for and nobody has
+// answered yet.
+type TCPInbound interface {
+	Peer() netip.AddrPort  // the device's inner address
+	Local() netip.AddrPort // the app's virtual address
+	// Accept answers the handshake. The connection may have a Reset method
+	// that aborts it with an RST and discards what is queued.
+	Accept() (net.Conn, error)
+	// Reset refuses the connection with an RST.
+	Reset()
+}
+
+// UDPInbound is a UDP exchange whose first datagram has arrived and can be
+// read from it. Read returns one datagram.
+type UDPInbound interface {
+	Peer() netip.AddrPort
+	Local() netip.AddrPort
+	Read(b []byte) (int, error)
+	Write(b []byte) (int, error)
+	SetReadDeadline(t time.Time) error
+	Close() error
+}
+
+// Config is what a Proxy needs. Session, AppByAddr, Certificate and Signer are
+// required.
+type Config struct {
+	Session *session.Manager
+	// AppByAddr returns the app of a virtual address in the active revision.
+	AppByAddr func(netip.Addr) (policy.App, bool)
+	// Certificate returns a server certificate of the internal CA for names.
+	Certificate func(names []string) (*tls.Certificate, error)
+	Signer      *assertion.Signer
+	// Forbidden are the gateway's own prefixes (overlay pools, public
+	// addresses). No app is dialled there unless it allows the prefix itself.
+	Forbidden []netip.Prefix
+	Timeouts  Timeouts
+	Limits    Limits
+	Log       *slog.Logger
+}
+
+// Timeouts bound how long the proxy waits. A zero field means its default.
+type Timeouts struct {
+	Handshake      time.Duration // TLS with a device; 10 s
+	ReadHeader     time.Duration // of one request; 10 s
+	Idle           time.Duration // a device's connection between requests; 2 min
+	Dial           time.Duration // TCP and TLS with an app; 5 s
+	ResponseHeader time.Duration // of an app, after the request was sent; 60 s
+	UDPIdle        time.Duration // a UDP exchange without a datagram either way; 2 min
+	Drain          time.Duration // what is open when Run's context ends; 5 s
+}
+
+// Limits bound what one device, or all of them, can make the proxy hold. A
+// zero field means its default.
+type Limits struct {
+	HeaderBytes         int   // request line and headers; 64 KiB
+	ResponseHeaderBytes int64 // of an app; 256 KiB
+	Streams             int   // concurrent HTTP/2 streams of one connection; 250
+	Pending             int   // connections and exchanges that are not decided yet; 1,024
+	DeviceConns         int   // open HTTP connections of one device; 256
+}
+
+func setDefault[T int | int64 | time.Duration](v *T, to T) {
+	if *v <= 0 {
+		*v = to
+	}
+}
+
+func (t *Timeouts) defaults() {
+	setDefault(&t.Handshake, 10*time.Second)
+	setDefault(&t.ReadHeader, 10*time.Second)
+	setDefault(&t.Idle, 2*time.Minute)
+	setDefault(&t.Dial, 5*time.Second)
+	setDefault(&t.ResponseHeader, time.Minute)
+	setDefault(&t.UDPIdle, 2*time.Minute)
+	setDefault(&t.Drain, 5*time.Second)
+}
+
+func (l *Limits) defaults() {
+	setDefault(&l.HeaderBytes, 64<<10)
+	setDefault(&l.ResponseHeaderBytes, 256<<10)
+	setDefault(&l.Streams, 250)
+	setDefault(&l.Pending, 1024)
+	setDefault(&l.DeviceConns, 256)
+}
+
+// Proxy enforces policy between tunnels and apps. Its methods are safe for
+// concurrent use.
+type Proxy struct {
+	cfg       Config
+	log       *slog.Logger
+	forward   *httputil.ReverseProxy
+	upstreams upstreams
+	tls       *tls.Config
+
+	secure, plain *listener
+
+	// pending holds a token for everything that is not decided yet.
+	pending chan struct{}
+
+	// mu guards running, ctx and the start of work counted in wg, so that none
+	// begins after Run waits for it.
+	mu      sync.Mutex
+	running bool
+	ctx     context.Context
+	wg      sync.WaitGroup
+
+	conns conns
+
+	dropped atomic.Uint64
+}
+
+// New returns a Proxy that refuses everything until Run.
+func New(cfg Config) (*Proxy, error) {
+	if cfg.Session == nil || cfg.AppByAddr == nil || cfg.Certificate == nil || cfg.Signer == nil {
+		return nil, errors.New("proxy: Session, AppByAddr, Certificate and Signer are required")
+	}
+	cfg.Timeouts.defaults()
+	cfg.Limits.defaults()
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	p := &Proxy{
+		cfg: cfg, log: cfg.Log,
+		secure: newListener(), plain: newListener(),
+		pending: make(chan struct{}, cfg.Limits.Pending),
+		conns:   conns{perDevice: cfg.Limits.DeviceConns, open: map[netip.Addr]map[*conn]struct{}{}},
+	}
+	p.upstreams = upstreams{timeouts: cfg.Timeouts, limits: cfg.Limits, forbidden: cfg.Forbidden, all: map[string]*upstream{}}
+	p.forward = p.newForward()
+	p.tls = &tls.Config{
+		MinVersion:     tls.VersionTLS12,
+		NextProtos:     []string{"h2", "http/1.1"},
+		GetCertificate: p.certificate,
+	}
+	return p, nil
+}
+
+// certificate serves the app that the connection was sent to, whatever name
+// the client asks for: the check of Host comes later and says why it refuses.
+func (p *Proxy) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	c, ok := hello.Conn.(*conn)
+	if !ok {
+		return nil, errors.New("proxy: a handshake on a connection that is not the proxy's")
+	}
+	app, ok := p.cfg.AppByAddr(c.local.Addr())
+	if !ok {
+		return nil, errors.New("proxy: the app is gone")
+	}
+	return p.cfg.Certificate(app.Hosts)
+}
+
+// Run serves what HandleTCP and HandleUDP take until ctx ends. Then nothing new
+// is taken, what is open may end within Timeouts.Drain, and the rest is reset.
+// It returns when nothing of the Proxy is left running.
+func (p *Proxy) Run(ctx context.Context) error {
+	inner, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	secure := p.server(inner, http.HandlerFunc(p.serveHTTP))
+	plain := p.server(inner, http.HandlerFunc(p.redirect))
+
+	served := make(chan error, 2)
+	go func() { served <- secure.Serve(p.secure) }()
+	go func() { served <- plain.Serve(p.plain) }()
+	p.mu.Lock()
+	p.running, p.ctx = true, inner
+	p.mu.Unlock()
+
+	var fault error
+	left := 2
+	select {
+	case <-ctx.Done():
+	case fault = <-served:
+		left--
+	}
+	p.mu.Lock()
+	p.running = false
+	p.mu.Unlock()
+	drain, stop := context.WithTimeout(inner, p.cfg.Timeouts.Drain)
+	defer stop()
+	var down sync.WaitGroup
+	for _, s := range []*http.Server{secure, plain} {
+		down.Go(func() {
+			if s.Shutdown(drain) != nil {
+				_ = s.Close()
+			}
+		})
+	}
+	flows := make(chan struct{})
+	go func() { p.wg.Wait(); close(flows) }()
+	select {
+	case <-flows:
+	case <-drain.Done():
+	}
+	down.Wait()
+	cancel()
+	p.conns.resetAll()
+	<-flows
+	for ; left > 0; left-- {
+		if err := <-served; fault == nil && !errors.Is(err, http.ErrServerClosed) {
+			fault = err
+		}
+	}
+	p.upstreams.closeIdle()
+	return fault
+}
+
+func (p *Proxy) server(ctx context.Context, h http.Handler) *http.Server {
+	return &http.Server{
+		Handler:                      h,
+		TLSConfig:                    p.tls.Clone(), // tells Serve to speak HTTP/2; handshakes are done before
+		HTTP2:                        &http.HTTP2Config{MaxConcurrentStreams: p.cfg.Limits.Streams},
+		ReadHeaderTimeout:            p.cfg.Timeouts.ReadHeader,
+		IdleTimeout:                  p.cfg.Timeouts.Idle,
+		MaxHeaderBytes:               p.cfg.Limits.HeaderBytes,
+		DisableGeneralOptionsHandler: true,
+		ErrorLog:                     log.New(debugWriter{p.log}, "", 0),
+		BaseContext:                  func(net.Listener) context.Context { return ctx },
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			st, _ := c.(*strict)
+			return context.WithValue(ctx, connKey{}, served{ownConn(c), st})
+		},
+	}
+}
+
+// debugWriter carries net/http's own remarks, which are about clients, at a
+// level where they do not drown the log.
+type debugWriter struct{ log *slog.Logger }
+
+func (w debugWriter) Write(b []byte) (int, error) {
+	w.log.Debug("serving a device", "err", string(b))
+	return len(b), nil
+}
+
+// start runs fn in a goroutine of Run's, unless the Proxy is not running or
+// too much waits to be decided. fn calls decided once it no longer waits.
+func (p *Proxy) start(fn func(ctx context.Context, decided func())) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.running {
+		return false
+	}
+	select {
+	case p.pending <- struct{}{}:
+	default:
+		p.dropped.Add(1)
+		return false
+	}
+	ctx := p.ctx
+	p.wg.Go(func() {
+		decided := sync.OnceFunc(func() { <-p.pending })
+		defer decided()
+		fn(ctx, decided)
+	})
+	return true
+}
+
+// Dropped counts the connections and exchanges that were refused because
+// Limits.Pending was reached.
+func (p *Proxy) Dropped() uint64 { return p.dropped.Load() }
+
+// Drop resets every connection a device has open. Flows that the session
+// manager cuts end by themselves; this ends idle connections too.
+func (p *Proxy) Drop(inner netip.Addr) { p.conns.resetDevice(inner.Unmap()) }
+
+// HandleTCP takes over a TCP connection. It never blocks: what cannot be
+// served is reset.
+func (p *Proxy) HandleTCP(in TCPInbound) {
+	app, ok := p.cfg.AppByAddr(in.Local().Addr())
+	if !ok {
+		in.Reset()
+		return
+	}
+	serve := p.serveTCP
+	if app.Protocol == "http" {
+		serve = p.acceptHTTP
+	}
+	if !p.start(func(ctx context.Context, decided func()) { serve(ctx, in, app, decided) }) {
+		in.Reset()
+	}
+}
+
+// HandleUDP takes over a UDP exchange. It never blocks: what cannot be served
+// is closed in silence.
+func (p *Proxy) HandleUDP(in UDPInbound) {
+	app, ok := p.cfg.AppByAddr(in.Local().Addr())
+	if !ok || app.Protocol != "udp" || !p.start(func(ctx context.Context, decided func()) { p.serveUDP(ctx, in, app, decided) }) {
+		_ = in.Close()
+	}
+}

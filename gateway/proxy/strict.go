@@ -1,0 +1,303 @@
+package proxy
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/rand"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"sync/atomic"
+)
+
+// strict stands between a device's connection and net/http's HTTP/1 server and
+// lets through only messages whose extent every parser agrees on (RFC 9112,
+// sections 2.2, 5.2, 6 and 7). net/http mends some of them in silence, which a
+// handler can no longer see. In place of a head that is refused, the server
+// gets a request that only the handler of this package can recognise, so that
+// the refusal is answered and recorded like any other.
+type strict struct {
+	net.Conn
+	br *bufio.Reader
+
+	// The fields below belong to the goroutine in Read; net/http has one at a
+	// time.
+	state  strictState
+	left   int64  // bytes of a body with a length, or of a chunk
+	line   []byte // the part of a chunk's or trailer's line seen so far
+	out    []byte // of a head, checked and not yet handed over
+	head   []byte // being collected
+	broken error
+
+	// raw is set by the handler when the connection leaves HTTP.
+	raw atomic.Bool
+	// marker is the target of the substitute request; fault why. Both are set
+	// before the substitute can be read.
+	marker string
+	fault  atomic.Pointer[string]
+}
+
+type strictState int
+
+const (
+	inHead strictState = iota
+	inBody
+	inChunkSize
+	inChunk
+	inChunkEnd
+	inTrailer
+	passing // net/http will end the connection by itself
+	spent   // the substitute was handed over
+)
+
+const (
+	maxHead      = 1 << 20
+	maxChunkLine = 20
+	maxTrailer   = 16 << 10
+)
+
+func newStrict(c net.Conn) *strict {
+	return &strict{Conn: c, br: bufio.NewReaderSize(c, 8<<10), marker: "/" + rand.Text()}
+}
+
+// NetConn returns the connection underneath.
+func (s *strict) NetConn() net.Conn { return s.Conn }
+
+// malformed returns why the request with that target stands for one that was
+// refused.
+func (s *strict) malformed(uri string) (string, bool) {
+	if f := s.fault.Load(); f != nil && uri == s.marker {
+		return *f, true
+	}
+	return "", false
+}
+
+// Read implements io.Reader.
+func (s *strict) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	for {
+		if len(s.out) > 0 {
+			n := copy(p, s.out)
+			s.out = s.out[n:]
+			return n, nil
+		}
+		if s.broken != nil {
+			return 0, s.broken
+		}
+		if s.raw.Load() || s.state == passing {
+			if len(s.head) > 0 {
+				s.out, s.head = s.head, nil
+				continue
+			}
+			return s.br.Read(p)
+		}
+		if s.state == spent {
+			return 0, io.EOF
+		}
+		if s.state == inHead {
+			if err := s.readHead(); err != nil {
+				return 0, err
+			}
+			continue
+		}
+		return s.readBody(p)
+	}
+}
+
+// readHead collects one line of the head, or hands the whole one over.
+func (s *strict) readHead() error {
+	part, err := s.br.ReadSlice('\n')
+	s.head = append(s.head, part...)
+	if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
+		return err // what came so far stays for after a read deadline
+	}
+	if len(s.head) > maxHead {
+		s.state = passing
+		return nil
+	}
+	first := len(part) == len(s.head)
+	if !bytes.HasSuffix(s.head, []byte("\r\n\r\n")) && !(first && bytes.Equal(part, []byte("\r\n"))) && !bareLF(s.head) {
+		return nil
+	}
+	length, chunked, why := checkHead(s.head)
+	if why != "" {
+		s.fault.Store(&why)
+		s.out = []byte("GET " + s.marker + " HTTP/1.1\r\nHost: invalid\r\nConnection: close\r\n\r\n")
+		s.head, s.state = nil, spent
+		return nil
+	}
+	s.out, s.head = s.head, nil
+	switch {
+	case chunked:
+		s.state = inChunkSize
+	case length > 0:
+		s.state, s.left = inBody, length
+	}
+	return nil
+}
+
+func bareLF(head []byte) bool {
+	return len(head) > 0 && head[len(head)-1] == '\n' && (len(head) < 2 || head[len(head)-2] != '\r')
+}
+
+// checkHead reads the framing of a request and says what is wrong with it.
+func checkHead(head []byte) (length int64, chunked bool, why string) {
+	text := string(head)
+	if strings.Count(text, "\n") != strings.Count(text, "\r\n") || strings.Count(text, "\r") != strings.Count(text, "\r\n") {
+		return 0, false, "a line that does not end in CR LF"
+	}
+	lines := strings.Split(strings.TrimSuffix(text, "\r\n\r\n"), "\r\n")
+	if f := strings.Split(lines[0], " "); len(f) != 3 || f[0] == "" || f[1] == "" || (f[2] != "HTTP/1.1" && f[2] != "HTTP/1.0") {
+		return 0, false, "a request line that is not METHOD TARGET HTTP/1.1"
+	}
+	var lengths, encodings, hosts int
+	for _, line := range lines[1:] {
+		name, value, ok := strings.Cut(line, ":")
+		if !ok || name == "" || strings.IndexFunc(name, notToken) >= 0 {
+			return 0, false, "a header line that is not NAME: VALUE"
+		}
+		value = strings.Trim(value, " \t")
+		if strings.IndexFunc(value, func(r rune) bool { return r < 0x20 && r != '\t' || r == 0x7f }) >= 0 {
+			return 0, false, "a control character in a header"
+		}
+		switch strings.ToLower(name) {
+		case "host":
+			hosts++
+		case "content-length":
+			lengths++
+			if length, ok = decimal(value); !ok {
+				return 0, false, "a Content-Length that is not one plain number"
+			}
+		case "transfer-encoding":
+			encodings++
+			if chunked = strings.EqualFold(value, "chunked"); !chunked {
+				return 0, false, "a Transfer-Encoding that is not chunked"
+			}
+		}
+	}
+	switch {
+	case hosts != 1:
+		why = "not exactly one Host"
+	case lengths > 1 || encodings > 1:
+		why = "more than one length"
+	case lengths > 0 && encodings > 0:
+		why = "both Content-Length and Transfer-Encoding"
+	case encodings > 0 && strings.HasSuffix(lines[0], "HTTP/1.0"):
+		why = "Transfer-Encoding in HTTP/1.0"
+	}
+	return length, chunked, why
+}
+
+func notToken(r rune) bool {
+	return r <= 0x20 || r >= 0x7f || strings.ContainsRune("\"(),/:;<=>?@[\\]{}", r)
+}
+
+func decimal(s string) (n int64, ok bool) {
+	if s == "" || len(s) > 18 {
+		return 0, false
+	}
+	for _, c := range []byte(s) {
+		if c < '0' || c > '9' {
+			return 0, false
+		}
+		n = n*10 + int64(c-'0')
+	}
+	return n, true
+}
+
+// readBody hands over what is there of a body, never past its end.
+func (s *strict) readBody(p []byte) (int, error) {
+	if s.state == inBody || s.state == inChunk {
+		n, err := s.br.Read(p[:min(int64(len(p)), s.left)])
+		s.took(int64(n))
+		return n, err
+	}
+	if _, err := s.br.Peek(1); err != nil {
+		return 0, err
+	}
+	buf, _ := s.br.Peek(min(s.br.Buffered(), len(p)))
+	n := 0
+	for n < len(buf) && s.state != inHead && s.broken == nil {
+		if s.state == inChunk {
+			k := min(int64(len(buf)-n), s.left)
+			n += int(k)
+			s.took(k)
+			continue
+		}
+		s.broken = s.chunkByte(buf[n])
+		n++
+	}
+	if s.broken != nil {
+		return 0, s.broken
+	}
+	copy(p, buf[:n])
+	_, _ = s.br.Discard(n)
+	return n, nil
+}
+
+func (s *strict) took(n int64) {
+	if s.left -= n; s.left > 0 {
+		return
+	}
+	if s.state == inBody {
+		s.state = inHead
+	} else {
+		s.state = inChunkEnd
+	}
+}
+
+var errChunk = errors.New("the body's chunks can be read in more than one way")
+
+// chunkByte follows the lines between chunks (RFC 9112, 7.1), without
+// extensions, which nobody uses but to confuse.
+func (s *strict) chunkByte(c byte) error {
+	s.line = append(s.line, c)
+	limit := maxChunkLine
+	if s.state == inTrailer {
+		limit = maxTrailer
+	}
+	if len(s.line) > limit {
+		return errChunk
+	}
+	if c != '\n' {
+		return nil
+	}
+	line, ok := bytes.CutSuffix(s.line, []byte("\r\n"))
+	if !ok || bytes.IndexByte(line, '\r') >= 0 {
+		return errChunk
+	}
+	s.line = s.line[:0]
+	switch s.state {
+	case inChunkEnd:
+		if len(line) != 0 {
+			return errChunk
+		}
+		s.state = inChunkSize
+	case inChunkSize:
+		if len(line) == 0 || len(line) > 15 {
+			return errChunk
+		}
+		s.left = 0
+		for _, d := range line {
+			v := unhex(d)
+			if v < 0 {
+				return errChunk
+			}
+			s.left = s.left<<4 | int64(v)
+		}
+		s.state = inChunk
+		if s.left == 0 {
+			s.state = inTrailer
+		}
+	case inTrailer:
+		if len(line) == 0 {
+			s.state = inHead
+		} else if name, _, ok := strings.Cut(string(line), ":"); !ok || name == "" || strings.IndexFunc(name, notToken) >= 0 {
+			return errChunk
+		}
+	}
+	return nil
+}
