@@ -1,0 +1,132 @@
+package loopback
+
+import (
+	"encoding/binary"
+	"errors"
+	"io"
+	"net/netip"
+	"time"
+)
+
+// Replies of RFC 1928 section 6.
+const (
+	socksOK           = 0x00
+	socksFailure      = 0x01
+	socksNotAllowed   = 0x02
+	socksUnreachable  = 0x04
+	socksRefused      = 0x05
+	socksCommand      = 0x07
+	socksAddressType  = 0x08
+	socksNoAcceptable = 0xff
+)
+
+// socksError is a request that gets that reply.
+type socksError byte
+
+func (e socksError) Error() string { return "SOCKS request refused" }
+
+// serveSOCKS speaks RFC 1928: CONNECT without authentication. The user is known
+// by the socket, a password would add nothing.
+func (s *Server) serveSOCKS(p *peer) {
+	p.SetDeadline(time.Now().Add(headerTimeout))
+	host, port, err := readSOCKS(p)
+	var reply socksError
+	if errors.As(err, &reply) {
+		writeSOCKS(p, byte(reply))
+		return
+	}
+	if err != nil {
+		return
+	}
+	t, _ := s.routes.Load().find(host, port)
+	if t == nil {
+		writeSOCKS(p, socksNotAllowed)
+		return
+	}
+	p.SetDeadline(time.Time{})
+	remote, err := s.dial(p.ctx, t)
+	if err != nil {
+		s.log.Info("app not reached", "app", t.key.app, "err", err)
+		code := byte(socksRefused)
+		if timedOut(err) {
+			code = socksUnreachable
+		}
+		writeSOCKS(p, code)
+		return
+	}
+	if writeSOCKS(p, socksOK) != nil {
+		remote.Close()
+		return
+	}
+	s.relay(p, t, remote, nil)
+}
+
+// readSOCKS reads greeting and request, answering the greeting in between.
+func readSOCKS(rw io.ReadWriter) (host string, port uint16, err error) {
+	var head [4]byte
+	if _, err := io.ReadFull(rw, head[:2]); err != nil {
+		return "", 0, err
+	}
+	methods := make([]byte, head[1])
+	if _, err := io.ReadFull(rw, methods); err != nil {
+		return "", 0, err
+	}
+	if head[0] != 5 {
+		return "", 0, errors.New("not SOCKS5")
+	}
+	method := byte(socksNoAcceptable)
+	for _, m := range methods {
+		if m == 0 { // no authentication
+			method = 0
+		}
+	}
+	if _, err := rw.Write([]byte{5, method}); err != nil {
+		return "", 0, err
+	}
+	if method != 0 {
+		return "", 0, errors.New("no acceptable authentication method")
+	}
+
+	if _, err := io.ReadFull(rw, head[:]); err != nil {
+		return "", 0, err
+	}
+	if head[0] != 5 || head[2] != 0 {
+		return "", 0, socksError(socksFailure)
+	}
+	size := 0
+	switch head[3] {
+	case 1:
+		size = 4
+	case 4:
+		size = 16
+	case 3:
+		var n [1]byte
+		if _, err := io.ReadFull(rw, n[:]); err != nil {
+			return "", 0, err
+		}
+		size = int(n[0])
+	default:
+		return "", 0, socksError(socksAddressType)
+	}
+	rest := make([]byte, size+2)
+	if _, err := io.ReadFull(rw, rest); err != nil {
+		return "", 0, err
+	}
+	if head[1] != 1 { // BIND, UDP ASSOCIATE
+		return "", 0, socksError(socksCommand)
+	}
+	if head[3] == 3 {
+		host = string(rest[:size])
+	} else {
+		ip, _ := netip.AddrFromSlice(rest[:size])
+		host = ip.Unmap().String()
+	}
+	return host, binary.BigEndian.Uint16(rest[size:]), nil
+}
+
+// writeSOCKS sends a reply. The bound address is left open: it belongs to the
+// tunnel and means nothing to a program.
+func writeSOCKS(w io.Writer, reply byte) error {
+	_, err := w.Write([]byte{5, reply, 0, 1, 0, 0, 0, 0, 0, 0})
+	return err
+}
