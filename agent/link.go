@@ -1,0 +1,355 @@
+package agent
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/portvakt/portvakt/agent/control"
+	"github.com/portvakt/portvakt/agent/enroll"
+	"github.com/portvakt/portvakt/agent/localapi"
+	"github.com/portvakt/portvakt/agent/tunnel"
+	"github.com/portvakt/portvakt/internal/wire"
+)
+
+// link is one registration and its tunnel.
+type link struct {
+	connect  *wire.ConnectResponse
+	endpoint string
+	tun      *pipe
+	client   *control.Client
+	nonce    string // owned by the reporter
+
+	seen    bool      // guarded by agent.mu: a State of this link was applied
+	expires time.Time // guarded by agent.mu: of the registration
+	sentAt  time.Time // guarded by agent.mu: of the last report taken
+}
+
+// pipe is the tunnel as a link uses it.
+type pipe struct {
+	dialTCP    func(context.Context, netip.AddrPort) (net.Conn, error)
+	dialUDP    func(netip.AddrPort) (net.Conn, error)
+	setAllowed func([]netip.Addr) error
+	status     func() tunnel.Status
+	run        func(context.Context) error
+	close      func() error
+}
+
+type openArgs struct {
+	agent    *agent
+	connect  *wire.ConnectResponse
+	key      [32]byte
+	endpoint string
+}
+
+func openTunnel(o openArgs) (*pipe, error) {
+	t, err := tunnel.Open(tunnel.Config{Connect: o.connect, PrivateKey: o.key, Endpoint: o.endpoint, Log: o.agent.cfg.Log})
+	if err != nil {
+		return nil, err
+	}
+	return &pipe{dialTCP: t.DialTCP, dialUDP: t.DialUDP, setAllowed: t.SetAllowed, status: t.Status, run: t.Run, close: t.Close}, nil
+}
+
+var (
+	errResumed   = errors.New("the laptop slept or its clock was set")
+	errNoGateway = errors.New("the gateway named no address of its own inside the tunnel; tell your IT support")
+)
+
+func isResumed(err error) bool { return errors.Is(err, errResumed) }
+
+// refusedConnect marks a refusal of the public port, which does not go away by
+// hurrying.
+type refusedConnect struct{ err error }
+
+func (e *refusedConnect) Error() string { return e.err.Error() }
+func (e *refusedConnect) Unwrap() error { return e.err }
+
+// connect makes one link and keeps it until something ends it. resumed says
+// that the laptop just woke: the gateway then hears how it is before anything
+// else happens.
+func (a *agent) connect(ctx context.Context, resumed bool) error {
+	// A wake-up from before this link is answered by this link.
+	select {
+	case <-a.resumed:
+		resumed = true
+	default:
+	}
+	if err := a.renewIfDue(ctx); err != nil {
+		return &refusedConnect{err}
+	}
+	private, public := tunnel.Generate()
+	answer, via, err := a.register(ctx, public)
+	if err != nil {
+		return &refusedConnect{err}
+	}
+	if len(answer.Gateway.Addresses) == 0 {
+		return errNoGateway
+	}
+	l := &link{connect: answer, nonce: answer.PostureNonce, expires: answer.ExpiresAt}
+	if l.endpoint, err = a.endpoint(ctx, answer, via); err != nil {
+		return err
+	}
+	if l.tun, err = a.cfg.openTunnel(openArgs{agent: a, connect: answer, key: private, endpoint: l.endpoint}); err != nil {
+		return fmt.Errorf("opening the tunnel: %w", err)
+	}
+	defer l.tun.close()
+	if err := l.tun.setAllowed(allowed(answer, nil)); err != nil {
+		return fmt.Errorf("setting the tunnel's addresses: %w", err)
+	}
+	l.client = control.NewClient(control.ClientConfig{
+		Dial: l.tun.dialTCP, Gateway: answer.Gateway.Addresses[0], Token: answer.ControlToken, Silence: a.cfg.silence,
+	})
+	defer l.client.Close()
+	return a.live(ctx, l, resumed)
+}
+
+// live runs everything a link consists of. The first part that ends ends it.
+func (a *agent) live(ctx context.Context, l *link, resumed bool) error {
+	g, ctx := errgroup.WithContext(ctx)
+	ended := func(err error) error {
+		if err == nil && ctx.Err() == nil {
+			err = errors.New("the tunnel stopped")
+		}
+		return err
+	}
+	g.Go(func() error { return ended(l.tun.run(ctx)) })
+	g.Go(func() error {
+		if resumed {
+			a.reportFirst(ctx, l)
+		}
+		a.setLink(l)
+		inner, ctx := errgroup.WithContext(ctx)
+		inner.Go(func() error { return a.follow(ctx, l) })
+		inner.Go(func() error { return a.report(ctx, l) })
+		inner.Go(func() error { return a.keepRegistration(ctx, l) })
+		inner.Go(func() error { return a.keepCertificate(ctx) })
+		inner.Go(func() error {
+			select {
+			case <-a.resumed:
+				return errResumed
+			case <-ctx.Done():
+				return nil
+			}
+		})
+		return inner.Wait()
+	})
+	err := g.Wait()
+	a.dropLink()
+	return err
+}
+
+// register hands a fresh tunnel key in.
+func (a *agent) register(ctx context.Context, key [32]byte) (*wire.ConnectResponse, *control.Public, error) {
+	req := wire.ConnectRequest{
+		TunnelKey: base64.StdEncoding.EncodeToString(key[:]), BootID: a.cfg.BootID, AgentVersion: a.cfg.Version,
+	}
+	for renewed := false; ; renewed = true {
+		public, err := enroll.Public(a.enrollConfig(), a.cred)
+		if err != nil {
+			return nil, nil, err
+		}
+		answer, err := public.Connect(ctx, req)
+		public.Close()
+		if err == nil {
+			return answer, public, nil
+		}
+		var e *wire.Error
+		if renewed || !errors.As(err, &e) || e.Code != "certificate_expired" {
+			return nil, nil, err
+		}
+		// This laptop's clock is behind: only the gateway saw the end.
+		if err := a.renew(ctx); err != nil {
+			return nil, nil, err
+		}
+	}
+}
+
+func (a *agent) renew(ctx context.Context) error {
+	cred, err := enroll.Renew(ctx, a.enrollConfig(), a.cred)
+	if err != nil {
+		return err
+	}
+	a.cred = cred
+	a.setIdentity(cred)
+	a.cfg.Log.Info("renewed the device certificate", "until", cred.Device.NotAfter)
+	return nil
+}
+
+// renewIfDue fails only when there is no valid certificate to go on with.
+func (a *agent) renewIfDue(ctx context.Context) error {
+	now := a.cfg.Now()
+	if now.Before(enroll.RenewAt(a.cred.Device)) {
+		return nil
+	}
+	err := a.renew(ctx)
+	if err == nil || now.After(a.cred.Device.NotAfter) {
+		return err
+	}
+	if _, revoked := asRevoked(err, now); revoked {
+		return err
+	}
+	a.cfg.Log.Warn("renewing the device certificate ahead of its end", "err", err)
+	return nil
+}
+
+// keepCertificate renews the certificate while the link is up. The link stays:
+// nothing inside the tunnel depends on the certificate, and a call would not
+// survive a new one.
+func (a *agent) keepCertificate(ctx context.Context) error {
+	for {
+		wait := max(enroll.RenewAt(a.cred.Device).Sub(a.cfg.Now()), 0)
+		if !sleep(ctx, min(wait, time.Hour)) {
+			return nil
+		}
+		if a.cfg.Now().Before(enroll.RenewAt(a.cred.Device)) {
+			continue
+		}
+		if err := a.renew(ctx); err != nil {
+			if _, revoked := asRevoked(err, a.cfg.Now()); revoked {
+				return err
+			}
+			a.cfg.Log.Warn("renewing the device certificate", "err", err)
+			if !sleep(ctx, 5*time.Minute) {
+				return nil
+			}
+		}
+	}
+}
+
+func (a *agent) keepRegistration(ctx context.Context, l *link) error {
+	wait := wire.RenewRegistrationEvery
+	for sleep(ctx, wait) {
+		res, err := l.client.Registration(ctx)
+		switch {
+		case err == nil:
+			a.mu.Lock()
+			l.expires = res.ExpiresAt
+			a.mu.Unlock()
+			wait = wire.RenewRegistrationEvery
+		case gone(err):
+			return fmt.Errorf("renewing the registration: %w", err)
+		default:
+			a.cfg.Log.Warn("renewing the registration", "err", err)
+			wait = time.Minute
+		}
+	}
+	return nil
+}
+
+// gone says whether the gateway does not know the registration any more.
+func gone(err error) bool {
+	var s *control.StatusError
+	return errors.As(err, &s) && s.Status == 401
+}
+
+// follow applies what the event stream says.
+func (a *agent) follow(ctx context.Context, l *link) error {
+	return l.client.Events(ctx, func(e wire.Event) error {
+		switch {
+		case e.Type == wire.EventRevoked:
+			d := e.Denial
+			if d == nil {
+				d = &wire.Denial{Reason: codeRevoked, Message: "The gateway refuses this laptop.", Remedy: "Ask your IT support.", Time: a.cfg.Now()}
+			}
+			return &revokedError{d}
+		case e.Type == wire.EventState && e.State != nil:
+			return a.apply(l, e.State)
+		case !a.hasState(l):
+			s, err := l.client.State(ctx)
+			if err != nil {
+				return err
+			}
+			return a.apply(l, s)
+		}
+		return nil
+	})
+}
+
+func (a *agent) hasState(l *link) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return l.seen
+}
+
+// endpoint finds the tunnel's UDP address as ip:port.
+func (a *agent) endpoint(ctx context.Context, answer *wire.ConnectResponse, via *control.Public) (string, error) {
+	text := a.cfg.Endpoint
+	if text == "" {
+		if len(answer.Gateway.Endpoints) == 0 {
+			return "", errors.New("the gateway named no endpoint for the tunnel; tell your IT support, or name one with --endpoint")
+		}
+		text = answer.Gateway.Endpoints[0]
+	}
+	host, port, err := net.SplitHostPort(text)
+	if err != nil {
+		return "", fmt.Errorf("reading the tunnel's endpoint %q: %w", text, err)
+	}
+	known := via.Remote().Addr()
+	if host == "" {
+		// Where TLS just got through is the better of a name's addresses.
+		if known.IsValid() {
+			return net.JoinHostPort(known.String(), port), nil
+		}
+		host = via.Host()
+	}
+	if ip, err := netip.ParseAddr(host); err == nil {
+		return net.JoinHostPort(ip.String(), port), nil
+	}
+	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	if err != nil {
+		return "", fmt.Errorf("resolving the tunnel's endpoint: %w", err)
+	}
+	best := addrs[0].Unmap()
+	for _, addr := range addrs {
+		if addr = addr.Unmap(); known.IsValid() && addr.Is4() == known.Is4() {
+			best = addr
+			break
+		}
+	}
+	return net.JoinHostPort(best.String(), port), nil
+}
+
+// sleep waits and says whether ctx is still alive.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// snapshot composes the status.
+func (a *agent) snapshot() localapi.Status {
+	proxy, _ := a.loopback.Addresses()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	st := a.status
+	st.Posture = a.signals
+	if proxy.IsValid() {
+		st.Proxy = &localapi.Proxy{Address: proxy.String(), PAC: pacURL(proxy)}
+	}
+	if l := a.link; l != nil {
+		t := l.tun.status()
+		st.Tunnel = &localapi.Tunnel{
+			Endpoint: l.endpoint, Addresses: l.connect.Addresses, Gateway: l.connect.Gateway.Addresses,
+			RxBytes: t.Rx, TxBytes: t.Tx, PostQuantum: l.connect.PostQuantum, ExpiresAt: l.expires,
+		}
+		if !t.LastHandshake.IsZero() {
+			st.Tunnel.LastHandshake = &t.LastHandshake
+		}
+		if !l.sentAt.IsZero() {
+			at := l.sentAt
+			st.PostureSentAt = &at
+		}
+	}
+	return st
+}

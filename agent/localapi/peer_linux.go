@@ -1,0 +1,20 @@
+package localapi
+
+import (
+	"fmt"
+	"net"
+
+	"golang.org/x/sys/unix"
+)
+
+func peerUID(c net.Conn) (uint32, error) {
+	var cred *unix.Ucred
+	err := onSocket(c, func(fd int) (err error) {
+		cred, err = unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("naming the caller: %w", err)
+	}
+	return cred.Uid, nil
+}

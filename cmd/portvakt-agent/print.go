@@ -1,0 +1,291 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"golang.org/x/term"
+
+	"github.com/portvakt/portvakt/agent/localapi"
+	"github.com/portvakt/portvakt/internal/wire"
+)
+
+// width is what a page of any terminal holds.
+const width = 80
+
+const (
+	green  = "32"
+	red    = "31"
+	yellow = "33"
+)
+
+// paper prints for people.
+type paper struct {
+	out   io.Writer
+	color bool
+	now   func() time.Time
+}
+
+func newPaper(w io.Writer) *paper {
+	f, ok := w.(*os.File)
+	return &paper{out: w, now: time.Now, color: ok && os.Getenv("NO_COLOR") == "" && term.IsTerminal(int(f.Fd()))}
+}
+
+func (p *paper) paint(color, s string) string {
+	if !p.color || s == "" {
+		return s
+	}
+	return "\x1b[" + color + "m" + s + "\x1b[0m"
+}
+
+// clean makes text of others safe to show: a terminal obeys control characters.
+func clean(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0 || r == utf8.RuneError {
+			return '?'
+		}
+		return r
+	}, s)
+}
+
+// item prints a name and its text, which goes on below itself when it is long.
+func (p *paper) item(name, text, color string) {
+	const indent = 12
+	for i, line := range wrap(clean(text), width-indent) {
+		if i > 0 {
+			name = ""
+		}
+		fmt.Fprintf(p.out, "%-*s%s\n", indent, name, p.paint(color, line))
+	}
+}
+
+func wrap(s string, room int) []string {
+	var lines []string
+	var line string
+	for _, word := range strings.Fields(s) {
+		if line != "" && utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > room {
+			lines, line = append(lines, line), ""
+		}
+		if line != "" {
+			line += " "
+		}
+		line += word
+	}
+	return append(lines, line)
+}
+
+// connection says in one sentence how the connection is.
+func connection(st localapi.Status) string {
+	switch st.State {
+	case localapi.StateConnected:
+		return "connected"
+	case localapi.StateRevoked:
+		s := "refused by the gateway"
+		if d := st.Denial; d != nil {
+			s = strings.TrimSpace("refused: " + d.Message + " " + d.Remedy)
+		}
+		return s
+	}
+	if t := st.Trouble; t != nil {
+		return strings.TrimSpace("not connected: " + t.Message + " " + t.Remedy)
+	}
+	return "connecting"
+}
+
+func (p *paper) status(st *localapi.Status) {
+	color := green
+	switch st.State {
+	case localapi.StateRevoked:
+		color = red
+	case localapi.StateWaiting, localapi.StateConnecting:
+		color = yellow
+	}
+	p.item("connection", connection(*st)+", "+p.since(st.Since), color)
+	if st.Limited {
+		p.item("login", "another user of this laptop is logged in", "")
+		return
+	}
+	if d := st.Denial; d != nil && d.Fact != nil {
+		p.item("", fact(d.Fact), "")
+	}
+	if st.RetryAt != nil && st.State != localapi.StateConnected {
+		p.item("", "next try at "+st.RetryAt.Local().Format("15:04:05"), "")
+	}
+	p.item("gateway", st.Gateway, "")
+	device := st.DeviceID
+	if st.CertificateExpiresAt != nil {
+		device += ", certificate until " + clock(*st.CertificateExpiresAt)
+	}
+	p.item("device", device, "")
+	if s := st.Session; s != nil {
+		who := s.Name
+		if len(s.Groups) > 0 {
+			who += " (" + strings.Join(s.Groups, ", ") + ")"
+		}
+		p.item("login", who+" until "+clock(s.ExpiresAt), "")
+	} else {
+		p.item("login", "nobody; log in with: portvakt-agent login", yellow)
+	}
+	if l := st.Location; l.Address != "" || l.Country != "" {
+		country := l.Country
+		if country == "" {
+			country = "country unknown"
+		}
+		p.item("location", strings.TrimSpace(l.Address+" "+country), "")
+	}
+	for i, s := range st.Posture {
+		name := ""
+		if i == 0 {
+			name = "checks"
+		}
+		color := map[string]string{wire.SignalPass: green, wire.SignalFail: red}[s.State]
+		fmt.Fprintf(p.out, "%-12s%-17s%s  %s\n", name, clean(s.Name), p.paint(color, fmt.Sprintf("%-7s", clean(s.State))), cut(clean(s.Value), width-38))
+	}
+	if t := st.Tunnel; t != nil {
+		text := fmt.Sprintf("%s, %s in, %s out", t.Endpoint, size(t.RxBytes), size(t.TxBytes))
+		if t.LastHandshake != nil {
+			text += ", handshake " + p.ago(*t.LastHandshake)
+		}
+		if t.PostQuantum {
+			text += ", post-quantum"
+		}
+		p.item("tunnel", text, "")
+	}
+	if st.Proxy != nil {
+		p.item("proxy", "http://"+st.Proxy.Address+" (HTTP and SOCKS5)", "")
+		p.item("PAC file", st.Proxy.PAC, "")
+	}
+	if s := st.ClockSkewSeconds; s != 0 {
+		way := "ahead of"
+		if s < 0 {
+			way, s = "behind", -s
+		}
+		p.item("clock", fmt.Sprintf("this laptop's clock is %s %s the gateway's; set it right", time.Duration(s)*time.Second, way), yellow)
+	}
+}
+
+func (p *paper) apps(items []localapi.App) {
+	if len(items) == 0 {
+		fmt.Fprintln(p.out, "No apps are visible to this laptop now. See: portvakt-agent status")
+		return
+	}
+	name := 4
+	for _, a := range items {
+		name = max(name, utf8.RuneCountInString(clean(a.Name)))
+	}
+	name = min(name, 24)
+	for _, a := range items {
+		verdict := p.paint(green, "allowed")
+		if !a.Allowed {
+			verdict = p.paint(red, "refused")
+		}
+		where := strings.Join(places(a), ", ")
+		lead := name + 2 + len("allowed") + 2
+		for i, line := range wrap(clean(where), width-lead) {
+			if i == 0 {
+				fmt.Fprintf(p.out, "%-*s  %s  %s\n", name, clean(a.Name), verdict, line)
+			} else {
+				fmt.Fprintf(p.out, "%*s%s\n", lead, "", line)
+			}
+		}
+		if !a.Allowed && a.Denial != nil {
+			p.denial(a.Denial, name+2)
+		}
+	}
+}
+
+// places says where the app is found: web apps by their own names, others at
+// their loopback ports.
+func places(a localapi.App) []string {
+	var s []string
+	if a.Protocol == "http" {
+		for _, h := range a.Hosts {
+			s = append(s, "https://"+h)
+		}
+		return s
+	}
+	for _, m := range a.Local {
+		s = append(s, fmt.Sprintf("%s (%s %d)", m.Local, a.Protocol, m.Port))
+	}
+	return s
+}
+
+func (p *paper) denial(d *wire.Denial, indent int) {
+	lines := []string{d.Message}
+	if d.Fact != nil {
+		lines = append(lines, fact(d.Fact))
+	}
+	for _, text := range append(lines, d.Remedy) {
+		if text == "" {
+			continue
+		}
+		for _, line := range wrap(clean(text), width-indent) {
+			fmt.Fprintf(p.out, "%*s%s\n", indent, "", line)
+		}
+	}
+}
+
+func fact(f *wire.Fact) string {
+	s := f.Name + " is " + f.Value
+	if f.Value == "" {
+		s = f.Name + " is not known"
+	}
+	if f.Wanted != "" {
+		s += "; wanted: " + f.Wanted
+	}
+	return s
+}
+
+func (p *paper) why(app string, d *wire.Denial) {
+	if d.App != "" {
+		app = d.App
+	}
+	if d.Allow {
+		p.item(clean(app), "allowed: "+d.Message, green)
+		return
+	}
+	fmt.Fprintf(p.out, "%s  %s (%s)\n", clean(app), p.paint(red, "refused"), clean(d.Reason))
+	p.denial(d, 2)
+	if d.Decision != "" {
+		fmt.Fprintf(p.out, "  decision %s\n", clean(d.Decision))
+	}
+}
+
+func cut(s string, room int) string {
+	r := []rune(s)
+	if len(r) <= room {
+		return s
+	}
+	return string(r[:room-3]) + "..."
+}
+
+// clock prints a time as a person on this laptop reads it.
+func clock(t time.Time) string {
+	t = t.Local()
+	if now := time.Now(); t.YearDay() == now.YearDay() && t.Year() == now.Year() {
+		return t.Format("15:04")
+	}
+	return t.Format("2006-01-02 15:04")
+}
+
+func (p *paper) since(t time.Time) string { return "since " + clock(t) }
+
+func (p *paper) ago(t time.Time) string {
+	return p.now().Sub(t).Round(time.Second).String() + " ago"
+}
+
+func size(n uint64) string {
+	switch {
+	case n >= 1<<30:
+		return fmt.Sprintf("%.1f GiB", float64(n)/(1<<30))
+	case n >= 1<<20:
+		return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
+	case n >= 1<<10:
+		return fmt.Sprintf("%.1f KiB", float64(n)/(1<<10))
+	}
+	return fmt.Sprintf("%d B", n)
+}

@@ -1,0 +1,129 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+
+	"github.com/spf13/cobra"
+
+	"github.com/portvakt/portvakt/agent"
+	"github.com/portvakt/portvakt/agent/localapi"
+	"github.com/portvakt/portvakt/agent/posture"
+)
+
+// defaultHelperSocket is where the shipped unit of the posture helper listens.
+const defaultHelperSocket = "/run/portvakt/posture.sock"
+
+func newRun(o *options) *cobra.Command {
+	var cfg agent.Config
+	var level string
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Keep this laptop connected",
+		Long: `run opens the tunnel to the gateway this laptop is enrolled with and keeps it
+open: through sleep, other networks and restarts of the gateway. It needs no
+privilege. It stops with Ctrl-C or SIGTERM.
+
+Apps are reached on this laptop's own loopback:
+  - web apps by their own addresses through the proxy: set the browser's
+    automatic proxy configuration to the PAC file that is printed;
+  - other apps at a port of 127.0.0.1 each, which is printed too.
+Only the OS user who logged in can use them.
+
+For a service, set PORTVAKT_STATE or --state. Checks that need privilege come
+from "portvakt-agent posture-helper".`,
+		Example: `  portvakt-agent run
+  portvakt-agent run --proxy-addr 127.0.0.1:9280
+  portvakt-agent run --endpoint 192.0.2.10:51820 --log-level debug`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			var lv slog.Level
+			if err := lv.UnmarshalText([]byte(level)); err != nil {
+				return &coded{exitUsage, fmt.Errorf("--log-level must be debug, info, warn or error, not %q", level)}
+			}
+			dir, err := o.open()
+			if err != nil {
+				return err
+			}
+			if _, err := dir.Load(); err != nil {
+				return &coded{exitUsage, err}
+			}
+			cfg.State, cfg.Version, cfg.Socket = dir, moduleVersion(), o.socket
+			cfg.Log = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: lv}))
+			teller := &teller{out: cmd.OutOrStdout()}
+			cfg.Notify = teller.tell
+			return agent.Run(cmd.Context(), cfg)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&cfg.ProxyAddr, "proxy-addr", agent.DefaultProxyAddr, "loopback address of the HTTP and SOCKS5 proxy; port 0 takes a free one and keeps it")
+	f.StringVar(&cfg.Endpoint, "endpoint", "", "UDP endpoint of the tunnel, host:port, instead of the gateway's word")
+	f.StringVar(&cfg.PostureRoot, "posture-root", "/", "root directory the posture checks read below, for containers and tests")
+	f.StringVar(&cfg.HelperSocket, "helper-socket", defaultHelperSocket, "Unix socket of the posture helper")
+	o.addSocket(cmd)
+	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
+	f.BoolVar(&cfg.AllowAnyLocalUser, "allow-any-local-user", false, "on systems that cannot name the owner of a connection (all but Linux): let every account of this laptop use the apps")
+	return cmd
+}
+
+// teller says what happens to the person who watches `run`.
+type teller struct {
+	out   io.Writer
+	last  string
+	proxy bool
+	ports map[string]bool
+}
+
+func (t *teller) tell(st localapi.Status, apps []localapi.App) {
+	if !t.proxy && st.Proxy != nil {
+		t.proxy = true
+		fmt.Fprintf(t.out, "proxy     http://%s (HTTP and SOCKS5)\nPAC file  %s\n", st.Proxy.Address, st.Proxy.PAC)
+	}
+	line := connection(st)
+	if st.State == localapi.StateConnected {
+		line = "connected to " + st.Gateway
+		if st.Session != nil {
+			line += ", logged in as " + st.Session.Name
+		} else {
+			line += "; next: portvakt-agent login"
+		}
+	}
+	if line != t.last {
+		t.last = line
+		fmt.Fprintln(t.out, line)
+	}
+	if t.ports == nil {
+		t.ports = map[string]bool{}
+	}
+	for _, a := range apps {
+		for _, m := range a.Local {
+			s := fmt.Sprintf("app       %s: %s (%s %d)", a.Name, m.Local, a.Protocol, m.Port)
+			if !t.ports[s] {
+				t.ports[s] = true
+				fmt.Fprintln(t.out, s)
+			}
+		}
+	}
+}
+
+func newPostureHelper() *cobra.Command {
+	var cfg posture.HelperConfig
+	cmd := &cobra.Command{
+		Use:   "posture-helper",
+		Short: "Answer the posture checks that need root",
+		Long: `posture-helper runs as root and answers the agent over a Unix socket with a
+fixed set of checks (disk encryption, host firewall). It takes no parameters
+from the agent, opens no network connection and changes nothing. Without it,
+checks that need privilege are reported as unknown, never as passed.`,
+		Example: "  sudo portvakt-agent posture-helper --allow-uid 1000",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return posture.RunHelper(cmd.Context(), cfg)
+		},
+	}
+	cmd.Flags().StringVar(&cfg.Socket, "socket", defaultHelperSocket, "Unix socket to answer at")
+	cmd.Flags().StringVar(&cfg.Root, "root", "/", "root directory the checks read below")
+	cmd.Flags().IntVar(&cfg.AllowUID, "allow-uid", 0, "user id of the agent, the only one besides root that is answered")
+	return cmd
+}
