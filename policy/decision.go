@@ -21,7 +21,8 @@ type Decision struct {
 	Fact    *Fact  `json:"fact,omitempty"`
 	Remedy  string `json:"remedy,omitempty"`
 	App     string `json:"app,omitempty"`
-	// Rule names the access rule that allowed ("crm.access[0]").
+	// Rule names the access rule that allowed, or that came closest to it
+	// ("crm.access[0]"), or the custom module that refused ("custom.travel").
 	Rule     string    `json:"rule,omitempty"`
 	Revision string    `json:"revision,omitempty"`
 	Time     time.Time `json:"time"`

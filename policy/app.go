@@ -1,0 +1,129 @@
+package policy
+
+import (
+	"net"
+	"net/netip"
+	"net/url"
+	"strconv"
+	"strings"
+)
+
+// Protocols of an App.
+const (
+	ProtocolHTTP = "http"
+	ProtocolTCP  = "tcp"
+	ProtocolUDP  = "udp"
+)
+
+// Visibilities of an App: whether a device that may not use the app learns
+// that it exists.
+const (
+	VisibilityExplain = "explain"
+	VisibilityHidden  = "hidden"
+)
+
+// App is one protected upstream, as a file of the catalogue names it. Every
+// App of a Revision is valid and has its defaults filled in; do not change it.
+type App struct {
+	// Name is a DNS label, unique in the catalogue.
+	Name string `json:"name"`
+	// Title is what people read; the Name if the file gives none.
+	Title string `json:"title"`
+	// Protocol is http, tcp or udp.
+	Protocol string `json:"protocol"`
+	// Hosts are lower-case DNS names, each of one app only. http has at least one.
+	Hosts []string `json:"hosts"`
+	// Upstream is http(s)://host[:port] for http, host[:port] otherwise.
+	Upstream string `json:"upstream"`
+	// UpstreamCAFile is the absolute path of PEM certificates that an https
+	// upstream is checked against instead of the system's; may be empty.
+	UpstreamCAFile string `json:"upstream_ca_file"`
+	// Ports are those of the app's virtual address: 443 and 80 for http.
+	Ports []uint16 `json:"ports"`
+	// Allow holds otherwise forbidden destinations (loopback, link-local, ...)
+	// that this app may dial.
+	Allow []netip.Prefix `json:"allow"`
+	// Visibility is explain or hidden.
+	Visibility string `json:"visibility"`
+	// WebSocket says whether HTTP requests may upgrade to a WebSocket.
+	WebSocket bool `json:"websocket"`
+	// Origins are allowed besides the https origins of Hosts.
+	Origins []string `json:"origins"`
+	// CrossSite are patterns (see [MatchPath]) of the paths that accept
+	// cross-site requests besides top-level GET navigation.
+	CrossSite []string `json:"cross_site"`
+	// Access grants: any matching Rule allows, no Rule allows nobody.
+	Access []Rule `json:"access"`
+}
+
+// Rule is one grant. All of its conditions must hold; a condition that is not
+// written always holds, but for who: a Rule names Groups, Subjects or Anyone.
+type Rule struct {
+	// Anyone means everyone who is logged in.
+	Anyone   bool     `json:"anyone"`
+	Groups   []string `json:"groups"`
+	Subjects []string `json:"subjects"` // "ISSUER#SUB"
+	// Posture maps signal names to the state they must have: "pass".
+	Posture map[string]string `json:"posture"`
+	// Countries (ISO 3166-1 alpha-2) are the only ones, NotCountries the ones
+	// that are refused; a Rule has at most one of the two.
+	Countries    []string `json:"countries"`
+	NotCountries []string `json:"not_countries"`
+	Hours        *Hours   `json:"hours"`
+	Methods      []string `json:"methods"` // exact, http only
+	Paths        []string `json:"paths"`   // patterns (see [MatchPath]), http only
+}
+
+// Hours is a span of every week, on the wall clock of Zone. When From is later
+// than To the span crosses midnight and belongs to the day it begins on.
+type Hours struct {
+	Days []string `json:"days"` // mon ... sun, in the week's order
+	From string   `json:"from"` // HH:MM, inclusive
+	To   string   `json:"to"`   // HH:MM, exclusive; 24:00 is the day's end
+	Zone string   `json:"zone"` // IANA name
+}
+
+// UpstreamFor returns the host:port to dial for a connection to port of the
+// app's virtual address.
+func (a App) UpstreamFor(port uint16) string {
+	host := a.Upstream
+	if a.Protocol == ProtocolHTTP {
+		u, err := url.Parse(a.Upstream)
+		if err != nil {
+			return ""
+		}
+		if u.Port() != "" {
+			return u.Host
+		}
+		port = 80
+		if u.Scheme == "https" {
+			port = 443
+		}
+		return net.JoinHostPort(u.Hostname(), strconv.Itoa(int(port)))
+	}
+	if h, p, err := net.SplitHostPort(host); err == nil {
+		return net.JoinHostPort(h, p)
+	}
+	return net.JoinHostPort(strings.Trim(host, "[]"), strconv.Itoa(int(port)))
+}
+
+// MatchPath says whether a canonical request path matches a pattern of the
+// catalogue. `/x` matches exactly that, a segment `*` any one segment that is
+// not empty, and a last segment `**` whatever follows, also nothing: `/x/**`
+// matches `/x/` and `/x/a/b`, not `/x`. The shipped Rego matches alike.
+func MatchPath(pattern, path string) bool {
+	for {
+		if pattern == "**" {
+			return true
+		}
+		p, patternRest, patternMore := strings.Cut(pattern, "/")
+		s, pathRest, pathMore := strings.Cut(path, "/")
+		if patternMore != pathMore || p != s && (p != "*" || s == "") {
+			return false
+		}
+		if !patternMore {
+			return true
+		}
+		pattern, path = patternRest, pathRest
+	}
+}

@@ -1,0 +1,94 @@
+# METADATA
+# title: Portvakt's decision
+# description: |
+#   What YAML wrote, custom modules may narrow. The steps are ordered so that
+#   a person is told the fix that helps first: another app name, a login, then
+#   what the closest access rule lacks, then what a custom module refuses.
+package portvakt
+
+import data.portvakt_catalogue.apps
+
+app := apps[input.app.name]
+
+# METADATA
+# description: The answer, {allow, reason, rule?, fact?, message?, remedy?}.
+# entrypoint: true
+decision := refuse("policy_error", {
+	"name": "time",
+	"value": input.time,
+	"wanted": "a time of this age",
+}) if {
+	not now
+} else := refuse("policy_error", {
+	"name": "action",
+	"value": input.action,
+	"wanted": "reach, request or flow, with the facts that belong to it",
+}) if {
+	not well_asked
+} else := refuse("unknown_app", {
+	"name": "app",
+	"value": input.app.name,
+	"wanted": "the name and protocol of an app",
+}) if {
+	not app.protocol == input.app.protocol
+} else := refuse("unknown_app", {
+	"name": "port",
+	"value": format_int(input.flow.port, 10),
+	"wanted": one_of([format_int(port, 10) | some port in app.ports]),
+}) if {
+	input.action == "flow"
+	not input.flow.port in app.ports
+} else := refuse("login_required", {
+	"name": "session",
+	"value": "none",
+	"wanted": "a login",
+}) if {
+	not logged_in
+} else := refuse("session_expired", {
+	"name": "session.expires_at",
+	"value": input.session.expires_at,
+	"wanted": sprintf("later than %s", [input.time]),
+}) if {
+	not in_force
+} else := object.remove(closest, ["step"]) if {
+	closest.allow == false
+} else := custom_refusal if {
+	custom_refusal
+} else := {"allow": true, "reason": "allowed", "rule": closest.rule} if {
+	closest.allow == true
+}
+
+refuse(reason, fact) := {"allow": false, "reason": reason, "fact": fact}
+
+now := moment(input.time)
+
+# A time that cannot be computed with is undefined here, never an error: the
+# zero time of Go is in the year 1.
+moment(text) := time.parse_rfc3339_ns(text) if strings.any_prefix_match(text, ["19", "20", "21"])
+
+well_asked if input.action == "reach"
+
+well_asked if {
+	input.action == "request"
+	input.app.protocol == "http"
+	is_string(input.request.method)
+	startswith(input.request.path, "/")
+}
+
+well_asked if {
+	input.action == "flow"
+	input.app.protocol in {"tcp", "udp"}
+	is_number(input.flow.port)
+}
+
+logged_in if {
+	input.subject.issuer != ""
+	input.subject.sub != ""
+	input.session.id != ""
+}
+
+in_force if moment(input.session.expires_at) > now
+
+one_of(words) := words[0] if {
+	count(words) == 1
+} else := concat("", ["one of ", concat(", ", words)])
