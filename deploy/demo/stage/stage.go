@@ -151,16 +151,21 @@ func (s *Stage) Processes() []*Process {
 
 // logs returns the last lines of every program as an error to go with another.
 func (s *Stage) logs() error {
+	if t := s.Logs(8); t != "" {
+		return errors.New("the programs' last lines:\n" + t)
+	}
+	return nil
+}
+
+// Logs returns the last n lines of every program.
+func (s *Stage) Logs(n int) string {
 	var b strings.Builder
 	for _, p := range s.Processes() {
-		if t := p.Tail(8); t != "" {
+		if t := p.Tail(n); t != "" {
 			fmt.Fprintf(&b, "--- %s\n%s\n", p.Name, t)
 		}
 	}
-	if b.Len() == 0 {
-		return nil
-	}
-	return errors.New("the programs' last lines:\n" + b.String())
+	return b.String()
 }
 
 func (s *Stage) say(format string, args ...any) { fmt.Fprintf(s.cfg.Progress, format+"\n", args...) }
@@ -410,3 +415,6 @@ func freePorts(n int) ([]int, error) {
 	}
 	return out, nil
 }
+
+// Bin is the directory of the two binaries.
+func (s *Stage) Bin() string { return s.cfg.Bin }
