@@ -143,7 +143,7 @@ func normalHost(s string) (string, bool) {
 	if ip, err := netip.ParseAddr(bare); err == nil {
 		return ip.Unmap().String(), ip.Zone() == ""
 	}
-	if s == "" || len(s) > 253 {
+	if s == "" || len(s) > 253 || strings.HasSuffix(s, ".") {
 		return "", false
 	}
 	for i := range len(s) {
