@@ -1,0 +1,257 @@
+package overlay
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/waiter"
+)
+
+const (
+	// maxRequests bounds the half-open connections of all sources together.
+	maxRequests = 8192
+
+	// answerTimeout is when a request nobody answered is reset. A client's own
+	// patience with its SYN is shorter than that.
+	answerTimeout = 2 * time.Minute
+)
+
+// ErrAnswered is returned by Accept on a request that was accepted or reset
+// before.
+var ErrAnswered = errors.New("connection request was answered before")
+
+// TCPRequest is a connection a device asks for. Its SYN has not been answered:
+// the owner decides, dials the app and then calls exactly one of Accept and
+// Reset. Until then the request counts against [Options.MaxHalfOpen]; one that
+// is forgotten is reset after two minutes.
+type TCPRequest struct {
+	stack       *Stack
+	req         *tcp.ForwarderRequest
+	id          stack.TransportEndpointID
+	peer, local netip.AddrPort
+	once        sync.Once
+	timer       *time.Timer
+}
+
+// Peer is the device's end: its inner address and port.
+func (r *TCPRequest) Peer() netip.AddrPort { return r.peer }
+
+// Local is the address and port the device connects to.
+func (r *TCPRequest) Local() netip.AddrPort { return r.local }
+
+// Accept completes the handshake and returns the connection, a [*Conn]. It
+// blocks until the device's last ACK, at most about two minutes. The error is
+// ErrAnswered, ErrClosed or why the handshake failed.
+func (r *TCPRequest) Accept() (net.Conn, error) {
+	first := false
+	r.once.Do(func() { first = true })
+	if !first {
+		return nil, ErrAnswered
+	}
+	r.timer.Stop()
+	defer r.stack.open.remove(r)
+	if !r.stack.enter() {
+		r.req.Complete(true)
+		return nil, ErrClosed
+	}
+	defer r.stack.ops.Done()
+	wq := new(waiter.Queue)
+	ep, terr := r.req.CreateEndpoint(wq)
+	if terr != nil {
+		r.req.Complete(true)
+		return nil, &net.OpError{Op: "accept", Net: "tcp", Source: net.TCPAddrFromAddrPort(r.local),
+			Addr: net.TCPAddrFromAddrPort(r.peer), Err: fromTCPIP(terr)}
+	}
+	r.req.Complete(false)
+	tune(ep)
+	return newConn(wq, ep), nil
+}
+
+// Reset refuses the connection as a closed port would. It does nothing on a
+// request that was answered.
+func (r *TCPRequest) Reset() {
+	r.once.Do(func() {
+		r.timer.Stop()
+		r.req.Complete(true)
+		r.stack.open.remove(r)
+	})
+}
+
+// requests counts half-open connections by source address and knows the ones
+// the owner has not answered.
+type requests struct {
+	max int
+
+	mu     sync.Mutex
+	ids    map[stack.TransportEndpointID]*TCPRequest // nil until forwardTCP has made it
+	byPeer map[tcpip.Address]int
+	closed bool
+}
+
+type admission uint8
+
+const (
+	admitted admission = iota
+	duplicate
+	refused
+)
+
+// admit reserves a place for a new SYN.
+func (q *requests) admit(id stack.TransportEndpointID) admission {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if _, ok := q.ids[id]; ok {
+		return duplicate
+	}
+	if q.closed || len(q.ids) >= maxRequests || q.byPeer[id.RemoteAddress] >= q.max {
+		return refused
+	}
+	if q.ids == nil {
+		q.ids = make(map[stack.TransportEndpointID]*TCPRequest)
+		q.byPeer = make(map[tcpip.Address]int)
+	}
+	q.ids[id] = nil
+	q.byPeer[id.RemoteAddress]++
+	return admitted
+}
+
+// set notes the request of a reserved place. It returns false once resetAll
+// has run.
+func (q *requests) set(r *TCPRequest) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.ids[r.id] = r
+	return !q.closed
+}
+
+func (q *requests) remove(r *TCPRequest) { q.release(r.id) }
+
+func (q *requests) release(id stack.TransportEndpointID) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if _, ok := q.ids[id]; !ok {
+		return
+	}
+	delete(q.ids, id)
+	if q.byPeer[id.RemoteAddress]--; q.byPeer[id.RemoteAddress] <= 0 {
+		delete(q.byPeer, id.RemoteAddress)
+	}
+}
+
+// resetAll refuses all that wait and all to come.
+func (q *requests) resetAll() {
+	q.mu.Lock()
+	q.closed = true
+	var all []*TCPRequest
+	for _, r := range q.ids {
+		if r != nil {
+			all = append(all, r)
+		}
+	}
+	q.mu.Unlock()
+	for _, r := range all {
+		r.Reset()
+	}
+}
+
+// handleTCP sees every TCP packet no endpoint took. Returning false makes the
+// stack answer with a reset, as it must for anything that is no admitted SYN.
+func (s *Stack) handleTCP(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
+	h := header.TCP(pkt.TransportHeader().Slice())
+	if s.opts.TCP == nil || len(h) < header.TCPMinimumSize {
+		return false
+	}
+	if h.Flags()&(header.TCPFlagSyn|header.TCPFlagAck|header.TCPFlagRst) != header.TCPFlagSyn {
+		return false
+	}
+	switch s.open.admit(id) {
+	case duplicate:
+		return true // the client is impatient; its answer is being worked on
+	case refused:
+		return false
+	}
+	if !s.tcp.HandlePacket(id, pkt) {
+		s.open.release(id)
+		return false
+	}
+	return true
+}
+
+// forwardTCP runs in a goroutine of its own.
+func (s *Stack) forwardTCP(req *tcp.ForwarderRequest) {
+	id := req.ID()
+	r := &TCPRequest{stack: s, req: req, id: id, peer: addrPort(id.RemoteAddress, id.RemotePort), local: addrPort(id.LocalAddress, id.LocalPort)}
+	r.timer = time.AfterFunc(answerTimeout, r.Reset)
+	if !s.open.set(r) {
+		r.Reset()
+		return
+	}
+	s.opts.TCP(r)
+}
+
+// Conn is a TCP connection of the stack. Its errors are those of package net:
+// net.ErrClosed, os.ErrDeadlineExceeded, syscall.ECONNRESET and so on.
+type Conn struct {
+	*gonet.TCPConn
+	ep     tcpip.Endpoint
+	closed atomic.Bool
+}
+
+func newConn(wq *waiter.Queue, ep tcpip.Endpoint) *Conn {
+	return &Conn{TCPConn: gonet.NewTCPConn(wq, ep), ep: ep}
+}
+
+// Read implements [net.Conn].
+func (c *Conn) Read(b []byte) (int, error) {
+	n, err := c.TCPConn.Read(b)
+	return n, fromGonet(err, c.closed.Load())
+}
+
+// Write implements [net.Conn].
+func (c *Conn) Write(b []byte) (int, error) {
+	n, err := c.TCPConn.Write(b)
+	return n, fromGonet(err, c.closed.Load())
+}
+
+// Close ends the connection. What was written is still delivered; if there is
+// unread data the other end gets a reset instead of an end of file.
+func (c *Conn) Close() error {
+	c.closed.Store(true)
+	return fromGonet(c.TCPConn.Close(), true)
+}
+
+// CloseWrite tells the other end that nothing more is coming; reading goes on.
+func (c *Conn) CloseWrite() error { return fromGonet(c.TCPConn.CloseWrite(), c.closed.Load()) }
+
+// CloseRead discards what arrives from now on.
+func (c *Conn) CloseRead() error { return fromGonet(c.TCPConn.CloseRead(), c.closed.Load()) }
+
+// Reset breaks the connection off: the other end gets a reset, and bytes that
+// were written but not sent, or received but not read, are discarded.
+func (c *Conn) Reset() {
+	c.closed.Store(true)
+	c.ep.Abort()
+	// Abort leaves an endpoint that has been closed before, or was reset by
+	// the other end, as it is; Close then lets go of it.
+	c.ep.Close()
+}
+
+// tune sets the options of every connection, forwarded or dialled.
+func tune(ep tcpip.Endpoint) {
+	so := ep.SocketOptions()
+	so.SetDelayOption(false)
+	so.SetKeepAlive(true)
+	idle, interval := tcpip.KeepaliveIdleOption(keepaliveIdle), tcpip.KeepaliveIntervalOption(keepaliveInterval)
+	_ = ep.SetSockOpt(&idle)
+	_ = ep.SetSockOpt(&interval)
+	_ = ep.SetSockOptInt(tcpip.KeepaliveCountOption, keepaliveCount)
+}
