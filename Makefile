@@ -1,10 +1,8 @@
 # Every target is one or two plain commands; a newcomer needs Go, git and make.
 # ARGS goes to the program a target runs: make demo ARGS=--script
 
-GO      ?= go
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
-LDFLAGS  = -s -w -X main.version=$(VERSION)
-ARGS    ?=
+GO   ?= go
+ARGS ?=
 
 GOFUMPT     = mvdan.cc/gofumpt@v0.12.0
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
@@ -19,7 +17,7 @@ help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' Makefile | sed 's/:.*## /\t/'
 
 build: ## both binaries and the demo into build/
-	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags "$(LDFLAGS)" -o build/ ./cmd/portvakt-gateway ./cmd/portvakt-agent
+	@CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o build/ ./cmd/portvakt-gateway ./cmd/portvakt-agent
 	@cd deploy && CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w" -o ../build/portvakt-demo ./demo
 
 demo: build ## a whole company on this machine until Ctrl-C; ARGS=--script plays the story by itself

@@ -220,12 +220,26 @@ func (s *Stage) layOut() error {
 	if err := geoip.Write(filepath.Join(s.Dir, "geo.mmdb"), countries); err != nil {
 		return err
 	}
+	if err := s.WriteCatalogue(); err != nil {
+		return err
+	}
+	return replaceFile(s.GatewayConfig, s.gatewayFile())
+}
+
+// Catalogue is a stage whose programs are not started: only its policy files
+// can be written.
+func Catalogue(dir string) *Stage {
+	return &Stage{Dir: dir, Policy: dir, ports: ports{CRM: 1, Payments: 2, Desk: 3, Voice: 4}}
+}
+
+// WriteCatalogue writes the app files as they are at the start.
+func (s *Stage) WriteCatalogue() error {
 	for name, text := range s.appFiles() {
 		if err := s.WritePolicy(name, text); err != nil {
 			return err
 		}
 	}
-	return replaceFile(s.GatewayConfig, s.gatewayFile())
+	return nil
 }
 
 // WritePolicy puts a file into the policy directory, or replaces it.
@@ -268,8 +282,10 @@ func (s *Stage) startApps(ctx context.Context) error {
 		port int
 		args []string
 	}{
-		{"crm", s.ports.CRM, web}, {"payments", s.ports.Payments, web},
-		{"desk", s.ports.Desk, nil}, {"voice", s.ports.Voice, nil},
+		{"crm", s.ports.CRM, web},
+		{"payments", s.ports.Payments, web},
+		{"desk", s.ports.Desk, nil},
+		{"voice", s.ports.Voice, nil},
 	} {
 		if _, err := s.start(a.name, append([]string{s.cfg.Self, a.name, "--listen", loopback(a.port)}, a.args...)...); err != nil {
 			return err

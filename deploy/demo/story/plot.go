@@ -150,7 +150,7 @@ func (p *plot) payments(ctx context.Context) (string, error) {
 		return "", err
 	}
 	if _, _, err := until(ctx, afterLimit, func(ctx context.Context) (answer, error) { return p.ben.allowed(ctx, "GET", payments) }); err != nil {
-		return "", fmt.Errorf("Ben: %w", err)
+		return "", fmt.Errorf("as Ben: %w", err)
 	}
 	fact := ""
 	if f := a.denial.Fact; f != nil {
@@ -283,7 +283,7 @@ func (p *plot) removeGroup(ctx context.Context) (string, error) {
 		return "", err
 	}
 	if _, err := p.ben.allowed(ctx, "GET", customers); err != nil {
-		return "", fmt.Errorf("Ben, whose group stayed: %w", err)
+		return "", fmt.Errorf("as Ben, whose group stayed: %w", err)
 	}
 	return fmt.Sprintf("%s after %.0f ms; Ben still 200", a, milliseconds(took)), nil
 }
@@ -328,7 +328,7 @@ func (p *plot) revoke(ctx context.Context) (string, error) {
 		return "", notSo("the CRM out of reach", "%s", a)
 	}
 	if err := others.beating(ctx, 3); err != nil {
-		return "", fmt.Errorf("Ben's flow: %w", err)
+		return "", fmt.Errorf("another laptop's flow: %w", err)
 	}
 	return fmt.Sprintf("the desk was cut %.0f ms after the command began; the agent says: %s %s; Ben's desk stays open",
 		milliseconds(cut.Sub(start)), st.Denial.Message, st.Denial.Remedy), nil
