@@ -87,6 +87,25 @@ func usableInvite(ctx context.Context, tx *sql.Tx, r Redeem) (name string, err e
 	return name, nil
 }
 
+// Invite returns the enrolment code with that secret's hash, or ErrNotFound.
+func (s *Store) Invite(ctx context.Context, secretHash [32]byte) (Invite, error) {
+	i := Invite{SecretHash: secretHash}
+	var created, expires int64
+	var used sql.NullInt64
+	var device sql.NullString
+	err := s.r.QueryRowContext(ctx,
+		`SELECT name, serial, created_by, created_at, expires_at, used_at, device_id FROM invites WHERE secret_hash = ?`, secretHash[:]).
+		Scan(&i.Name, &i.Serial, &i.CreatedBy, &created, &expires, &used, &device)
+	if errors.Is(err, sql.ErrNoRows) {
+		err = ErrNotFound
+	}
+	if err != nil {
+		return Invite{}, fmt.Errorf("reading an enrolment code: %w", err)
+	}
+	i.CreatedAt, i.ExpiresAt, i.UsedAt, i.DeviceID = at(created), at(expires), maybe(used), device.String
+	return i, nil
+}
+
 func (s *Store) insertDevice(ctx context.Context, tx *sql.Tx, d *Device) error {
 	var owner string
 	err := tx.QueryRowContext(ctx, `SELECT id FROM devices WHERE key_hash = ?`, d.KeyHash[:]).Scan(&owner)
@@ -102,12 +121,12 @@ func (s *Store) insertDevice(ctx context.Context, tx *sql.Tx, d *Device) error {
 	}
 	d.Addresses = s.pools.at(n)
 	_, err = tx.ExecContext(ctx,
-		`INSERT INTO devices (id, name, serial, os, arch, key_tier, key_hash, number, enrolled_at, last_seen) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-		d.ID, d.Name, d.Serial, d.OS, d.Arch, d.KeyTier, d.KeyHash[:], n, nanos(d.EnrolledAt), nanos(d.LastSeen))
+		`INSERT INTO devices (id, name, serial, os, arch, key_tier, key_hash, public_key, number, enrolled_at, last_seen) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		d.ID, d.Name, d.Serial, d.OS, d.Arch, d.KeyTier, d.KeyHash[:], d.PublicKey, n, nanos(d.EnrolledAt), nanos(d.LastSeen))
 	return err
 }
 
-const deviceColumns = `SELECT id, name, serial, os, arch, key_tier, key_hash, number, enrolled_at, last_seen, revoked_at, revoked_reason, revoked_by FROM devices`
+const deviceColumns = `SELECT id, name, serial, os, arch, key_tier, key_hash, public_key, number, enrolled_at, last_seen, revoked_at, revoked_reason, revoked_by FROM devices`
 
 // row is what *sql.Row and *sql.Rows have in common.
 type row interface{ Scan(...any) error }
@@ -116,7 +135,7 @@ func (s *Store) scanDevice(r row) (d Device, err error) {
 	var hash []byte
 	var number, enrolled, seen int64
 	var revoked sql.NullInt64
-	if err := r.Scan(&d.ID, &d.Name, &d.Serial, &d.OS, &d.Arch, &d.KeyTier, &hash, &number,
+	if err := r.Scan(&d.ID, &d.Name, &d.Serial, &d.OS, &d.Arch, &d.KeyTier, &hash, &d.PublicKey, &number,
 		&enrolled, &seen, &revoked, &d.RevokedReason, &d.RevokedBy); err != nil {
 		return Device{}, err
 	}

@@ -17,6 +17,7 @@ CREATE TABLE devices (
   arch           TEXT   NOT NULL,
   key_tier       TEXT   NOT NULL,
   key_hash       BLOB   NOT NULL UNIQUE, -- SHA-256 of the SubjectPublicKeyInfo
+  public_key     BLOB,                   -- that SubjectPublicKeyInfo itself, DER
   number         BIGINT NOT NULL UNIQUE REFERENCES addresses (number),
   enrolled_at    BIGINT NOT NULL,
   last_seen      BIGINT NOT NULL,

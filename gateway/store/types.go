@@ -46,6 +46,7 @@ const ResumeWithin = 10 * time.Minute
 type Device struct {
 	ID, Name, Serial, OS, Arch, KeyTier string
 	KeyHash                             [32]byte      // SHA-256 of the device key's SubjectPublicKeyInfo
+	PublicKey                           []byte        // that SubjectPublicKeyInfo, DER; posture reports are verified with it
 	Addresses                           [2]netip.Addr // inner IPv4 and IPv6, for the device's life
 	EnrolledAt, LastSeen                time.Time
 	RevokedAt                           time.Time // zero: not revoked

@@ -1,0 +1,127 @@
+package admin
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+
+	"github.com/portvakt/portvakt/gateway/audit"
+)
+
+// auditTail streams records as they are in the log: the last n, then, with
+// follow, each new one.
+func (s *Server) auditTail(w http.ResponseWriter, r *http.Request) {
+	q := r.URL.Query()
+	n, err := strconv.Atoi(q.Get("n"))
+	if err != nil || n < 0 {
+		s.fail(w, http.StatusBadRequest, "bad_request", "n is how many records to show, 0 for all.")
+		return
+	}
+	denied, follow := q.Get("denied") != "", q.Get("follow") != ""
+	s.looked(r, "audit log")
+	wanted := func(rec *audit.Record) bool { return !denied || (rec.Allow != nil && !*rec.Allow) }
+
+	var last [][]byte
+	var seq uint64
+	err = audit.Scan(s.cfg.Audit.Path(), func(line []byte, rec *audit.Record) bool {
+		seq = rec.Seq
+		if wanted(rec) {
+			last = append(last, append([]byte(nil), line...))
+			if n > 0 && len(last) > n {
+				last = last[1:]
+			}
+		}
+		return true
+	})
+	if err != nil {
+		s.failed(w, "reading the audit log", err)
+		return
+	}
+	w.Header().Set("Content-Type", "application/x-ndjson")
+	rc := http.NewResponseController(w)
+	write := func(line []byte) bool {
+		_, err := w.Write(append(line[:len(line):len(line)], '\n'))
+		return err == nil
+	}
+	for _, line := range last {
+		if !write(line) {
+			return
+		}
+	}
+	if !follow || rc.Flush() != nil {
+		return
+	}
+	err = audit.Follow(r.Context(), s.cfg.Audit.Path(), false, func(line []byte, rec *audit.Record) bool {
+		if rec.Seq <= seq || !wanted(rec) {
+			return true
+		}
+		return write(line) && rc.Flush() == nil
+	})
+	if err != nil && r.Context().Err() == nil {
+		s.log.Error("following the audit log", "err", err)
+	}
+}
+
+func (s *Server) auditShow(w http.ResponseWriter, r *http.Request) {
+	line, err := audit.Find(s.cfg.Audit.Path(), r.PathValue("id"))
+	if err != nil {
+		s.fail(w, http.StatusNotFound, "not_found", err.Error())
+		return
+	}
+	s.looked(r, "record "+r.PathValue("id"))
+	if r.URL.Query().Get("input") != "" {
+		var rec audit.Record
+		if err := json.Unmarshal(line, &rec); err != nil {
+			s.failed(w, "reading the record", err)
+			return
+		}
+		if rec.Input == nil {
+			s.fail(w, http.StatusNotFound, "not_found", "That record was not decided by policy, so it has no input.")
+			return
+		}
+		line = rec.Input
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if _, err := w.Write(append(line, '\n')); err != nil {
+		s.log.Debug("answering an administrator", "err", err)
+	}
+}
+
+var revisionName = regexp.MustCompile(`^[A-Za-z0-9-]{1,100}$`)
+
+// bundle sends the OPA bundle of the active revision or of one that was.
+func (s *Server) bundle(w http.ResponseWriter, r *http.Request) {
+	rev := r.URL.Query().Get("revision")
+	if rev == "" {
+		active := s.cfg.Engine.Active()
+		if active == nil {
+			s.fail(w, http.StatusNotFound, "policy_unavailable", "No policy revision is active yet.")
+			return
+		}
+		rev = active.ID()
+	}
+	if !revisionName.MatchString(rev) {
+		s.fail(w, http.StatusBadRequest, "bad_request", "That is not the name of a revision.")
+		return
+	}
+	f, err := os.Open(filepath.Join(s.cfg.Bundles, rev+".tar.gz"))
+	if errors.Is(err, os.ErrNotExist) {
+		s.fail(w, http.StatusNotFound, "not_found", "That revision was never active on this gateway.")
+		return
+	}
+	if err != nil {
+		s.failed(w, "opening the bundle", err)
+		return
+	}
+	defer f.Close()
+	w.Header().Set("Content-Type", "application/gzip")
+	w.Header().Set("Portvakt-Revision", rev)
+	if _, err := io.Copy(w, f); err != nil {
+		s.log.Debug("sending a bundle", "err", err)
+	}
+}

@@ -1,0 +1,204 @@
+package session
+
+import (
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/portvakt/portvakt/gateway/store"
+	"github.com/portvakt/portvakt/policy"
+)
+
+// device is one connection of a Device: it lives from Connect to the next
+// Connect, to Remove, or to the registration's end.
+type device struct {
+	// record, key, bootID and tokenHash never change.
+	record    store.Device
+	key       [32]byte
+	bootID    string
+	tokenHash [32]byte
+
+	// epoch grows with every change; raised with mu held, read without.
+	epoch atomic.Uint64
+
+	// refreshMu is held for the whole of a refresh, so that segments and views
+	// are published in the order of their epochs. It is taken before mu.
+	refreshMu sync.Mutex
+
+	// mu guards everything below and is never held while deciding or writing.
+	mu        sync.Mutex
+	expires   time.Time // of the registration
+	session   *store.Session
+	ended     policy.Reason // why there is no session: login_required, session_expired or session_revoked
+	posture   *report
+	nonce     string // of the next posture report
+	outer     netip.Addr
+	location  policy.Location
+	gone      *policy.Decision // set once; nothing is allowed any more
+	flows     map[*Flow]struct{}
+	reach     map[string]policy.Decision // by app; replaced, never changed
+	confirmed time.Duration              // Elapsed at the last refresh
+	watchers  map[*Watch]struct{}
+}
+
+// report is the last valid posture report.
+type report struct {
+	received time.Time
+	signals  map[string]policy.Signal
+	stale    bool // too old; it counts as none
+}
+
+// due says whether the device must be decided again because time passed.
+func (d *device) due(now time.Time, elapsed, maxAge time.Duration) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if elapsed-d.confirmed >= confirmEvery {
+		return true
+	}
+	if d.session != nil && !now.Before(d.session.ExpiresAt) {
+		return true
+	}
+	return d.posture != nil && !d.posture.stale && now.Sub(d.posture.received) > maxAge
+}
+
+// confirmEvery is how often leases are renewed: well below their length, so
+// that one late round cuts nobody.
+const confirmEvery = 10 * time.Second
+
+// expireLocked drops what time has ended. mu is held.
+func (d *device) expireLocked(now time.Time, maxAge time.Duration) {
+	if d.session != nil && !now.Before(d.session.ExpiresAt) {
+		d.session, d.ended = nil, policy.ReasonSessionExpired
+	}
+	if d.posture != nil && now.Sub(d.posture.received) > maxAge {
+		d.posture.stale = true
+	}
+}
+
+func (d *device) sessionID() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.session == nil {
+		return ""
+	}
+	return d.session.ID
+}
+
+// input is the device's facts as of now, for one app. Maps in it are shared
+// and never changed after they were set.
+func (d *device) input(now time.Time, a policy.App, action policy.Action) *policy.Input {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	in := &policy.Input{
+		Time:   now.UTC(),
+		Action: action,
+		App:    policy.AppRef{Name: a.Name, Protocol: a.Protocol},
+		Device: policyDevice(d.record),
+		Posture: policy.Posture{
+			Signals: map[string]policy.Signal{},
+		},
+		Location: d.location,
+	}
+	if d.session != nil && now.Before(d.session.ExpiresAt) {
+		s := d.session
+		subject := s.Subject
+		in.Subject = &subject
+		in.Session = &policy.Session{ID: s.ID, OSUser: s.OSUser, StartedAt: s.StartedAt.UTC(), ExpiresAt: s.ExpiresAt.UTC()}
+	}
+	if d.posture != nil && !d.posture.stale {
+		at := d.posture.received.UTC()
+		in.Posture.ReceivedAt = &at
+		in.Posture.Signals = d.posture.signals
+	}
+	return in
+}
+
+func policyDevice(r store.Device) policy.Device {
+	return policy.Device{ID: r.ID, Name: r.Name, Serial: r.Serial, OS: r.OS, KeyTier: r.KeyTier, EnrolledAt: r.EnrolledAt.UTC()}
+}
+
+// endedWhy returns why a device without a Session has none.
+func (d *device) endedWhy() (gone *policy.Decision, ended policy.Reason) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.gone, d.ended
+}
+
+// publish swaps the view and wakes every watcher.
+func (d *device) publish(reach map[string]policy.Decision) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.reach = reach
+	for w := range d.watchers {
+		w.wake()
+	}
+}
+
+// farewell waits until the event streams have told the device why its
+// connection ends, for at most a tenth of a second: its flows are cut already,
+// and the tunnel must not outlive them for longer.
+func (d *device) farewell() {
+	for range 20 {
+		d.mu.Lock()
+		left := len(d.watchers)
+		d.mu.Unlock()
+		if left == 0 {
+			return
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// reachNow returns the current view.
+func (d *device) reachNow() map[string]policy.Decision {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.reach
+}
+
+// A Watch tells one event stream that a device's state changed.
+type Watch struct {
+	// C receives a value after every change; changes that come faster than
+	// they are read are one.
+	C chan struct{}
+	d *device
+}
+
+func (w *Watch) wake() {
+	select {
+	case w.C <- struct{}{}:
+	default:
+	}
+}
+
+// Gone returns the Decision that ended the connection, once it has ended.
+func (w *Watch) Gone() (policy.Decision, bool) {
+	w.d.mu.Lock()
+	defer w.d.mu.Unlock()
+	if w.d.gone == nil {
+		return policy.Decision{}, false
+	}
+	return *w.d.gone, true
+}
+
+// Close ends the watch.
+func (w *Watch) Close() {
+	w.d.mu.Lock()
+	defer w.d.mu.Unlock()
+	delete(w.d.watchers, w)
+}
+
+// Watch begins to watch a connected device.
+func (m *Manager) Watch(id string) (*Watch, error) {
+	d, err := m.device(id)
+	if err != nil {
+		return nil, err
+	}
+	w := &Watch{C: make(chan struct{}, 1), d: d}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.watchers[w] = struct{}{}
+	w.wake()
+	return w, nil
+}

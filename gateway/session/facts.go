@@ -1,0 +1,292 @@
+package session
+
+import (
+	"context"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/portvakt/portvakt/gateway/audit"
+	"github.com/portvakt/portvakt/gateway/store"
+	"github.com/portvakt/portvakt/policy"
+)
+
+// Connection is a Device that connected, with the Session it took along.
+type Connection struct {
+	Device       store.Device
+	Registration store.Registration
+	Session      *store.Session
+	// Nonce is the one its first posture report must carry.
+	Nonce string
+}
+
+// Connect makes a device's registration the one in force. The device's former
+// connection, if any, ends: its key dies and its Flows are cut, but the
+// Session in c goes on. The caller has recorded the connect and stored the
+// registration.
+func (m *Manager) Connect(c Connection) error {
+	m.connectMu.Lock()
+	defer m.connectMu.Unlock()
+	d := &device{
+		record: c.Device, key: c.Registration.TunnelKey, bootID: c.Registration.BootID,
+		tokenHash: c.Registration.TokenHash, expires: c.Registration.ExpiresAt,
+		session: c.Session, ended: policy.ReasonLoginRequired, nonce: c.Nonce,
+		flows: map[*Flow]struct{}{}, watchers: map[*Watch]struct{}{},
+	}
+	m.mu.Lock()
+	old := m.devices[d.record.ID]
+	m.devices[d.record.ID] = d
+	for _, a := range d.record.Addresses {
+		m.inner[a] = d
+	}
+	m.mu.Unlock()
+	if old != nil {
+		m.dissolve(old, policy.Decision{}, false)
+	}
+	m.refresh(d)
+	if err := m.cfg.AddPeer(d.key, c.Registration.PresharedKey, d.record.Addresses); err != nil {
+		m.Remove(d.record.ID, policy.Decision{})
+		return fmt.Errorf("adding a tunnel peer: %w", err)
+	}
+	return nil
+}
+
+// TokenDevice returns the device that sits at an inner address when the hash of
+// its control token is that one.
+func (m *Manager) TokenDevice(inner netip.Addr, tokenHash [32]byte) (id string, ok bool) {
+	m.mu.RLock()
+	d := m.inner[inner.Unmap()]
+	m.mu.RUnlock()
+	if d == nil || subtle.ConstantTimeCompare(d.tokenHash[:], tokenHash[:]) != 1 {
+		return "", false
+	}
+	return d.record.ID, true
+}
+
+// Endpoint tells where the peer with that tunnel key sends from now. A changed
+// place is recorded and decides everything again.
+func (m *Manager) Endpoint(key [32]byte, outer netip.Addr) {
+	for _, d := range m.all() {
+		if d.key == key {
+			m.setLocation(d, outer)
+			return
+		}
+	}
+}
+
+func (m *Manager) setLocation(d *device, outer netip.Addr) {
+	loc := m.cfg.Locate(outer)
+	d.mu.Lock()
+	old := d.location
+	d.outer, d.location = outer, loc
+	session := d.session
+	d.mu.Unlock()
+	if old == loc {
+		return
+	}
+	m.refresh(d)
+	r := audit.Record{
+		Kind: audit.KindLocation, Device: d.record.ID, Remote: loc.Address,
+		Detail: map[string]string{"country": orUnknown(loc.Country), "before": orUnknown(old.Country), "before_address": old.Address},
+	}
+	sessionOf(&r, session)
+	m.cfg.Audit.Note(r)
+}
+
+func orUnknown(s string) string {
+	if s == "" {
+		return "unknown"
+	}
+	return s
+}
+
+func sessionOf(r *audit.Record, s *store.Session) {
+	if s != nil {
+		r.Session, r.Subject = s.ID, subjectName(s.Subject)
+	}
+}
+
+func subjectName(s policy.Subject) string { return s.Issuer + "#" + s.ID }
+
+// ErrNonce is returned for a report whose nonce is not the one that was given
+// out last.
+var ErrNonce = errors.New("the posture report's nonce is not the one given out last")
+
+// Posture takes a verified report: the nonce is used up whatever follows, and
+// the next one returned. A report that changes a signal is recorded before it
+// counts, because it may grant; when it cannot be recorded, only its failures
+// count.
+func (m *Manager) Posture(id, nonce, bootID string, signals map[string]policy.Signal) (next string, err error) {
+	d, err := m.device(id)
+	if err != nil {
+		return "", err
+	}
+	next = newID("n-")
+	d.mu.Lock()
+	if subtle.ConstantTimeCompare([]byte(d.nonce), []byte(nonce)) != 1 {
+		d.nonce = next
+		d.mu.Unlock()
+		return next, ErrNonce
+	}
+	d.nonce = next
+	if d.bootID != bootID {
+		d.mu.Unlock()
+		return next, fmt.Errorf("the report is of another boot of the device than its registration")
+	}
+	before := d.posture
+	session := d.session
+	d.mu.Unlock()
+
+	changed := before == nil || before.stale || !sameSignals(before.signals, signals)
+	if changed {
+		r := audit.Record{Kind: audit.KindPosture, Device: id, Detail: map[string]string{}}
+		for name, s := range signals {
+			r.Detail[name] = strings.TrimSuffix(s.State+": "+s.Value, ": ")
+		}
+		sessionOf(&r, session)
+		if err := m.cfg.Audit.Append(&r); err != nil {
+			m.log.Error("recording a posture report; only its failures count", "device", id, "err", err)
+			signals = onlyFailures(signals)
+		}
+	}
+	d.mu.Lock()
+	d.posture = &report{received: m.cfg.Now(), signals: signals}
+	d.mu.Unlock()
+	if changed {
+		m.refresh(d)
+	}
+	return next, nil
+}
+
+func sameSignals(a, b map[string]policy.Signal) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for k, v := range a {
+		if b[k] != v {
+			return false
+		}
+	}
+	return true
+}
+
+func onlyFailures(signals map[string]policy.Signal) map[string]policy.Signal {
+	out := map[string]policy.Signal{}
+	for k, s := range signals {
+		if s.State == "pass" {
+			s = policy.Signal{State: "unknown", Value: "the gateway could not record it"}
+		}
+		out[k] = s
+	}
+	return out
+}
+
+// Login binds a Subject to a connected device: recorded, stored, in force.
+func (m *Manager) Login(ctx context.Context, s store.Session) (store.Session, error) {
+	d, err := m.device(s.DeviceID)
+	if err != nil {
+		return store.Session{}, err
+	}
+	s.ID, s.BootID = newID("s-"), d.bootID
+	d.mu.Lock()
+	remote := d.location.Address
+	d.mu.Unlock()
+	r := &audit.Record{
+		Kind: audit.KindLogin, Subject: subjectName(s.Subject), Device: s.DeviceID, Session: s.ID, Remote: remote,
+		Detail: map[string]string{"name": s.Subject.Name, "groups": strings.Join(s.Subject.Groups, ","), "os_user": s.OSUser, "expires": s.ExpiresAt.UTC().Format(time.RFC3339)},
+	}
+	if err := m.cfg.Audit.Append(r); err != nil {
+		return store.Session{}, fmt.Errorf("recording the login: %w", err)
+	}
+	if err := m.cfg.Store.PutSession(ctx, s); err != nil {
+		return store.Session{}, fmt.Errorf("storing the session: %w", err)
+	}
+	d.mu.Lock()
+	d.session = &s
+	d.mu.Unlock()
+	m.refresh(d)
+	return s, nil
+}
+
+// EndSession ends a device's Session: in force at once, then stored and
+// recorded. reason is session_revoked for an act of somebody else and
+// login_required for a logout. The error says that the end is in force but not
+// stored.
+func (m *Manager) EndSession(ctx context.Context, e store.End, reason policy.Reason) error {
+	kind := audit.KindSessionEnd
+	if reason == policy.ReasonLoginRequired {
+		kind = audit.KindLogout
+	}
+	r := audit.Record{Kind: kind, Session: e.SessionID, Actor: e.By, Outcome: e.Reason}
+	for _, d := range m.all() {
+		d.mu.Lock()
+		s := d.session
+		if s == nil || s.ID != e.SessionID {
+			d.mu.Unlock()
+			continue
+		}
+		d.session, d.ended = nil, reason
+		r.Remote = d.location.Address
+		d.mu.Unlock()
+		m.refresh(d)
+		r.Device, r.Subject = d.record.ID, subjectName(s.Subject)
+		break
+	}
+	stored, err := m.cfg.Store.EndSession(ctx, e)
+	if err == nil {
+		r.Device, r.Subject = stored.DeviceID, subjectName(stored.Subject)
+	}
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		r.Detail = map[string]string{"stored": "no: " + err.Error()}
+	}
+	m.cfg.Audit.Note(r)
+	if err != nil {
+		return fmt.Errorf("storing the end of the session: %w", err)
+	}
+	return nil
+}
+
+// SessionOf returns the Session in force on a device.
+func (m *Manager) SessionOf(id string) (store.Session, bool) {
+	d, err := m.device(id)
+	if err != nil {
+		return store.Session{}, false
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.session == nil {
+		return store.Session{}, false
+	}
+	return *d.session, true
+}
+
+// Extend makes a registration last until then.
+func (m *Manager) Extend(ctx context.Context, id string, until time.Time) error {
+	d, err := m.device(id)
+	if err != nil {
+		return err
+	}
+	if err := m.cfg.Store.ExtendRegistration(ctx, id, until); err != nil {
+		return fmt.Errorf("storing the registration: %w", err)
+	}
+	d.mu.Lock()
+	d.expires = until
+	d.mu.Unlock()
+	return nil
+}
+
+// expired lists the devices whose registration has ended.
+func (m *Manager) expired(now time.Time) []string {
+	var out []string
+	for _, d := range m.all() {
+		d.mu.Lock()
+		if !now.Before(d.expires) {
+			out = append(out, d.record.ID)
+		}
+		d.mu.Unlock()
+	}
+	return out
+}

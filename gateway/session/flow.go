@@ -1,0 +1,415 @@
+package session
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/portvakt/portvakt/gateway/audit"
+	"github.com/portvakt/portvakt/policy"
+)
+
+// Begin says what a Flow is about to be.
+type Begin struct {
+	// Peer is the inner source: the device's own address, which the tunnel and
+	// the segment filter have proven.
+	Peer   netip.AddrPort
+	App    policy.App
+	Action policy.Action // ActionRequest or ActionFlow
+	Port   uint16        // on the app's virtual address
+}
+
+// Result is how a Flow ended.
+type Result struct {
+	Outcome           string // "done", or what went wrong, for the record
+	Status            int    // HTTP status given to the client, 0 for flows
+	BytesIn, BytesOut int64  // from the device, to the device
+}
+
+// Facts are who and what a Flow belongs to, as of its Decision.
+type Facts struct {
+	Subject *policy.Subject
+	Session *policy.Session
+	Device  policy.Device
+	// Outer is the device's outer address.
+	Outer string
+}
+
+// Refused is the error of a Flow that was refused before it was decided.
+type Refused struct{ Decision policy.Decision }
+
+// Error returns the Reason.
+func (r *Refused) Error() string { return string(r.Decision.Reason) }
+
+// ErrCut is returned by [Flow.Check] once a Flow was cut.
+var ErrCut = errors.New("the flow was cut")
+
+// A Flow is one open HTTP exchange, WebSocket, TCP connection or UDP exchange.
+// It is registered when it begins, so that nothing can change unseen between
+// its Decision and its first byte.
+type Flow struct {
+	m      *Manager
+	d      *device
+	id     string
+	begin  Begin
+	opened time.Time
+
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+
+	// leaseEnd is the Elapsed time until which bytes may pass.
+	leaseEnd atomic.Int64
+
+	// mu guards the fields below. It is never held while deciding, recording
+	// or running onCut.
+	mu       sync.Mutex
+	decided  bool // a Decision allowed it; changes decide it again from here on
+	request  *policy.Request
+	facts    Facts
+	last     policy.Decision
+	cut      *policy.Decision
+	onCut    func()
+	ended    bool
+	longLive bool // TCP, UDP and WebSocket: its end is recorded
+}
+
+// Begin registers a Flow. The error is a *[Refused] when the device is not
+// connected or has too many Flows open.
+func (m *Manager) Begin(b Begin) (*Flow, error) {
+	m.mu.RLock()
+	d := m.inner[b.Peer.Addr().Unmap()]
+	m.mu.RUnlock()
+	if d == nil {
+		m.refused.Add(1)
+		return nil, &Refused{policy.NewDecision(policy.ReasonLoginRequired, nil)}
+	}
+	f := &Flow{m: m, d: d, id: newID("f-"), begin: b, opened: m.cfg.Now(), longLive: b.Action == policy.ActionFlow}
+	f.ctx, f.cancel = context.WithCancelCause(context.Background())
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var refusal *policy.Decision
+	switch {
+	case d.gone != nil:
+		refusal = d.gone
+	case len(d.flows) >= m.cfg.MaxFlows:
+		dec := policy.NewDecision(policy.ReasonTooManyFlows, &policy.Fact{
+			Name: "open connections", Value: fmt.Sprint(len(d.flows)), Wanted: fmt.Sprintf("fewer than %d", m.cfg.MaxFlows),
+		})
+		refusal = &dec
+	}
+	if refusal != nil {
+		f.cancel(ErrCut)
+		m.refused.Add(1)
+		return nil, &Refused{*refusal}
+	}
+	d.flows[f] = struct{}{}
+	m.flows.Add(1)
+	return f, nil
+}
+
+// ID names the Flow in records.
+func (f *Flow) ID() string { return f.id }
+
+// Context is cancelled when the Flow is cut or has ended.
+func (f *Flow) Context() context.Context { return f.ctx }
+
+// maxRounds bounds how often a Flow is decided again because facts moved while
+// it was being decided.
+const maxRounds = 8
+
+// Authorize decides the Flow, records the Decision, and decides again if a fact
+// moved meanwhile. Only when it returns an allowing Decision and no error may
+// the caller act. The error means that the record of an allowing Decision could
+// not be written; the Decision returned with it denies.
+func (f *Flow) Authorize(ctx context.Context, req *policy.Request) (policy.Decision, error) {
+	for range maxRounds {
+		epoch := f.d.epoch.Load()
+		in, dec := f.decide(ctx, f.m.cfg.Now(), req)
+		if !dec.Allow {
+			f.m.refused.Add(1)
+			f.m.cfg.Audit.Note(*f.record(in, dec, f.openKind()))
+			return dec, nil
+		}
+		if err := f.m.cfg.Audit.Append(f.record(in, dec, f.openKind())); err != nil {
+			f.m.log.Error("recording a decision; refusing it", "flow", f.id, "app", f.begin.App.Name, "err", err)
+			f.m.refused.Add(1)
+			deny := policy.NewDecision(policy.ReasonAuditUnavailable, nil)
+			deny.ID, deny.App, deny.Time = dec.ID, dec.App, dec.Time
+			return deny, fmt.Errorf("recording the decision: %w", err)
+		}
+		f.mu.Lock()
+		f.decided, f.request, f.last = true, req, dec
+		f.facts = Facts{Subject: in.Subject, Session: in.Session, Device: in.Device, Outer: in.Location.Address}
+		f.longLive = f.longLive || (req != nil && req.Upgrade != "")
+		f.mu.Unlock()
+		f.renew()
+		if f.d.epoch.Load() == epoch {
+			if cut, ok := f.Cut(); ok {
+				return cut, nil
+			}
+			return dec, nil
+		}
+	}
+	// Facts that move eight times within one Decision are no ground to allow on.
+	dec := policy.NewDecision(policy.ReasonPolicyError, &policy.Fact{Name: "facts", Value: "changing", Wanted: "settled"})
+	dec.ID, dec.App, dec.Time = newID("d-"), f.begin.App.Name, f.m.cfg.Now()
+	f.m.cfg.Audit.Note(*f.record(nil, dec, f.openKind()))
+	return dec, nil
+}
+
+func (f *Flow) decide(ctx context.Context, now time.Time, req *policy.Request) (*policy.Input, policy.Decision) {
+	in := f.d.input(now, f.begin.App, f.begin.Action)
+	if f.begin.Action == policy.ActionFlow {
+		in.Flow = &policy.Flow{Port: f.begin.Port}
+	} else {
+		in.Request = req
+	}
+	gone, ended := f.d.endedWhy()
+	if gone != nil {
+		dec := *gone
+		dec.ID, dec.App, dec.Time = newID("d-"), f.begin.App.Name, now
+		return in, dec
+	}
+	return in, explainEnd(f.m.cfg.Engine.Decide(ctx, in), ended)
+}
+
+// explainEnd says "expired" or "ended" where policy only knows that nobody is
+// logged in.
+func explainEnd(dec policy.Decision, ended policy.Reason) policy.Decision {
+	if dec.Reason == policy.ReasonLoginRequired && ended != "" {
+		e := policy.Reasons[ended]
+		dec.Reason, dec.Message, dec.Remedy = ended, e.Message, e.Remedy
+	}
+	return dec
+}
+
+func (f *Flow) openKind() audit.Kind {
+	if f.begin.Action == policy.ActionFlow {
+		return audit.KindFlowOpen
+	}
+	return audit.KindDecision
+}
+
+func (f *Flow) record(in *policy.Input, dec policy.Decision, kind audit.Kind) *audit.Record {
+	r := &audit.Record{Kind: kind, Device: f.d.record.ID, Flow: f.id, App: f.begin.App.Name}
+	r.SetDecision(dec)
+	if in != nil {
+		r.Remote = in.Location.Address
+		if in.Subject != nil {
+			r.Subject = in.Subject.Issuer + "#" + in.Subject.ID
+		}
+		if in.Session != nil {
+			r.Session = in.Session.ID
+		}
+		if in.Request != nil {
+			r.Method, r.Host, r.Path = in.Request.Method, in.Request.Host, in.Request.Path
+		}
+		b, err := json.Marshal(in)
+		if err != nil {
+			panic("session: an input does not marshal: " + err.Error()) // no type in it can fail
+		}
+		r.Input = b
+	}
+	return r
+}
+
+// confirm decides an open Flow again and renews its lease or cuts it. Flows
+// that are still being decided are left to their own epoch comparison.
+func (f *Flow) confirm(now time.Time) {
+	f.mu.Lock()
+	decided, req := f.decided && !f.ended && f.cut == nil, f.request
+	f.mu.Unlock()
+	if !decided {
+		return
+	}
+	in, dec := f.decide(context.Background(), now, req)
+	if !dec.Allow {
+		f.cutWith(in, dec)
+		return
+	}
+	f.renew()
+}
+
+func (f *Flow) renew() {
+	f.leaseEnd.Store(int64(f.m.cfg.Elapsed() + f.m.cfg.Lease))
+}
+
+// Check says whether one more chunk may pass. It is called before every chunk.
+// A lease that ran out, because the process or the machine stood still, is
+// decided again before any byte.
+func (f *Flow) Check() error {
+	if f.ctx.Err() != nil {
+		return ErrCut
+	}
+	if int64(f.m.cfg.Elapsed()) <= f.leaseEnd.Load() {
+		return nil
+	}
+	f.d.mu.Lock()
+	f.d.expireLocked(f.m.cfg.Now(), f.m.cfg.PostureMaxAge)
+	f.d.mu.Unlock()
+	f.confirm(f.m.cfg.Now())
+	if f.ctx.Err() != nil || int64(f.m.cfg.Elapsed()) > f.leaseEnd.Load() {
+		return ErrCut
+	}
+	return nil
+}
+
+// OnCut sets what is run once when the Flow is cut, in the cutting goroutine:
+// it must not block. On a Flow that is cut already it runs at once.
+func (f *Flow) OnCut(fn func()) {
+	f.mu.Lock()
+	if f.cut == nil {
+		f.onCut = fn
+		fn = nil
+	}
+	f.mu.Unlock()
+	if fn != nil {
+		fn()
+	}
+}
+
+// Cut returns the Decision that cut the Flow, if one did.
+func (f *Flow) Cut() (policy.Decision, bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.cut == nil {
+		return policy.Decision{}, false
+	}
+	return *f.cut, true
+}
+
+// Facts returns who the Flow belongs to, as of the Decision that allowed it.
+func (f *Flow) Facts() Facts {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.facts
+}
+
+// cutWith cuts the Flow: no byte passes after it returns but those already
+// handed to the system. The record comes after, whatever the log's state. in is
+// what was decided on, nil when no policy was asked.
+func (f *Flow) cutWith(in *policy.Input, dec policy.Decision) {
+	f.mu.Lock()
+	if f.cut != nil || f.ended {
+		f.mu.Unlock()
+		return
+	}
+	if dec.ID == "" {
+		dec.ID, dec.Time = newID("d-"), f.m.cfg.Now()
+	}
+	dec.App = f.begin.App.Name
+	f.cut = &dec
+	fn, decided, facts, req := f.onCut, f.decided, f.facts, f.request
+	f.onCut = nil
+	f.mu.Unlock()
+	f.leaseEnd.Store(-1)
+	f.cancel(ErrCut)
+	if fn != nil {
+		fn()
+	}
+	if !decided {
+		return // its Authorize sees the cut and refuses; nothing was open
+	}
+	f.m.cuts.Add(1)
+	r := f.record(in, dec, audit.KindFlowCut)
+	r.Remote = facts.Outer
+	if facts.Subject != nil {
+		r.Subject = facts.Subject.Issuer + "#" + facts.Subject.ID
+	}
+	if facts.Session != nil {
+		r.Session = facts.Session.ID
+	}
+	if req != nil {
+		r.Method, r.Host, r.Path = req.Method, req.Host, req.Path
+	}
+	r.DurationMS = f.m.cfg.Now().Sub(f.opened).Milliseconds()
+	f.m.cfg.Audit.Note(*r)
+}
+
+// End takes the Flow out of the registry. It is called exactly once, whatever
+// happened; more calls do nothing. The end of a TCP or UDP flow and of a
+// WebSocket is recorded, and any end that was the app's fault.
+func (f *Flow) End(res Result) {
+	f.mu.Lock()
+	if f.ended {
+		f.mu.Unlock()
+		return
+	}
+	f.ended = true
+	f.onCut = nil
+	decided, long, wasCut, facts, last := f.decided, f.longLive, f.cut != nil, f.facts, f.last
+	f.mu.Unlock()
+	f.cancel(context.Canceled)
+	f.d.mu.Lock()
+	delete(f.d.flows, f)
+	f.d.mu.Unlock()
+	f.m.flows.Add(-1)
+	failed := res.Outcome != "" && res.Outcome != "done"
+	if !decided || (wasCut && !long) || (!long && !failed) {
+		return
+	}
+	kind := audit.KindFlowClose
+	if failed && !wasCut {
+		kind = audit.KindUpstreamError
+	}
+	r := audit.Record{
+		Kind: kind, Decision: last.ID, Device: f.d.record.ID, Flow: f.id, App: f.begin.App.Name, Revision: last.Revision,
+		Outcome: res.Outcome, Status: res.Status, BytesIn: res.BytesIn, BytesOut: res.BytesOut,
+		DurationMS: f.m.cfg.Now().Sub(f.opened).Milliseconds(), Remote: facts.Outer,
+	}
+	if facts.Subject != nil {
+		r.Subject = facts.Subject.Issuer + "#" + facts.Subject.ID
+	}
+	if facts.Session != nil {
+		r.Session = facts.Session.ID
+	}
+	f.m.cfg.Audit.Note(r)
+}
+
+// Rejection is a request refused before policy was asked: it named another
+// host, came from another page, or could be read in two ways.
+type Rejection struct {
+	Peer               netip.AddrPort
+	App                policy.App
+	Decision           policy.Decision
+	Method, Host, Path string
+}
+
+// Reject records a refusal that needed no policy, and returns its Decision with
+// an ID to show.
+func (m *Manager) Reject(r Rejection) policy.Decision {
+	dec := r.Decision
+	dec.ID, dec.App, dec.Time = newID("d-"), r.App.Name, m.cfg.Now()
+	rec := audit.Record{Kind: audit.KindDecision, App: r.App.Name, Method: r.Method, Host: r.Host, Path: r.Path}
+	rec.SetDecision(dec)
+	m.mu.RLock()
+	d := m.inner[r.Peer.Addr().Unmap()]
+	m.mu.RUnlock()
+	if d != nil {
+		rec.Device = d.record.ID
+		d.mu.Lock()
+		rec.Remote = d.location.Address
+		if d.session != nil {
+			rec.Session = d.session.ID
+			rec.Subject = d.session.Subject.Issuer + "#" + d.session.Subject.ID
+		}
+		d.mu.Unlock()
+	}
+	m.refused.Add(1)
+	m.cfg.Audit.Note(rec)
+	return dec
+}
+
+// newID returns 128 random bits in hex after a prefix that says of what.
+func newID(prefix string) string {
+	var b [16]byte
+	rand.Read(b[:])
+	return prefix + hex.EncodeToString(b[:])
+}

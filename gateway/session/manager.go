@@ -1,0 +1,420 @@
+// Package session owns what the gateway knows about connected devices: the
+// Session that binds a Subject to a Device, the facts behind it (posture,
+// location), the epoch that grows when one of them changes, the segment that
+// follows from them, and the registry of open Flows. Whoever lets something
+// through asks a [Flow]; whoever learns something tells the [Manager], which
+// decides everything again and cuts what no longer holds.
+//
+// The order that makes revocation certain (DESIGN.md, "Change"):
+//
+//	opening:  register the Flow -> decide -> record -> mark as decided -> compare the epoch
+//	changing: change the fact -> raise the epoch -> decide every marked Flow again
+//
+// Either the opener sees the new epoch and decides again, or the changer sees
+// the marked Flow. There is no third interleaving.
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/portvakt/portvakt/gateway/audit"
+	"github.com/portvakt/portvakt/gateway/segment"
+	"github.com/portvakt/portvakt/gateway/store"
+	"github.com/portvakt/portvakt/policy"
+)
+
+// Config is what a Manager needs. Engine, Store, Audit, Table, Locate,
+// AddPeer and RemovePeer are required.
+type Config struct {
+	Engine *policy.Engine
+	Store  *store.Store
+	Audit  *audit.Log
+	// Table receives every device's segment.
+	Table *segment.Table
+	// Gateway are the gateway's own inner addresses, IPv4 and IPv6, and
+	// ControlPort the TCP port of its control API there.
+	Gateway     [2]netip.Addr
+	ControlPort uint16
+	// Locate says where an outer address is.
+	Locate func(netip.Addr) policy.Location
+	// AddPeer makes a tunnel key known to the tunnel, RemovePeer unknown at once.
+	AddPeer    func(key, preshared [32]byte, inner [2]netip.Addr) error
+	RemovePeer func(key [32]byte) error
+	// PostureMaxAge is how long a report counts; zero means 90 s.
+	PostureMaxAge time.Duration
+	// Lease is how long an open Flow may go on unconfirmed; zero means 30 s.
+	Lease time.Duration
+	// MaxFlows bounds the open Flows of one device; zero means 2,048.
+	MaxFlows int
+	// Now is the wall clock; nil means time.Now.
+	Now func() time.Time
+	// Elapsed is a clock that runs during suspend, for leases; nil means the
+	// system's (CLOCK_BOOTTIME).
+	Elapsed func() time.Duration
+	Log     *slog.Logger
+}
+
+// Manager is the owner of all devices' facts. Its methods are safe for
+// concurrent use.
+type Manager struct {
+	cfg Config
+	log *slog.Logger
+
+	// connectMu is held for the whole of Connect, so that of two connects of one
+	// device the later one's key is the one that stays.
+	connectMu sync.Mutex
+
+	// mu guards the two maps, not the devices in them.
+	mu      sync.RWMutex
+	devices map[string]*device
+	inner   map[netip.Addr]*device
+
+	// publishMu is held while a revision becomes active.
+	publishMu sync.Mutex
+	catalogue atomic.Pointer[catalogue]
+
+	flows   atomic.Int64
+	refused atomic.Uint64
+	cuts    atomic.Uint64
+}
+
+// catalogue is the app list of the active revision with its addresses;
+// immutable, swapped as a whole.
+type catalogue struct {
+	apps   []policy.App
+	addrs  map[string][2]netip.Addr
+	byAddr map[netip.Addr]policy.App
+}
+
+// ErrUnknownDevice is returned for a device that is not connected.
+var ErrUnknownDevice = errors.New("the device is not connected")
+
+// New returns a Manager that knows no device. It opens nothing.
+func New(cfg Config) *Manager {
+	if cfg.PostureMaxAge == 0 {
+		cfg.PostureMaxAge = 90 * time.Second
+	}
+	if cfg.Lease == 0 {
+		cfg.Lease = 30 * time.Second
+	}
+	if cfg.MaxFlows == 0 {
+		cfg.MaxFlows = 2048
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Elapsed == nil {
+		cfg.Elapsed = sinceBoot
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	m := &Manager{cfg: cfg, log: cfg.Log, devices: map[string]*device{}, inner: map[netip.Addr]*device{}}
+	m.catalogue.Store(&catalogue{})
+	return m
+}
+
+// Run confirms open Flows before their leases end and acts on the edges of
+// time: sessions that expire, reports that grow old, hours that begin or end.
+func (m *Manager) Run(ctx context.Context) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	minute := m.cfg.Now().Truncate(time.Minute)
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		now := m.cfg.Now()
+		edge := !now.Truncate(time.Minute).Equal(minute)
+		minute = now.Truncate(time.Minute)
+		var alive []string
+		for _, id := range m.expired(now) {
+			if err := m.cfg.Store.DeleteRegistration(ctx, id); err != nil && ctx.Err() == nil {
+				m.log.Warn("deleting an ended registration", "device", id, "err", err)
+			}
+			m.Remove(id, policy.Decision{})
+		}
+		for _, d := range m.all() {
+			if d.due(now, m.cfg.Elapsed(), m.cfg.PostureMaxAge) || edge {
+				m.refresh(d)
+			}
+			if edge {
+				if s := d.sessionID(); s != "" {
+					alive = append(alive, s)
+				}
+			}
+		}
+		if len(alive) > 0 {
+			if err := m.cfg.Store.TouchSessions(ctx, alive, now); err != nil && ctx.Err() == nil {
+				m.log.Warn("noting which sessions are alive", "err", err)
+			}
+		}
+	}
+}
+
+// Publish makes a revision the active one: recorded, activated, and every
+// device decided again before it returns. On an error the old one stays.
+func (m *Manager) Publish(ctx context.Context, rev *policy.Revision, actor string) error {
+	m.publishMu.Lock()
+	defer m.publishMu.Unlock()
+	apps := rev.Apps()
+	names := make([]string, len(apps))
+	for i, a := range apps {
+		names[i] = a.Name
+	}
+	addrs, err := m.cfg.Store.AppAddresses(ctx, names)
+	if err != nil {
+		return fmt.Errorf("giving apps their addresses: %w", err)
+	}
+	next := &catalogue{apps: apps, addrs: addrs, byAddr: map[netip.Addr]policy.App{}}
+	for _, a := range apps {
+		for _, addr := range addrs[a.Name] {
+			next.byAddr[addr] = a
+		}
+	}
+	err = m.cfg.Audit.Append(&audit.Record{
+		Kind: audit.KindPolicy, Revision: rev.ID(), Actor: actor,
+		Detail: map[string]string{"apps": fmt.Sprint(len(apps))},
+	})
+	if err != nil {
+		return fmt.Errorf("recording the policy revision: %w", err)
+	}
+	m.cfg.Engine.Activate(rev)
+	m.catalogue.Store(next)
+	m.refreshAll()
+	return nil
+}
+
+// AppByAddr returns the app of a virtual address.
+func (m *Manager) AppByAddr(addr netip.Addr) (policy.App, bool) {
+	a, ok := m.catalogue.Load().byAddr[addr]
+	return a, ok
+}
+
+// AppAddresses returns the virtual addresses of an app of the active revision.
+func (m *Manager) AppAddresses(name string) [2]netip.Addr {
+	return m.catalogue.Load().addrs[name]
+}
+
+// Relocate looks every device's place up again, after the location database
+// changed.
+func (m *Manager) Relocate() {
+	for _, d := range m.all() {
+		d.mu.Lock()
+		outer := d.outer
+		d.mu.Unlock()
+		if outer.IsValid() {
+			m.setLocation(d, outer)
+		}
+	}
+}
+
+// Counts are the numbers that metrics show.
+type Counts struct {
+	Devices, Sessions, Flows int
+	Refused, Cuts            uint64
+}
+
+// Counts returns the current numbers.
+func (m *Manager) Counts() Counts {
+	c := Counts{Flows: int(m.flows.Load()), Refused: m.refused.Load(), Cuts: m.cuts.Load()}
+	for _, d := range m.all() {
+		c.Devices++
+		if d.sessionID() != "" {
+			c.Sessions++
+		}
+	}
+	return c
+}
+
+func (m *Manager) all() []*device {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	out := make([]*device, 0, len(m.devices))
+	for _, d := range m.devices {
+		out = append(out, d)
+	}
+	return out
+}
+
+func (m *Manager) device(id string) (*device, error) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	d, ok := m.devices[id]
+	if !ok {
+		return nil, ErrUnknownDevice
+	}
+	return d, nil
+}
+
+// DeviceByInner returns the connected device that owns an inner address.
+func (m *Manager) DeviceByInner(addr netip.Addr) (id string, ok bool) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	d, ok := m.inner[addr.Unmap()]
+	if !ok {
+		return "", false
+	}
+	return d.record.ID, true
+}
+
+func (m *Manager) refreshAll() {
+	// A publish touches everyone; two workers use both of a small machine's
+	// cores without starving the tunnel.
+	work := make(chan *device)
+	var wg sync.WaitGroup
+	for range 2 {
+		wg.Go(func() {
+			for d := range work {
+				m.refresh(d)
+			}
+		})
+	}
+	for _, d := range m.all() {
+		work <- d
+	}
+	close(work)
+	wg.Wait()
+}
+
+// refresh decides everything about one device again: which apps it reaches,
+// hence its segment, and every Flow it has open. It raises the epoch first, so
+// that a Flow being opened meanwhile decides again too.
+func (m *Manager) refresh(d *device) {
+	d.refreshMu.Lock()
+	defer d.refreshMu.Unlock()
+	now := m.cfg.Now()
+
+	d.mu.Lock()
+	if d.gone != nil {
+		// dissolve did all there is to do, and the segment at these addresses
+		// may be a newer connection's by now.
+		d.mu.Unlock()
+		return
+	}
+	d.expireLocked(now, m.cfg.PostureMaxAge)
+	d.epoch.Add(1)
+	d.confirmed = m.cfg.Elapsed()
+	flows := make([]*Flow, 0, len(d.flows))
+	for f := range d.flows {
+		flows = append(flows, f)
+	}
+	d.mu.Unlock()
+
+	cat := m.catalogue.Load()
+	reach := make(map[string]policy.Decision, len(cat.apps))
+	var entries []segment.Entry
+	for _, a := range cat.apps {
+		dec := m.cfg.Engine.Decide(context.Background(), d.input(now, a, policy.ActionReach))
+		reach[a.Name] = dec
+		entries = append(entries, reachable(a, cat.addrs[a.Name], dec.Allow)...)
+	}
+	for _, g := range m.cfg.Gateway {
+		entries = append(entries, segment.Entry{Addr: g, Proto: protoTCP, Port: m.cfg.ControlPort})
+	}
+	m.cfg.Table.Set(d.record.Addresses, segment.New(entries))
+	for _, f := range flows {
+		f.confirm(now)
+	}
+	d.publish(reach)
+}
+
+const (
+	protoTCP = 6
+	protoUDP = 17
+)
+
+// reachable lists what a device may send to for one app. An explained http app
+// answers on its web ports whatever the decision, so that the block page can.
+func reachable(a policy.App, addrs [2]netip.Addr, allowed bool) []segment.Entry {
+	var proto uint8 = protoTCP
+	ports := a.Ports
+	switch a.Protocol {
+	case "http":
+		ports = []uint16{80, 443}
+		allowed = allowed || a.Visibility == "explain"
+	case "udp":
+		proto = protoUDP
+	}
+	if !allowed {
+		return nil
+	}
+	var out []segment.Entry
+	for _, addr := range addrs {
+		for _, p := range ports {
+			out = append(out, segment.Entry{Addr: addr, Proto: proto, Port: p})
+		}
+	}
+	return out
+}
+
+// Remove forgets a device's connection: its Flows are cut with the Decision,
+// its segment emptied, its peer removed, its event streams told. A Decision of
+// the zero value means that the registration merely ended.
+func (m *Manager) Remove(id string, why policy.Decision) {
+	m.mu.Lock()
+	d, ok := m.devices[id]
+	if ok {
+		delete(m.devices, id)
+		for _, a := range d.record.Addresses {
+			if m.inner[a] == d {
+				delete(m.inner, a)
+			}
+		}
+	}
+	m.mu.Unlock()
+	if !ok {
+		return
+	}
+	m.dissolve(d, why, true)
+}
+
+// dissolve ends a device object. With last set nobody follows on its
+// addresses; otherwise a newer connection of the same device already has them.
+func (m *Manager) dissolve(d *device, why policy.Decision, last bool) {
+	if why.Reason == "" {
+		why = policy.NewDecision(policy.ReasonLoginRequired, nil)
+	}
+	d.refreshMu.Lock()
+	defer d.refreshMu.Unlock()
+	d.mu.Lock()
+	d.gone = &why
+	d.epoch.Add(1)
+	flows := make([]*Flow, 0, len(d.flows))
+	for f := range d.flows {
+		flows = append(flows, f)
+	}
+	d.mu.Unlock()
+	if last {
+		m.cfg.Table.Delete(d.record.Addresses)
+	}
+	for _, f := range flows {
+		f.cutWith(nil, why)
+	}
+	d.publish(nil)
+	d.farewell()
+	if err := m.cfg.RemovePeer(d.key); err != nil {
+		m.log.Error("removing a tunnel peer", "device", d.record.ID, "err", err)
+	}
+}
+
+// visible returns the apps a device may know of, by name: those it reaches and
+// those that explain themselves.
+func (c *catalogue) visible(reach map[string]policy.Decision) []policy.App {
+	var out []policy.App
+	for _, a := range c.apps { // Revision.Apps is sorted by name
+		if dec, ok := reach[a.Name]; ok && (dec.Allow || a.Visibility == "explain") {
+			out = append(out, a)
+		}
+	}
+	return out
+}

@@ -1,0 +1,148 @@
+package session
+
+import (
+	"context"
+	"net/netip"
+	"time"
+
+	"github.com/portvakt/portvakt/gateway/store"
+	"github.com/portvakt/portvakt/internal/wire"
+	"github.com/portvakt/portvakt/policy"
+)
+
+// State is what a device may know about itself.
+func (m *Manager) State(id string) (wire.State, error) {
+	d, err := m.device(id)
+	if err != nil {
+		return wire.State{}, err
+	}
+	cat := m.catalogue.Load()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	st := wire.State{
+		DeviceID: id,
+		Epoch:    d.epoch.Load(),
+		Location: wire.Location{Address: d.location.Address, Country: d.location.Country},
+		Posture:  []wire.Signal{},
+		Apps:     []wire.App{},
+		Time:     m.cfg.Now().UTC(),
+	}
+	if r := m.cfg.Engine.Active(); r != nil {
+		st.Revision = r.ID()
+	}
+	if s := d.session; s != nil {
+		st.Session = &wire.Session{
+			ID: s.ID, Subject: subjectName(s.Subject), Name: s.Subject.Name, Groups: s.Subject.Groups,
+			OSUser: s.OSUser, StartedAt: s.StartedAt.UTC(), ExpiresAt: s.ExpiresAt.UTC(),
+		}
+	}
+	if p := d.posture; p != nil && !p.stale {
+		for _, name := range wire.Signals {
+			if s, ok := p.signals[name]; ok {
+				st.Posture = append(st.Posture, wire.Signal{
+					Name: name, State: s.State, Value: s.Value, AgeSeconds: int(m.cfg.Now().Sub(p.received) / time.Second),
+				})
+			}
+		}
+	}
+	for _, a := range cat.visible(d.reach) {
+		addrs := cat.addrs[a.Name]
+		app := wire.App{
+			Name: a.Name, Title: a.Title, Protocol: a.Protocol, Hosts: a.Hosts,
+			Addresses: []netip.Addr{addrs[0], addrs[1]}, Ports: PortsOf(a),
+		}
+		dec := explainEnd(d.reach[a.Name], d.ended)
+		app.Allowed = dec.Allow
+		if !dec.Allow {
+			app.Denial = Denial(dec)
+		}
+		st.Apps = append(st.Apps, app)
+	}
+	return st, nil
+}
+
+// PortsOf lists the ports of an app on its virtual address.
+func PortsOf(a policy.App) []uint16 {
+	if a.Protocol == "http" {
+		return []uint16{443, 80}
+	}
+	return a.Ports
+}
+
+// Denial is a Decision in the form of the wire.
+func Denial(dec policy.Decision) *wire.Denial {
+	out := &wire.Denial{
+		Decision: dec.ID, Allow: dec.Allow, Reason: string(dec.Reason), Message: dec.Message,
+		Remedy: dec.Remedy, App: dec.App, Revision: dec.Revision, Time: dec.Time,
+	}
+	if f := dec.Fact; f != nil {
+		out.Fact = &wire.Fact{Name: f.Name, Value: f.Value, Wanted: f.Wanted}
+	}
+	return out
+}
+
+// WhyDevice answers a device's own question about an app. An app that is
+// hidden from it gets the answer of an app that does not exist: both come from
+// the same look-up in the device's view, so that neither bytes nor time tell
+// them apart.
+func (m *Manager) WhyDevice(id, app string) (policy.Decision, error) {
+	d, err := m.device(id)
+	if err != nil {
+		return policy.Decision{}, err
+	}
+	for _, a := range m.catalogue.Load().visible(d.reachNow()) {
+		if a.Name == app {
+			_, ended := d.endedWhy()
+			return explainEnd(m.cfg.Engine.Decide(context.Background(), d.input(m.cfg.Now(), a, policy.ActionReach)), ended), nil
+		}
+	}
+	dec := policy.NewDecision(policy.ReasonUnknownApp, nil)
+	dec.ID, dec.App, dec.Time = newID("d-"), app, m.cfg.Now()
+	return dec, nil
+}
+
+// Status is one connected device for administrators.
+type Status struct {
+	Device   store.Device
+	Session  *store.Session
+	Posture  policy.Posture
+	Location policy.Location
+	Epoch    uint64
+	Flows    int
+	Expires  time.Time
+}
+
+// Status returns what is known about a connected device.
+func (m *Manager) Status(id string) (Status, bool) {
+	d, err := m.device(id)
+	if err != nil {
+		return Status{}, false
+	}
+	in := d.input(m.cfg.Now(), policy.App{}, policy.ActionReach)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	st := Status{Device: d.record, Posture: in.Posture, Location: in.Location, Epoch: d.epoch.Load(), Flows: len(d.flows), Expires: d.expires}
+	if d.session != nil {
+		s := *d.session
+		st.Session = &s
+	}
+	return st, true
+}
+
+// Input returns the facts of a connected device as policy would see them now.
+func (m *Manager) Input(id string, a policy.App) (*policy.Input, error) {
+	d, err := m.device(id)
+	if err != nil {
+		return nil, err
+	}
+	return d.input(m.cfg.Now(), a, policy.ActionReach), nil
+}
+
+// Connected lists the connected devices' IDs.
+func (m *Manager) Connected() []string {
+	var out []string
+	for _, d := range m.all() {
+		out = append(out, d.record.ID)
+	}
+	return out
+}
