@@ -83,7 +83,7 @@ func (p *Public) runACME(ctx context.Context) error {
 	// certmagic's goroutines end with ctx; the cache's own with Stop.
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	logger := zap.New(&slogCore{log: p.log})
+	logger := zap.New(&slogCore{log: p.log, done: ctx.Done()})
 
 	// The cache's maintenance asks for the configuration that is made with it.
 	var current atomic.Pointer[certmagic.Config]
@@ -124,6 +124,7 @@ func (p *Public) runACME(ctx context.Context) error {
 // account and order data.
 type slogCore struct {
 	log    *slog.Logger
+	done   <-chan struct{} // closed: what fails now fails because we stop
 	fields []zapcore.Field
 }
 
@@ -132,7 +133,7 @@ func (c *slogCore) Enabled(l zapcore.Level) bool {
 }
 
 func (c *slogCore) With(f []zapcore.Field) zapcore.Core {
-	return &slogCore{log: c.log, fields: append(append([]zapcore.Field(nil), c.fields...), f...)}
+	return &slogCore{log: c.log, done: c.done, fields: append(append([]zapcore.Field(nil), c.fields...), f...)}
 }
 
 func (c *slogCore) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
@@ -160,7 +161,16 @@ func (c *slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 		}
 		attrs = append(attrs, slog.Any(k, v))
 	}
-	c.log.LogAttrs(context.Background(), slogLevel(e.Level), "acme: "+e.Message, attrs...)
+	level := slogLevel(e.Level)
+	select {
+	case <-c.done:
+		level = slog.LevelDebug
+	default:
+	}
+	if e.Message == "tls-alpn challenge" {
+		level = slog.LevelDebug // any stranger can ask for a challenge that is not on
+	}
+	c.log.LogAttrs(context.Background(), level, "acme: "+e.Message, attrs...)
 	return nil
 }
 
