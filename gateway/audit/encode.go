@@ -85,27 +85,30 @@ func bound(r *Record) error {
 	if r.Input == nil {
 		return nil
 	}
-	if !json.Valid(r.Input) {
-		return errors.New("its input is not JSON")
-	}
 	if len(r.Input) > MaxInput {
+		if !json.Valid(r.Input) { // below the bound the encoder sees to it
+			return errors.New("its input is not JSON")
+		}
 		r.Input = fmt.Appendf(nil, `{"cut":{"bytes":%d,"sha256":"%x"}}`, len(r.Input), sha256.Sum256(r.Input))
 	}
-	r.Input = bytes.ToValidUTF8(r.Input, []byte("\uFFFD"))
+	if !utf8.Valid(r.Input) {
+		r.Input = bytes.ToValidUTF8(r.Input, []byte("\uFFFD"))
+	}
 	return nil
 }
 
 // clip returns s, or its beginning and a marker if it is longer than
-// MaxString. The hash is of the whole string as it came.
+// MaxString, with U+FFFD for what is not UTF-8. The hash is of the whole
+// string as it came.
 func clip(s string) string {
 	if len(s) <= MaxString {
-		return s
+		return strings.ToValidUTF8(s, "\uFFFD")
 	}
 	end := MaxString
 	for end > MaxString-utf8.UTFMax && !utf8.RuneStart(s[end]) {
 		end--
 	}
-	return s[:end] + fmt.Sprintf("...[cut: %d bytes, sha256 %x]", len(s), sha256.Sum256([]byte(s)))
+	return strings.ToValidUTF8(s[:end], "\uFFFD") + fmt.Sprintf("...[cut: %d bytes, sha256 %x]", len(s), sha256.Sum256([]byte(s)))
 }
 
 func clipDetail(d map[string]string) map[string]string {
@@ -115,9 +118,7 @@ func clipDetail(d map[string]string) map[string]string {
 			c["cut"] = fmt.Sprintf("%d of %d entries left out", len(d)-MaxDetail, len(d))
 			break
 		}
-		// Two keys that differ only in what is not UTF-8 would become one
-		// member twice.
-		c[strings.ToValidUTF8(clip(k), "\uFFFD")] = clip(d[k])
+		c[clip(k)] = clip(d[k])
 	}
 	return c
 }
@@ -127,8 +128,19 @@ func clipDetail(d map[string]string) map[string]string {
 // and paragraph separators. encoding/json did it for the C0 controls. Outside
 // of strings JSON is ASCII, so this never touches structure.
 func escape(line []byte) []byte {
-	i := bytes.IndexFunc(line, hidden)
-	if i < 0 {
+	i := 0
+	for i < len(line) {
+		if line[i] < 0x7F {
+			i++
+			continue
+		}
+		r, n := utf8.DecodeRune(line[i:])
+		if hidden(r) {
+			break
+		}
+		i += n
+	}
+	if i == len(line) {
 		return line
 	}
 	out := make([]byte, i, len(line)+64)

@@ -1,0 +1,250 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+func openFault(t *testing.T) *Log {
+	t.Helper()
+	l, err := Open(Options{Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	return l
+}
+
+func seqs(t *testing.T, l *Log) []Kind {
+	t.Helper()
+	var ks []Kind
+	if err := Scan(l.path, func(_ []byte, r *Record) bool {
+		ks = append(ks, r.Kind)
+		if r.Seq != uint64(len(ks)) {
+			t.Fatalf("record %d has number %d", len(ks), r.Seq)
+		}
+		return true
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return ks
+}
+
+// A write that fails after any number of bytes of a batch: whole lines count,
+// the rest is cut off, nothing is there twice.
+func TestWriteFailsAtEveryByte(t *testing.T) {
+	for n := range 170 {
+		l := openFault(t)
+		real := l.write
+		l.write = func(b []byte) (int, error) {
+			n, _ := real(b[:min(n, len(b))])
+			if n == len(b) {
+				return n, nil
+			}
+			return n, syscall.ENOSPC
+		}
+		l.Note(Record{Kind: KindFlowCut})
+		l.Note(Record{Kind: KindFlowClose})
+		l.drain()
+		b, err := os.ReadFile(l.path)
+		if err != nil || len(b) > 0 && b[len(b)-1] != '\n' {
+			t.Fatalf("%d bytes: the file ends in %q, %v", n, b, err)
+		}
+		l.write = real
+		if err := l.Append(&Record{Kind: KindLogin}); err != nil {
+			t.Fatal(err)
+		}
+		count := map[Kind]int{}
+		for _, k := range seqs(t, l) {
+			count[k]++
+		}
+		if count[KindFlowCut] != 1 || count[KindFlowClose] != 1 || count[KindLogin] != 1 || count[KindRecovered] > 1 {
+			t.Fatalf("%d bytes: %v", n, count)
+		}
+		_ = l.Close()
+	}
+}
+
+// When even the cutting fails, nothing is written behind the damage.
+func TestTruncateFails(t *testing.T) {
+	l := openFault(t)
+	write, truncate := l.write, l.truncate
+	l.write = func(b []byte) (int, error) {
+		n, _ := write(b[:len(b)/2])
+		return n, syscall.EIO
+	}
+	l.truncate = func(int64) error { return syscall.EROFS }
+	if err := l.Append(&Record{Kind: KindLogin}); !errors.Is(err, syscall.EIO) || !errors.Is(err, syscall.EROFS) {
+		t.Fatalf("%v", err)
+	}
+	l.write = write
+	if err := l.Append(&Record{Kind: KindLogin}); !errors.Is(err, syscall.EROFS) {
+		t.Fatalf("%v", err)
+	}
+	if ks := seqs(t, l); len(ks) != 0 {
+		t.Fatalf("a reader sees %v", ks)
+	}
+	l.truncate = truncate
+	r := Record{Kind: KindLogin}
+	if err := l.Append(&r); err != nil || r.Seq != 2 {
+		t.Fatalf("seq %d, %v", r.Seq, err)
+	}
+	if ks := seqs(t, l); len(ks) != 2 || ks[0] != KindRecovered {
+		t.Errorf("%v", ks)
+	}
+}
+
+// Run makes the log healthy by itself when space returns, without an Append.
+func TestRunRecovers(t *testing.T) {
+	l := openFault(t)
+	write := l.write
+	l.write = func([]byte) (int, error) { return 0, syscall.ENOSPC }
+	for range 3 {
+		if err := l.Append(&Record{Kind: KindLogin}); !errors.Is(err, syscall.ENOSPC) {
+			t.Fatal(err)
+		}
+	}
+	l.Note(Record{Kind: KindFlowCut})
+	if l.Healthy() == nil {
+		t.Error("healthy")
+	}
+	l.write = write
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- l.Run(ctx) }()
+	for end := time.Now().Add(5 * time.Second); l.Healthy() != nil && time.Now().Before(end); {
+		time.Sleep(5 * time.Millisecond)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	line, err := Find(l.path, "1")
+	if err != nil || !strings.Contains(string(line), `"refused":"3"`) || !strings.Contains(string(line), "no space left") {
+		t.Errorf("%s %v", line, err)
+	}
+	if ks := seqs(t, l); len(ks) != 2 || ks[0] != KindRecovered || ks[1] != KindFlowCut {
+		t.Errorf("%v", ks)
+	}
+}
+
+func TestNoteNeverWaitsForTheDisk(t *testing.T) {
+	l := openFault(t)
+	write := l.write
+	stuck, entered := make(chan struct{}), make(chan struct{})
+	l.write = func(b []byte) (int, error) {
+		close(entered)
+		<-stuck
+		return write(b)
+	}
+	done := make(chan error)
+	go func() { done <- l.Append(&Record{Kind: KindLogin}) }()
+	<-entered
+	for range maxNotes + 1 { // a Note that waits would hang the test
+		l.Note(Record{Kind: KindFlowCut})
+	}
+	if l.Lost() != 1 {
+		t.Errorf("lost %d", l.Lost())
+	}
+	close(stuck)
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	l.write = write
+}
+
+func TestQueueIsBoundedInBytes(t *testing.T) {
+	l := openFault(t)
+	big := strings.Repeat("x", MaxString)
+	for range 3000 {
+		l.Note(Record{Kind: KindFlowCut, Path: big, Host: big})
+	}
+	if l.queue.bytes > maxNotesBytes || l.Lost() == 0 || uint64(l.Pending())+l.Lost() != 3000 {
+		t.Errorf("%d bytes, %d pending, %d lost", l.queue.bytes, l.Pending(), l.Lost())
+	}
+	l.drain()
+	if ks := seqs(t, l); l.queue.bytes != 0 || ks[len(ks)-1] != KindLost {
+		t.Errorf("%d bytes are left, the last record is %v", l.queue.bytes, ks[len(ks)-1])
+	}
+}
+
+func TestFailedSyncIsFatal(t *testing.T) {
+	l := openFault(t)
+	syncs := 0
+	l.sync = func() error { syncs++; return syscall.EIO }
+	if err := l.Append(&Record{Kind: KindLogin}); err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	if err := l.Run(t.Context()); !errors.Is(err, syscall.EIO) {
+		t.Fatalf("%v", err)
+	}
+	if d := time.Since(begin); d > 500*time.Millisecond { // 50 ms, and a busy machine
+		t.Errorf("synced after %v", d)
+	}
+	if err := l.Append(&Record{Kind: KindLogin}); !errors.Is(err, syscall.EIO) {
+		t.Errorf("appended: %v", err)
+	}
+	if err := l.Healthy(); !errors.Is(err, syscall.EIO) {
+		t.Errorf("healthy: %v", err)
+	}
+	if err := l.Close(); !errors.Is(err, syscall.EIO) {
+		t.Errorf("close: %v", err)
+	}
+	if syncs != 1 {
+		t.Errorf("a failed fsync was asked again: %d", syncs)
+	}
+}
+
+func TestSyncOnlyWhatWasWritten(t *testing.T) {
+	l := openFault(t)
+	syncs := 0
+	l.sync = func() error { syncs++; return nil }
+	for range 3 {
+		if err := l.fsync(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.Append(&Record{Kind: KindLogin}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := l.Run(ctx); err != nil || syncs != 1 {
+		t.Errorf("%d syncs, %v", syncs, err)
+	}
+}
+
+func TestCloseSaysWhatItCouldNotKeep(t *testing.T) {
+	l := openFault(t)
+	l.write = func([]byte) (int, error) { return 0, syscall.ENOSPC }
+	l.Note(Record{Kind: KindFlowCut})
+	if err := l.Close(); !errors.Is(err, syscall.ENOSPC) || !strings.Contains(err.Error(), "1 records") {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestLossesToldWhileMoreAreLost(t *testing.T) {
+	var q queue
+	at := time.Unix(0, 0)
+	q.lose(KindFlowCut, at)
+	snapshot := q.lost
+	q.lose(KindFlowCut, at)
+	q.lose(KindFlowClose, at)
+	if snapshot.kinds[KindFlowCut] != 1 {
+		t.Error("the snapshot changed")
+	}
+	q.told(snapshot)
+	if d := q.lost.detail(); d["count"] != "2" || d["kind.flow_cut"] != "1" || d["kind.flow_close"] != "1" {
+		t.Errorf("%v", d)
+	}
+	q.told(q.lost)
+	if !q.empty() {
+		t.Error("not empty")
+	}
+}
