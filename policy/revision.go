@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/rego"
@@ -255,13 +256,16 @@ type (
 	}
 	ruleData struct {
 		Rule
+		Name  string     `json:"name"` // as Decision.Rule has it
 		Hours *hoursData `json:"hours,omitempty"`
 		Match matchData  `json:"match"`
 	}
 	hoursData struct {
 		Hours
-		FromMinute int `json:"from_minute"`
-		ToMinute   int `json:"to_minute"`
+		Weekdays   []string `json:"weekdays"` // Days as OPA's time.weekday names them
+		FromMinute int      `json:"from_minute"`
+		ToMinute   int      `json:"to_minute"`
+		Overnight  bool     `json:"overnight"`
 	}
 	// matchData holds Paths by how they are compared: whole, by prefix, or as
 	// regular expressions, which are the slow ones.
@@ -276,16 +280,27 @@ func catalogue(apps []App) map[string]catalogueData {
 	c := catalogueData{Apps: map[string]appData{}}
 	for _, a := range apps {
 		d := appData{App: a, Access: []ruleData{}}
-		for _, rule := range a.Access {
-			rd := ruleData{Rule: rule, Match: matcher(rule.Paths)}
+		for i, rule := range a.Access {
+			rd := ruleData{Rule: rule, Name: fmt.Sprintf("%s.access[%d]", a.Name, i), Match: matcher(rule.Paths)}
 			if h := rule.Hours; h != nil {
-				rd.Hours = &hoursData{Hours: *h, FromMinute: minutes(h.From), ToMinute: minutes(h.To)}
+				rd.Hours = hoursOf(*h)
 			}
 			d.Access = append(d.Access, rd)
 		}
 		c.Apps[a.Name] = d
 	}
 	return map[string]catalogueData{"portvakt_catalogue": c}
+}
+
+func hoursOf(h Hours) *hoursData {
+	d := &hoursData{Hours: h, FromMinute: minutes(h.From), ToMinute: minutes(h.To)}
+	d.Overnight = d.FromMinute > d.ToMinute
+	for i, name := range weekdays {
+		if slices.Contains(h.Days, name) {
+			d.Weekdays = append(d.Weekdays, time.Weekday((i+1)%7).String())
+		}
+	}
+	return d
 }
 
 func matcher(patterns []string) matchData {

@@ -1,5 +1,14 @@
 package portvakt
 
+# narrowed says that some custom module refuses, or fails to say what it means.
+narrowed if data.portvakt.custom[_].deny[_]
+
+narrowed if {
+	some name, path
+	data.portvakt.custom[name].absent[path] == "deny"
+	not known(path)
+}
+
 # custom_refusal is what the modules of package portvakt.custom.NAME refuse;
 # undefined when they refuse nothing. They are asked only about what YAML
 # allowed. Modules are taken by name, denials in Rego's order of values, so

@@ -11,9 +11,20 @@ import data.portvakt_catalogue.apps
 app := apps[input.app.name]
 
 # METADATA
-# description: The answer, {allow, reason, rule?, fact?, message?, remedy?}.
+# description: |
+#   The answer, {allow, reason, rule?, fact?, message?, remedy?}. The first body
+#   is the only one that allows, and most often the only one evaluated.
 # entrypoint: true
-decision := refuse("policy_error", {
+decision := {"allow": true, "reason": "allowed", "rule": permit} if {
+	now
+	well_asked
+	app.protocol == input.app.protocol
+	port_known
+	logged_in
+	in_force
+	permit
+	not narrowed
+} else := refuse("policy_error", {
 	"name": "time",
 	"value": input.time,
 	"wanted": "a time of this age",
@@ -36,8 +47,7 @@ decision := refuse("policy_error", {
 	"value": format_int(input.flow.port, 10),
 	"wanted": one_of([format_int(port, 10) | some port in app.ports]),
 }) if {
-	input.action == "flow"
-	not input.flow.port in app.ports
+	not port_known
 } else := refuse("login_required", {
 	"name": "session",
 	"value": "none",
@@ -51,12 +61,8 @@ decision := refuse("policy_error", {
 }) if {
 	not in_force
 } else := object.remove(closest, ["step"]) if {
-	closest.allow == false
-} else := custom_refusal if {
-	custom_refusal
-} else := {"allow": true, "reason": "allowed", "rule": closest.rule} if {
-	closest.allow == true
-}
+	not permit
+} else := custom_refusal
 
 refuse(reason, fact) := {"allow": false, "reason": reason, "fact": fact}
 
@@ -80,6 +86,10 @@ well_asked if {
 	input.app.protocol in {"tcp", "udp"}
 	is_number(input.flow.port)
 }
+
+port_known if input.action != "flow"
+
+port_known if input.flow.port in app.ports
 
 logged_in if {
 	input.subject.issuer != ""
