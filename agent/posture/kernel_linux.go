@@ -27,7 +27,7 @@ func kernelFirewall() (filtering, error) {
 	if err != nil {
 		return filtering{}, fmt.Errorf("reading the kernel's rules: %w", err)
 	}
-	r := ruleset{chains: map[chainKey]*nftables.Chain{}, rules: func(c *nftables.Chain) ([]*nftables.Rule, error) { return conn.GetRules(c.Table, c) }}
+	r := ruleset{chains: map[chainKey]*nftables.Chain{}, seen: map[chainKey]outcome{}, rules: func(c *nftables.Chain) ([]*nftables.Rule, error) { return conn.GetRules(c.Table, c) }}
 	for _, c := range chains {
 		r.chains[chainKey{c.Table.Family, c.Table.Name, c.Name}] = c
 	}
@@ -43,6 +43,7 @@ type chainKey struct {
 type ruleset struct {
 	chains map[chainKey]*nftables.Chain
 	rules  func(*nftables.Chain) ([]*nftables.Rule, error)
+	seen   map[chainKey]outcome // of chains followed already
 }
 
 // judge looks at every filter chain on the input hook. A packet has to pass all
@@ -82,9 +83,21 @@ const (
 	refuses
 )
 
-// follow walks a chain's unconditional rules. A conditional rule may refuse or
-// accept what it matches; neither makes a default.
+// follow is walk with a memory: chains may be jumped to any number of times.
 func (r ruleset) follow(key chainKey, depth int) (outcome, error) {
+	if end, ok := r.seen[key]; ok {
+		return end, nil
+	}
+	end, err := r.walk(key, depth)
+	if err == nil {
+		r.seen[key] = end
+	}
+	return end, err
+}
+
+// walk walks a chain's unconditional rules. A conditional rule may refuse or
+// accept what it matches; neither makes a default.
+func (r ruleset) walk(key chainKey, depth int) (outcome, error) {
 	if depth > 16 { // nftables' own limit of jumps
 		return goesOn, errors.New("reading the kernel's rules: chains are nested too deep")
 	}
@@ -156,9 +169,6 @@ func hostFirewall(t *tree, front frontEnds, kernel func() (filtering, error)) fi
 	}
 	switch {
 	case f.v4 && (f.v6 || !hasIPv6(t)):
-		if front.finding.state == wire.SignalFail && !strings.HasSuffix(front.finding.value, ": off") {
-			return front.finding
-		}
 		return pass(name + ": on, the kernel filters inbound connections")
 	case oldTables(t):
 		return unknown("error: the rules are those of the old iptables and cannot be read")
