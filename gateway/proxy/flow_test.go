@@ -1,0 +1,665 @@
+package proxy_test
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"github.com/portvakt/portvakt/gateway/audit"
+	"github.com/portvakt/portvakt/gateway/proxy"
+	"github.com/portvakt/portvakt/policy"
+)
+
+// cutWithin is the promise of DESIGN.md for an event about one session.
+const cutWithin = 250 * time.Millisecond
+
+func TestUpstreamFaults(t *testing.T) {
+	release := make(chan struct{})
+	slow := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case <-release:
+		case <-r.Context().Done():
+		}
+	}))
+	defer slow.Close()
+	defer close(release)
+	breaks := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/sized" {
+			w.Header().Set("Content-Length", "1000")
+		}
+		_, _ = w.Write([]byte("the beginning"))
+		_ = http.NewResponseController(w).Flush()
+		panic(http.ErrAbortHandler)
+	}))
+	defer breaks.Close()
+	junk, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer junk.Close()
+	go func() {
+		for {
+			c, err := junk.Accept()
+			if err != nil {
+				return
+			}
+			_, _ = io.WriteString(c, "SSH-2.0-x\r\n")
+			_ = c.Close()
+		}
+	}()
+	e := newEcho(t)
+	app := func(name string) string {
+		return fmt.Sprintf("name: %s\nprotocol: http\nhosts: [%s.test]\nupstream: {{%s}}\nallow: [127.0.0.1/32]\naccess: [{anyone: true}]\n", name, name, name)
+	}
+	guarded := "name: guarded\nprotocol: http\nhosts: [guarded.test]\nupstream: {{ok}}\naccess: [{anyone: true}]\n"
+	w := newWorld(t, []string{app("ok"), app("down"), app("slow"), app("breaks"), app("junk"), guarded}, map[string]string{
+		"ok": e.URL, "down": "http://127.0.0.1:1", "slow": slow.URL, "breaks": breaks.URL, "junk": "http://" + junk.Addr().String(),
+	}, func(c *proxy.Config) { c.Timeouts.ResponseHeader = 200 * time.Millisecond })
+
+	for _, h2 := range []bool{false, true} {
+		c := w.client(h2)
+		for _, f := range []struct {
+			app    string
+			status int
+			reason policy.Reason
+		}{
+			{"down", 502, policy.ReasonUpstreamUnavailable}, {"slow", 504, policy.ReasonUpstreamUnavailable},
+			{"junk", 502, policy.ReasonUpstreamUnavailable}, {"guarded", 502, policy.ReasonUpstreamForbidden},
+		} {
+			res, body := get(t, c, "https://"+f.app+".test/", "Accept", "application/json")
+			var d policy.Decision
+			if err := json.Unmarshal([]byte(body), &d); err != nil || res.StatusCode != f.status || d.Reason != f.reason || d.Allow || d.ID == "" {
+				t.Errorf("h2 %v, %s: %d %s (%v)", h2, f.app, res.StatusCode, body, err)
+			}
+			if res, _ := get(t, c, "https://ok.test/"); res.StatusCode != 200 {
+				t.Errorf("the other app answers %d", res.StatusCode)
+			}
+		}
+		for _, path := range []string{"/sized", "/chunked"} {
+			res, err := c.Get("https://breaks.test" + path)
+			if err != nil {
+				continue // broken off before the head was flushed
+			}
+			b, err := io.ReadAll(res.Body)
+			res.Body.Close()
+			if err == nil {
+				t.Errorf("h2 %v, %s: a broken answer ended clean after %q", h2, path, b)
+			}
+		}
+	}
+	outcomes := map[string]int{}
+	for _, r := range w.records(audit.KindUpstreamError, 12) {
+		outcomes[r.App+" "+r.Outcome]++
+	}
+	for _, want := range []string{"down upstream_unavailable", "slow upstream_timeout", "junk upstream_unavailable", "guarded upstream_forbidden", "breaks upstream_broke_off"} {
+		if outcomes[want] != 2 && outcomes[want] != 4 {
+			t.Errorf("%q recorded %d times; all: %v", want, outcomes[want], outcomes)
+		}
+	}
+	for _, s := range e.requests() {
+		if s.Host != "ok.test" {
+			t.Errorf("the guarded app was reached: %+v", s)
+		}
+	}
+}
+
+func TestNothingPassesWithoutARecord(t *testing.T) {
+	e := newEcho(t)
+	w := newWorld(t, []string{crmYAML, deskYAML}, map[string]string{"crm": e.URL, "desk": e.Listener.Addr().String()})
+	c := w.client(false)
+	if res, _ := get(t, c, "https://crm.test/"); res.StatusCode != 200 {
+		t.Fatal(res.Status)
+	}
+	if err := w.log.Close(); err != nil {
+		t.Fatal(err)
+	}
+	res, body := get(t, c, "https://crm.test/", "Accept", "application/json")
+	if res.StatusCode != 503 || !strings.Contains(body, `"audit_unavailable"`) || res.Header.Get("Retry-After") == "" {
+		t.Errorf("%d %s", res.StatusCode, body)
+	}
+	if conn, err := w.open("desk", 7000); err == nil {
+		_ = conn.SetDeadline(time.Now().Add(2 * time.Second))
+		if n, err := conn.Read(make([]byte, 1)); !isReset(err) {
+			t.Errorf("a TCP flow without a record: %d, %v", n, err)
+		}
+	}
+	if n := len(e.requests()); n != 1 {
+		t.Errorf("the app saw %d requests", n)
+	}
+}
+
+func TestRefusalKeepsTheConnection(t *testing.T) {
+	e := newEcho(t)
+	yaml := strings.Replace(crmYAML, "- groups: [sales]", "- groups: [sales]\n    methods: [GET]", 1)
+	w := newWorld(t, []string{yaml}, map[string]string{"crm": e.URL})
+	conn := w.tls("crm.test")
+	_ = conn.SetDeadline(time.Now().Add(3 * time.Second))
+	br := bufio.NewReader(conn)
+	for _, c := range []struct {
+		method string
+		want   int
+	}{{"GET", 200}, {"POST", 403}, {"GET", 200}} {
+		fmt.Fprintf(conn, "%s /export HTTP/1.1\r\nHost: crm.test\r\nContent-Length: 0\r\n\r\n", c.method)
+		res, err := http.ReadResponse(br, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.Copy(io.Discard, res.Body); err != nil || res.StatusCode != c.want || res.Close {
+			t.Fatalf("%s: %d, %v", c.method, res.StatusCode, err)
+		}
+	}
+	if n := len(e.requests()); n != 2 {
+		t.Errorf("the app saw %d requests", n)
+	}
+}
+
+const deskYAML = `name: desk
+protocol: tcp
+ports: [7000]
+upstream: {{desk}}
+allow: [127.0.0.1/32]
+visibility: explain
+access: [{groups: [sales]}]
+`
+
+const voiceYAML = `name: voice
+protocol: udp
+ports: [7001]
+upstream: {{voice}}
+allow: [127.0.0.1/32]
+visibility: explain
+access: [{groups: [sales]}]
+`
+
+// tcpEcho is a desk: it echoes, and tells when a connection ends and how.
+func tcpEcho(t *testing.T, ended chan<- error) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				_, err := io.Copy(c, c)
+				if err == nil {
+					_, _ = io.WriteString(c, "bye")
+				}
+				c.Close()
+				ended <- err
+			}()
+		}
+	}()
+	return l.Addr().String()
+}
+
+func TestTCPFlow(t *testing.T) {
+	ended := make(chan error, 4)
+	w := newWorld(t, []string{deskYAML}, map[string]string{"desk": tcpEcho(t, ended)})
+	c := w.dial("desk", 7000).(*net.TCPConn)
+	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+	big := strings.Repeat("0123456789abcdef", 1<<16)
+	go func() {
+		_, _ = io.WriteString(c, big)
+		_ = c.CloseWrite() // a half-closed connection goes on the other way
+	}()
+	got, err := io.ReadAll(c)
+	if err != nil || string(got) != big+"bye" {
+		t.Fatalf("%d bytes, %v", len(got), err)
+	}
+	if err := <-ended; err != nil {
+		t.Errorf("the app saw %v", err)
+	}
+	r := w.records(audit.KindFlowClose, 1)[0]
+	if r.BytesIn != int64(len(big)) || r.BytesOut != int64(len(big))+3 || r.Outcome != "done" {
+		t.Errorf("closed with %+v", r)
+	}
+	if r := w.records(audit.KindFlowOpen, 1)[0]; r.Allow == nil || !*r.Allow || r.Device != "dev-1" {
+		t.Errorf("opened with %+v", r)
+	}
+}
+
+func TestTCPRefusals(t *testing.T) {
+	ended := make(chan error, 4)
+	up := tcpEcho(t, ended)
+	down := strings.NewReplacer("name: desk", "name: down", "{{desk}}", "127.0.0.1:1").Replace(deskYAML)
+	loop := strings.NewReplacer("name: desk", "name: loop", "allow: [127.0.0.1/32]\n", "").Replace(deskYAML)
+	other := strings.NewReplacer("name: desk", "name: other", "[sales]", "[support]").Replace(deskYAML)
+	w := newWorld(t, []string{deskYAML, down, loop, other}, map[string]string{"desk": up})
+	for _, c := range []struct {
+		app  string
+		port uint16
+	}{{"down", 7000}, {"loop", 7000}, {"other", 7000}, {"desk", 7999}} {
+		conn, err := w.open(c.app, c.port)
+		if err != nil {
+			continue // reset before connect(2) returned
+		}
+		_ = conn.SetDeadline(time.Now().Add(2 * time.Second))
+		n, err := conn.Read(make([]byte, 1))
+		if n != 0 || !isReset(err) || errors.Is(err, io.EOF) {
+			t.Errorf("%s:%d: read %d, %v; want a reset", c.app, c.port, n, err)
+		}
+	}
+	select {
+	case <-ended:
+		t.Error("an app was reached")
+	case <-time.After(50 * time.Millisecond):
+	}
+	outcomes := map[string]string{}
+	for _, r := range w.records(audit.KindUpstreamError, 2) {
+		outcomes[r.App] = r.Outcome
+	}
+	if outcomes["down"] != "upstream_unavailable" || outcomes["loop"] != "upstream_forbidden" {
+		t.Errorf("recorded %v", outcomes)
+	}
+}
+
+// udpInbound is a UDP exchange as the tunnel hands it over: connected, with
+// the first datagram waiting.
+type udpInbound struct {
+	net.Conn
+	peer, local netip.AddrPort
+}
+
+func (u udpInbound) Peer() netip.AddrPort  { return u.peer }
+func (u udpInbound) Local() netip.AddrPort { return u.local }
+
+// udp opens an exchange; the first result is the device's end.
+func (w *world) udp(app string, port uint16, first string) *net.UDPConn {
+	w.t.Helper()
+	gw, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	dev, err := net.DialUDP("udp", nil, gw.LocalAddr().(*net.UDPAddr))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	gw.Close()
+	in, err := net.DialUDP("udp", gw.LocalAddr().(*net.UDPAddr), dev.LocalAddr().(*net.UDPAddr))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if _, err := dev.Write([]byte(first)); err != nil {
+		w.t.Fatal(err)
+	}
+	w.mu.Lock()
+	w.conns = append(w.conns, dev)
+	w.mu.Unlock()
+	w.proxy.HandleUDP(udpInbound{in, netip.AddrPortFrom(w.device.Addresses[0], 4000), w.address(app, port)})
+	return dev
+}
+
+// udpEcho is a voice server; it counts datagrams.
+func udpEcho(t *testing.T, count *atomic.Int64) string {
+	c, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	go func() {
+		buf := make([]byte, 65536)
+		for {
+			n, from, err := c.ReadFromUDP(buf)
+			if err != nil {
+				return
+			}
+			count.Add(1)
+			_, _ = c.WriteToUDP(buf[:n], from)
+		}
+	}()
+	return c.LocalAddr().String()
+}
+
+func ask(t *testing.T, c net.Conn, text string) (string, error) {
+	t.Helper()
+	_ = c.SetDeadline(time.Now().Add(2 * time.Second))
+	if text != "" {
+		if _, err := c.Write([]byte(text)); err != nil {
+			return "", err
+		}
+	}
+	buf := make([]byte, 65536)
+	n, err := c.Read(buf)
+	return string(buf[:n]), err
+}
+
+func TestUDPFlow(t *testing.T) {
+	var count atomic.Int64
+	other := strings.NewReplacer("name: voice", "name: other", "[sales]", "[support]").Replace(voiceYAML)
+	w := newWorld(t, []string{voiceYAML, other}, map[string]string{"voice": udpEcho(t, &count)},
+		func(c *proxy.Config) { c.Timeouts.UDPIdle = 200 * time.Millisecond })
+	c := w.udp("voice", 7001, "one")
+	if got, err := ask(t, c, ""); err != nil || got != "one" {
+		t.Fatalf("%q, %v", got, err)
+	}
+	big := strings.Repeat("x", 1400)
+	if got, err := ask(t, c, big); err != nil || got != big {
+		t.Fatalf("%d bytes, %v", len(got), err)
+	}
+	// The idle time starts anew with every datagram, and ends the exchange.
+	for range 4 {
+		time.Sleep(100 * time.Millisecond)
+		if _, err := ask(t, c, "tick"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := w.records(audit.KindFlowClose, 1)[0]
+	if r.BytesIn != int64(3+1400+16) || r.BytesOut != r.BytesIn {
+		t.Errorf("closed with %+v", r)
+	}
+	before := count.Load()
+	c = w.udp("other", 7001, "one")
+	_ = c.SetReadDeadline(time.Now().Add(150 * time.Millisecond))
+	if n, _ := c.Read(make([]byte, 10)); n != 0 || count.Load() != before {
+		t.Errorf("a refused exchange got %d bytes, the app %d datagrams", n, count.Load()-before)
+	}
+}
+
+// Everything that is open when a session ends is cut within the bound, and not
+// a byte of it arrives afterwards, at either end.
+func TestCut(t *testing.T) {
+	var uploaded, datagrams atomic.Int64
+	app := http.NewServeMux()
+	app.HandleFunc("/ws", func(w http.ResponseWriter, r *http.Request) {
+		c, err := websocket.Accept(w, r, &websocket.AcceptOptions{InsecureSkipVerify: true})
+		if err != nil {
+			return
+		}
+		defer c.CloseNow()
+		for r.Context().Err() == nil {
+			if c.Write(r.Context(), websocket.MessageText, []byte("tick")) != nil {
+				return
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+	})
+	app.HandleFunc("/down", func(w http.ResponseWriter, r *http.Request) {
+		chunk := make([]byte, 32<<10)
+		for r.Context().Err() == nil {
+			if _, err := w.Write(chunk); err != nil {
+				return
+			}
+		}
+	})
+	app.HandleFunc("/up", func(_ http.ResponseWriter, r *http.Request) {
+		buf := make([]byte, 32<<10)
+		for {
+			n, err := r.Body.Read(buf)
+			uploaded.Add(int64(n))
+			if err != nil {
+				return
+			}
+		}
+	})
+	srv := httptest.NewServer(app)
+	defer srv.Close()
+	deskEnded := make(chan error, 1)
+	w := newWorld(t, []string{crmYAML, deskYAML, voiceYAML}, map[string]string{
+		"crm": srv.URL, "desk": tcpEcho(t, deskEnded), "voice": udpEcho(t, &datagrams),
+	})
+
+	// Each part signals its first byte, counts those after the cut and says when it ended.
+	type part struct {
+		name  string
+		first chan struct{}
+		once  sync.Once
+		late  atomic.Int64
+		ended atomic.Int64 // UnixNano
+	}
+	var cutAt atomic.Int64
+	var all sync.WaitGroup
+	var parts []*part
+	begin := func(name string, run func(got func(n int))) {
+		p := &part{name: name, first: make(chan struct{})}
+		parts = append(parts, p)
+		all.Go(func() {
+			run(func(n int) {
+				if n == 0 {
+					return
+				}
+				p.once.Do(func() { close(p.first) })
+				if at := cutAt.Load(); at != 0 && time.Now().UnixNano() > at+int64(cutWithin) {
+					p.late.Add(int64(n))
+				}
+			})
+			p.ended.Store(time.Now().UnixNano())
+		})
+	}
+	read := func(r io.Reader, got func(int)) {
+		buf := make([]byte, 32<<10)
+		for {
+			n, err := r.Read(buf)
+			got(n)
+			if err != nil {
+				return
+			}
+		}
+	}
+	begin("websocket", func(got func(int)) {
+		c, _, err := websocket.Dial(context.Background(), "wss://crm.test/ws", &websocket.DialOptions{HTTPClient: w.client(false)})
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer c.CloseNow()
+		for {
+			_, b, err := c.Read(context.Background())
+			got(len(b))
+			if err != nil {
+				return
+			}
+		}
+	})
+	for _, h2 := range []bool{false, true} {
+		name := map[bool]string{false: " h1", true: " h2"}[h2]
+		begin("download"+name, func(got func(int)) {
+			res, err := w.client(h2).Get("https://crm.test/down")
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer res.Body.Close()
+			read(res.Body, got)
+		})
+		begin("upload"+name, func(got func(int)) {
+			r, wr := io.Pipe()
+			go func() {
+				for {
+					if _, err := wr.Write(make([]byte, 8<<10)); err != nil {
+						return
+					}
+					got(1)
+				}
+			}()
+			res, err := w.client(h2).Post("https://crm.test/up", "", r)
+			if err == nil {
+				res.Body.Close()
+				t.Errorf("the upload%s ended with %s", name, res.Status)
+			}
+			r.Close()
+		})
+	}
+	begin("tcp", func(got func(int)) {
+		c := w.dial("desk", 7000)
+		go func() {
+			for {
+				if _, err := c.Write([]byte("tick")); err != nil {
+					return
+				}
+				time.Sleep(time.Millisecond)
+			}
+		}()
+		read(c, got)
+	})
+	stalled := w.tls("crm.test") // reads nothing: its bytes wait in every buffer on the way
+	_, _ = io.WriteString(stalled, "GET /down HTTP/1.1\r\nHost: crm.test\r\n\r\n")
+	voice := w.udp("voice", 7001, "one")
+	if _, err := ask(t, voice, ""); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range parts {
+		select {
+		case <-p.first:
+		case <-time.After(5 * time.Second):
+			t.Fatalf("%s did not begin", p.name)
+		}
+	}
+	time.Sleep(50 * time.Millisecond)
+
+	before := time.Now()
+	cutAt.Store(before.UnixNano())
+	w.revoke()
+	all.Wait()
+	for _, p := range parts {
+		if took := time.Duration(p.ended.Load() - before.UnixNano()); took > cutWithin {
+			t.Errorf("%s was cut after %v", p.name, took)
+		}
+		if p.late.Load() != 0 {
+			t.Errorf("%s: %d bytes arrived later", p.name, p.late.Load())
+		}
+	}
+	select {
+	case <-deskEnded:
+	case <-time.After(cutWithin):
+		t.Error("the desk's connection goes on")
+	}
+	up, dg := uploaded.Load(), datagrams.Load()
+	_, _ = voice.Write([]byte("late"))
+	_ = voice.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+	if n, _ := voice.Read(make([]byte, 10)); n != 0 || datagrams.Load() != dg {
+		t.Error("a datagram passed after the cut")
+	}
+	if uploaded.Load() != up {
+		t.Errorf("%d uploaded bytes passed after the cut", uploaded.Load()-up)
+	}
+	if cuts := w.records(audit.KindFlowCut, 8); len(cuts) != 8 {
+		t.Errorf("%d cuts recorded, want 8", len(cuts))
+	}
+	res, _ := get(t, w.client(false), "https://crm.test/")
+	if res.StatusCode != 403 || res.Header.Get("Portvakt-Reason") != string(policy.ReasonSessionRevoked) {
+		t.Errorf("afterwards: %d %s", res.StatusCode, res.Header.Get("Portvakt-Reason"))
+	}
+}
+
+func TestWebSocketEcho(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c, err := websocket.Accept(w, r, &websocket.AcceptOptions{Subprotocols: []string{"v1"}, OriginPatterns: []string{"crm.test"}})
+		if err != nil {
+			return
+		}
+		defer c.CloseNow()
+		c.SetReadLimit(1 << 20)
+		for {
+			kind, b, err := c.Read(r.Context())
+			if err != nil || c.Write(r.Context(), kind, b) != nil {
+				return
+			}
+		}
+	}))
+	defer srv.Close()
+	w := newWorld(t, []string{crmYAML}, map[string]string{"crm": srv.URL})
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	c, _, err := websocket.Dial(ctx, "wss://crm.test/", &websocket.DialOptions{
+		HTTPClient: w.client(false), Subprotocols: []string{"v1"}, HTTPHeader: http.Header{"Origin": {"https://crm.test"}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.SetReadLimit(1 << 20)
+	for _, size := range []int{0, 1, 125, 126, 65535, 65536, 500_000} {
+		want := strings.Repeat("w", size)
+		if err := c.Write(ctx, websocket.MessageText, []byte(want)); err != nil {
+			t.Fatal(err)
+		}
+		if _, got, err := c.Read(ctx); err != nil || string(got) != want {
+			t.Fatalf("%d: %d bytes, %v", size, len(got), err)
+		}
+	}
+	if err := c.Close(websocket.StatusNormalClosure, ""); err != nil {
+		t.Errorf("closing: %v", err)
+	}
+	if r := w.records(audit.KindFlowClose, 1)[0]; r.BytesIn < 500_000 || r.BytesOut < 500_000 || r.Status != 101 {
+		t.Errorf("closed with %+v", r)
+	}
+}
+
+func TestAppIsTheAddressAndItsCertificate(t *testing.T) {
+	e := newEcho(t)
+	w := newWorld(t, []string{crmYAML}, map[string]string{"crm": e.URL})
+	for _, sni := range []string{"", "probe.test", "evil.test", "crm.test"} {
+		c := tls.Client(w.dial("crm", 443), &tls.Config{ServerName: sni, InsecureSkipVerify: true})
+		if err := c.Handshake(); err != nil {
+			t.Fatalf("SNI %q: %v", sni, err)
+		}
+		if err := c.ConnectionState().PeerCertificates[0].VerifyHostname("crm.test"); err != nil {
+			t.Errorf("SNI %q: %v", sni, err)
+		}
+	}
+}
+
+func TestLimits(t *testing.T) {
+	e := newEcho(t)
+	w := newWorld(t, []string{crmYAML}, map[string]string{"crm": e.URL}, func(c *proxy.Config) {
+		c.Limits.DeviceConns, c.Limits.HeaderBytes = 3, 8<<10
+		c.Timeouts.ReadHeader, c.Timeouts.Handshake = 300*time.Millisecond, 300*time.Millisecond
+	})
+	t.Run("large header", func(t *testing.T) {
+		if got := w.raw("crm.test", "GET / HTTP/1.1\r\nHost: crm.test\r\nX: "+strings.Repeat("y", 20<<10)+"\r\n\r\n"); !strings.HasPrefix(got, "431") {
+			t.Errorf("answered %.80s", got)
+		}
+	})
+	t.Run("slow header", func(t *testing.T) {
+		c := w.tls("crm.test")
+		_, _ = io.WriteString(c, "GET / HTTP/1.1\r\nHost: ")
+		_ = c.SetDeadline(time.Now().Add(2 * time.Second))
+		if _, err := c.Read(make([]byte, 1)); !isReset(err) {
+			t.Errorf("still open: %v", err)
+		}
+		c.Close()
+	})
+	t.Run("slow handshake and too many", func(t *testing.T) {
+		time.Sleep(50 * time.Millisecond)
+		var open []net.Conn
+		for range 3 {
+			open = append(open, w.dial("crm", 443))
+		}
+		time.Sleep(50 * time.Millisecond) // the proxy takes them in goroutines of its own
+		c, err := w.open("crm", 443)
+		if err == nil {
+			_ = c.SetDeadline(time.Now().Add(200 * time.Millisecond))
+			if _, err := c.Read(make([]byte, 1)); !isReset(err) {
+				t.Errorf("a fourth connection stays open: %v", err)
+			}
+		}
+		for _, c := range open {
+			_ = c.SetDeadline(time.Now().Add(2 * time.Second))
+			if _, err := c.Read(make([]byte, 1)); !isReset(err) {
+				t.Errorf("a silent handshake stays open: %v", err)
+			}
+		}
+		if res, _ := get(t, w.client(false), "https://crm.test/"); res.StatusCode != 200 {
+			t.Errorf("afterwards: %d", res.StatusCode)
+		}
+	})
+}
