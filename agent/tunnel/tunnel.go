@@ -1,0 +1,447 @@
+// Package tunnel is the agent's end of the tunnel: one WireGuard peer, the
+// gateway, and a userspace stack with the device's inner addresses to dial
+// from. Keys live in memory only.
+//
+// What the tunnel carries is exactly the gateway and the addresses it was last
+// told with SetAllowed, as /32 and /128. A dial to anything else fails at once,
+// and a packet to anything else leaves no datagram.
+package tunnel
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/crypto/curve25519"
+	"golang.zx2c4.com/wireguard/conn"
+	"golang.zx2c4.com/wireguard/device"
+
+	"github.com/portvakt/portvakt/internal/overlay"
+	"github.com/portvakt/portvakt/internal/wire"
+)
+
+// Keepalive keeps the way back from the gateway open through NATs.
+const Keepalive = 25 * time.Second
+
+// resolveTimeout bounds the resolution of the gateway's host name.
+const resolveTimeout = 5 * time.Second
+
+// Config of a Tunnel.
+type Config struct {
+	// Connect is the gateway's answer to connect.
+	Connect *wire.ConnectResponse
+	// PrivateKey belongs to the tunnel key connect was called with.
+	PrivateKey [32]byte
+	// Endpoint is the gateway's UDP address, host:port; a name is resolved.
+	Endpoint string
+	// Log is optional.
+	Log *slog.Logger
+}
+
+// Status is the state of a tunnel.
+type Status struct {
+	LastHandshake time.Time // zero before the first
+	Rx, Tx        uint64    // bytes, WireGuard's own included
+	LocalPort     uint16    // of the UDP socket
+	Endpoint      string    // the gateway's address in use, ip:port
+}
+
+// Tunnel is an open tunnel. Its methods may be called from any goroutine.
+type Tunnel struct {
+	log     *slog.Logger
+	dev     *device.Device
+	stack   *overlay.Stack
+	peer    string // the gateway's key in hex
+	gateway []netip.Addr
+	own     []netip.Addr
+
+	// mu guards what follows and serialises changes of the device.
+	mu      sync.Mutex
+	closed  bool
+	allowed map[netip.Addr]struct{} // gateway's addresses included
+	conns   map[netip.Addr]map[*tracked]struct{}
+}
+
+// Generate makes a tunnel key pair for one connect.
+func Generate() (priv, pub [32]byte) {
+	_, _ = rand.Read(priv[:]) // never fails: it crashes the program instead
+	// RFC 7748 section 5.
+	priv[0] &= 248
+	priv[31] = priv[31]&127 | 64
+	p, err := curve25519.X25519(priv[:], curve25519.Basepoint)
+	if err != nil {
+		panic("tunnel: the base point has low order: " + err.Error())
+	}
+	return priv, [32]byte(p)
+}
+
+// Open brings a tunnel up and sends the first handshake. Whether the gateway
+// answers is seen in Status. The tunnel runs until Close.
+func Open(cfg Config) (*Tunnel, error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	c := cfg.Connect
+	if c == nil {
+		return nil, errors.New("opening tunnel: no answer to connect")
+	}
+	peer, err := key(c.Gateway.TunnelKey)
+	if err != nil {
+		return nil, fmt.Errorf("opening tunnel: reading gateway key: %w", err)
+	}
+	psk, err := key(c.PresharedKey)
+	if err != nil {
+		return nil, fmt.Errorf("opening tunnel: reading preshared key: %w", err)
+	}
+	if len(c.Addresses) == 0 || len(c.Gateway.Addresses) == 0 {
+		return nil, errors.New("opening tunnel: the gateway gave no inner addresses")
+	}
+	endpoint, err := resolve(cfg.Endpoint)
+	if err != nil {
+		return nil, fmt.Errorf("opening tunnel: %w", err)
+	}
+	st, err := overlay.New(overlay.Options{Addresses: c.Addresses, MTU: c.MTU})
+	if err != nil {
+		return nil, fmt.Errorf("opening tunnel: %w", err)
+	}
+	t := &Tunnel{
+		log:     cfg.Log,
+		dev:     device.NewDevice(st.Device(), conn.NewDefaultBind(), logger(cfg.Log)),
+		stack:   st,
+		peer:    hex.EncodeToString(peer[:]),
+		gateway: slices.Clone(c.Gateway.Addresses),
+		own:     slices.Clone(c.Addresses),
+		allowed: make(map[netip.Addr]struct{}),
+		conns:   make(map[netip.Addr]map[*tracked]struct{}),
+	}
+	var conf strings.Builder
+	fmt.Fprintf(&conf, "private_key=%x\npublic_key=%s\npreshared_key=%x\nendpoint=%s\nreplace_allowed_ips=true\n",
+		cfg.PrivateKey, t.peer, psk, endpoint)
+	for _, a := range t.gateway {
+		fmt.Fprintf(&conf, "allowed_ip=%s\n", host(a))
+		t.allowed[a] = struct{}{}
+	}
+	fmt.Fprintf(&conf, "persistent_keepalive_interval=%d\n", int(Keepalive.Seconds()))
+	if err = t.dev.IpcSet(conf.String()); err == nil {
+		err = t.dev.Up()
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("opening tunnel: %w", err), t.Close())
+	}
+	return t, nil
+}
+
+// Run waits until ctx is done or the tunnel dies, and closes it. It is for
+// those who keep a tunnel in a group of goroutines; Close does as well.
+func (t *Tunnel) Run(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return t.Close()
+	case <-t.dev.Wait():
+	}
+	t.mu.Lock()
+	wanted := t.closed
+	t.mu.Unlock()
+	if err := t.Close(); err != nil || wanted {
+		return err
+	}
+	return errors.New("running tunnel: the WireGuard device closed by itself")
+}
+
+// SetAllowed makes the tunnel carry exactly the gateway's own addresses and
+// addrs. Connections to addresses that are no longer among them are broken off:
+// no answer could reach them any more. An address of this device's own is
+// refused.
+func (t *Tunnel) SetAllowed(addrs []netip.Addr) error {
+	want := make(map[netip.Addr]struct{}, len(addrs)+len(t.gateway))
+	for _, a := range slices.Concat(t.gateway, addrs) {
+		if !a.IsValid() || a.Is4In6() || a.Zone() != "" || a.IsUnspecified() || slices.Contains(t.own, a) {
+			return fmt.Errorf("setting allowed addresses: %v cannot be an app's", a)
+		}
+		want[a] = struct{}{}
+	}
+	gone, err := t.setAllowed(want)
+	for _, c := range gone {
+		c.Reset()
+	}
+	return err
+}
+
+func (t *Tunnel) setAllowed(want map[netip.Addr]struct{}) (gone []*tracked, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return nil, fmt.Errorf("setting allowed addresses: %w", net.ErrClosed)
+	}
+	// Only the difference is set: replacing all would drop the packets of
+	// flows that stay, for a moment.
+	var conf strings.Builder
+	fmt.Fprintf(&conf, "public_key=%s\nupdate_only=true\n", t.peer)
+	head := conf.Len()
+	for a := range t.allowed {
+		if _, ok := want[a]; !ok {
+			fmt.Fprintf(&conf, "allowed_ip=-%s\n", host(a))
+		}
+	}
+	for a := range want {
+		if _, ok := t.allowed[a]; !ok {
+			fmt.Fprintf(&conf, "allowed_ip=%s\n", host(a))
+		}
+	}
+	if conf.Len() == head {
+		return nil, nil
+	}
+	if err := t.dev.IpcSet(conf.String()); err != nil {
+		return nil, fmt.Errorf("setting allowed addresses: %w", err)
+	}
+	for a := range t.allowed {
+		if _, ok := want[a]; !ok {
+			for c := range t.conns[a] {
+				gone = append(gone, c)
+			}
+		}
+	}
+	t.allowed = want
+	return gone, nil
+}
+
+// SetEndpoint resolves host:port again and sends there from now on; for a new
+// network, or a gateway that moved.
+func (t *Tunnel) SetEndpoint(endpoint string) error {
+	ep, err := resolve(endpoint)
+	if err != nil {
+		return fmt.Errorf("setting endpoint: %w", err)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return fmt.Errorf("setting endpoint: %w", net.ErrClosed)
+	}
+	if err := t.dev.IpcSet(fmt.Sprintf("public_key=%s\nupdate_only=true\nendpoint=%s\n", t.peer, ep)); err != nil {
+		return fmt.Errorf("setting endpoint: %w", err)
+	}
+	// An empty packet tells the gateway where this device is now.
+	t.dev.SendKeepalivesToPeersWithCurrentKeypair()
+	return nil
+}
+
+// DialTCP connects through the tunnel. An address outside the allowed set
+// fails at once with syscall.ENETUNREACH, a refusal of the gateway's with
+// syscall.ECONNREFUSED.
+func (t *Tunnel) DialTCP(ctx context.Context, dst netip.AddrPort) (net.Conn, error) {
+	if err := t.reachable("tcp", dst); err != nil {
+		return nil, err
+	}
+	c, err := t.stack.DialTCP(ctx, dst)
+	if err != nil {
+		return nil, err
+	}
+	return t.track("tcp", dst, c)
+}
+
+// DialUDP returns a socket connected to dst; nothing is sent by it. An address
+// outside the allowed set fails with syscall.ENETUNREACH.
+func (t *Tunnel) DialUDP(dst netip.AddrPort) (net.Conn, error) {
+	if err := t.reachable("udp", dst); err != nil {
+		return nil, err
+	}
+	c, err := t.stack.DialUDP(dst)
+	if err != nil {
+		return nil, err
+	}
+	return t.track("udp", dst, c)
+}
+
+// Status reads the tunnel's state. It is zero once the tunnel is closed.
+func (t *Tunnel) Status() Status {
+	conf, err := t.dev.IpcGet()
+	if err != nil {
+		t.log.Warn("tunnel's state cannot be read", "err", err)
+		return Status{}
+	}
+	var s Status
+	var sec, nsec int64
+	peer := false
+	for line := range strings.Lines(conf) {
+		k, v, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "=")
+		switch k {
+		case "listen_port":
+			n, _ := strconv.ParseUint(v, 10, 16)
+			s.LocalPort = uint16(n)
+		case "public_key":
+			peer = true
+		case "endpoint":
+			s.Endpoint = v
+		case "last_handshake_time_sec":
+			sec, _ = strconv.ParseInt(v, 10, 64)
+		case "last_handshake_time_nsec":
+			nsec, _ = strconv.ParseInt(v, 10, 64)
+		case "rx_bytes":
+			s.Rx, _ = strconv.ParseUint(v, 10, 64)
+		case "tx_bytes":
+			s.Tx, _ = strconv.ParseUint(v, 10, 64)
+		}
+	}
+	if !peer {
+		return Status{}
+	}
+	if sec != 0 || nsec != 0 {
+		s.LastHandshake = time.Unix(sec, nsec)
+	}
+	return s
+}
+
+// Close breaks every connection off and forgets the keys. It may be called
+// more than once.
+func (t *Tunnel) Close() error {
+	t.mu.Lock()
+	t.closed = true
+	t.mu.Unlock()
+	err := t.stack.Close()
+	t.dev.Close()
+	return err
+}
+
+func (t *Tunnel) reachable(network string, dst netip.AddrPort) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var err error
+	if t.closed {
+		err = net.ErrClosed
+	} else if _, ok := t.allowed[dst.Addr().Unmap()]; !ok {
+		err = syscall.ENETUNREACH
+	}
+	if err == nil {
+		return nil
+	}
+	var addr net.Addr = net.TCPAddrFromAddrPort(dst)
+	if network == "udp" {
+		addr = net.UDPAddrFromAddrPort(dst)
+	}
+	return &net.OpError{Op: "dial", Net: network, Addr: addr, Err: err}
+}
+
+// track notes c under its destination, unless that went away during the dial.
+func (t *Tunnel) track(network string, dst netip.AddrPort, c net.Conn) (net.Conn, error) {
+	tc := &tracked{Conn: c, tunnel: t, addr: dst.Addr().Unmap()}
+	t.mu.Lock()
+	_, ok := t.allowed[tc.addr]
+	if ok {
+		m := t.conns[tc.addr]
+		if m == nil {
+			m = make(map[*tracked]struct{})
+			t.conns[tc.addr] = m
+		}
+		m[tc] = struct{}{}
+	}
+	t.mu.Unlock()
+	if !ok {
+		tc.Reset()
+		return nil, t.reachable(network, dst)
+	}
+	return tc, nil
+}
+
+// tracked is a connection that ends with its destination's place in the
+// allowed set.
+type tracked struct {
+	net.Conn
+	tunnel *Tunnel
+	addr   netip.Addr
+}
+
+// Close implements [net.Conn].
+func (c *tracked) Close() error {
+	t := c.tunnel
+	t.mu.Lock()
+	delete(t.conns[c.addr], c)
+	if len(t.conns[c.addr]) == 0 {
+		delete(t.conns, c.addr)
+	}
+	t.mu.Unlock()
+	return c.Conn.Close()
+}
+
+// CloseWrite tells the other end of a TCP connection that nothing more is
+// coming.
+func (c *tracked) CloseWrite() error {
+	if cw, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return cw.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
+// Reset breaks the connection off, so that the other end sees it.
+func (c *tracked) Reset() {
+	if r, ok := c.Conn.(interface{ Reset() }); ok {
+		r.Reset()
+	}
+	_ = c.Close()
+}
+
+// key reads a WireGuard key as wg prints it. The error does not repeat it.
+func key(s string) (k [32]byte, err error) {
+	b, err := base64.StdEncoding.Strict().DecodeString(s)
+	if err != nil || len(b) != len(k) {
+		return k, errors.New("not 32 bytes in base64")
+	}
+	return [32]byte(b), nil
+}
+
+func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+
+// resolve finds the address of host:port, and of several the first this
+// machine has a route to.
+func resolve(endpoint string) (netip.AddrPort, error) {
+	name, p, err := net.SplitHostPort(endpoint)
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("reading endpoint: %q is not host:port", endpoint)
+	}
+	port, err := strconv.ParseUint(p, 10, 16)
+	if err != nil || port == 0 {
+		return netip.AddrPort{}, fmt.Errorf("reading endpoint: %q has no port from 1 to 65535", endpoint)
+	}
+	if a, err := netip.ParseAddr(name); err == nil {
+		return netip.AddrPortFrom(a.Unmap(), uint16(port)), nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), resolveTimeout)
+	defer cancel()
+	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", name)
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("resolving endpoint: %w", err)
+	}
+	if len(addrs) == 0 {
+		return netip.AddrPort{}, fmt.Errorf("resolving endpoint: %q has no address", name)
+	}
+	for _, a := range addrs {
+		ap := netip.AddrPortFrom(a.Unmap(), uint16(port))
+		// Connecting a UDP socket sends nothing; it fails without a route.
+		if c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(ap)); err == nil {
+			_ = c.Close()
+			return ap, nil
+		}
+	}
+	return netip.AddrPortFrom(addrs[0].Unmap(), uint16(port)), nil
+}
+
+func logger(log *slog.Logger) *device.Logger {
+	ctx := context.Background()
+	write := func(format string, args ...any) {
+		if log.Enabled(ctx, slog.LevelDebug) {
+			log.Debug("wireguard: " + fmt.Sprintf(format, args...))
+		}
+	}
+	return &device.Logger{Verbosef: write, Errorf: write}
+}
