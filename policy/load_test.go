@@ -1,0 +1,267 @@
+package policy_test
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/rogpeppe/go-internal/txtar"
+
+	"github.com/portvakt/portvakt/policy"
+)
+
+var update = flag.Bool("update", false, "write what is found into testdata instead of comparing")
+
+// TestRefused loads every directory of testdata/refused; the file `want` holds
+// what IT is told.
+func TestRefused(t *testing.T) {
+	paths, err := filepath.Glob("testdata/refused/*.txtar")
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("no cases: %v", err)
+	}
+	for _, path := range paths {
+		t.Run(strings.TrimSuffix(filepath.Base(path), ".txtar"), func(t *testing.T) {
+			files, _ := readTxtar(t, path)
+			want := files["want"]
+			delete(files, "want")
+			dir := writeFiles(t, files)
+			r, err := policy.Load(dir, policy.LoadOptions{})
+			if err == nil {
+				t.Fatalf("accepted as %s", r.ID())
+			}
+			var problems policy.Problems
+			if !errors.As(err, &problems) {
+				t.Fatalf("%T is no Problems: %v", err, err)
+			}
+			got := strings.ReplaceAll(fmt.Sprintln(err), dir, "apps")
+			if *update {
+				rewriteWant(t, path, got)
+				return
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("-want +got\n%s", diff)
+			}
+		})
+	}
+}
+
+func rewriteWant(t *testing.T, path, got string) {
+	t.Helper()
+	a, err := txtar.ParseFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range a.Files {
+		if a.Files[i].Name == "want" {
+			a.Files[i].Data = []byte(got)
+		}
+	}
+	if err := os.WriteFile(path, txtar.Format(a), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestLoadFills(t *testing.T) {
+	r := load(t, map[string]string{
+		"z.yaml": "name: crm\nprotocol: http\nhosts: [crm.example.com]\nupstream: https://[2001:db8::1]:8443\nupstream_ca_file: /etc/ca.pem\n",
+		"a.yml":  "name: desk\nprotocol: udp\nupstream: \"2001:db8::2\"\nports: [5060, 0x10]\nallow: [127.0.0.1/32]\n",
+		"b.yaml": "name: db\nprotocol: tcp\nupstream: db.example.com:5432\nports: [15432]\naccess:\n- anyone: true\n  countries: [NO]\n",
+	})
+	apps := r.Apps()
+	if len(apps) != 3 || apps[0].Name != "crm" || apps[1].Name != "db" || apps[2].Name != "desk" {
+		t.Fatalf("apps: %+v", apps)
+	}
+	crm, db, desk := apps[0], apps[1], apps[2]
+	if crm.Title != "crm" || crm.Visibility != policy.VisibilityExplain || desk.Visibility != policy.VisibilityHidden {
+		t.Errorf("defaults: %+v %+v", crm, desk)
+	}
+	if diff := cmp.Diff([]uint16{443, 80}, crm.Ports); diff != "" {
+		t.Error(diff)
+	}
+	if desk.Allow[0] != netip.MustParsePrefix("127.0.0.1/32") {
+		t.Error(desk.Allow)
+	}
+	if db.Access[0].Countries[0] != "NO" { // Norway, not YAML 1.1's false
+		t.Error(db.Access)
+	}
+	for _, c := range []struct {
+		app  policy.App
+		port uint16
+		want string
+	}{
+		{crm, 443, "[2001:db8::1]:8443"}, {desk, 5060, "[2001:db8::2]:5060"}, {desk, 16, "[2001:db8::2]:16"},
+		{db, 15432, "db.example.com:5432"},
+		{policy.App{Protocol: "http", Upstream: "https://x.example.com"}, 80, "x.example.com:443"},
+		{policy.App{Protocol: "http", Upstream: "http://[::1]"}, 443, "[::1]:80"},
+		{policy.App{Protocol: "tcp", Upstream: "[::1]"}, 22, "[::1]:22"},
+	} {
+		if got := c.app.UpstreamFor(c.port); got != c.want {
+			t.Errorf("%s port %d: dials %s, want %s", c.app.Upstream, c.port, got, c.want)
+		}
+	}
+	if a, ok := r.App("db"); !ok || a.Name != "db" {
+		t.Errorf("App(db) = %+v %v", a, ok)
+	}
+	if _, ok := r.App("d"); ok {
+		t.Error("App(d) exists")
+	}
+}
+
+// TestRevisionID: what matters to a decision changes the ID, nothing else does.
+func TestRevisionID(t *testing.T) {
+	const app = "name: crm\nprotocol: http\nhosts: [crm.example.com]\nupstream: http://10.0.0.5\naccess:\n- groups: [sales]\n"
+	const module = "package portvakt.custom.x\n\ndeny contains {\"message\": \"m\"} if input.app.name == \"x\"\n"
+	base := load(t, map[string]string{"a.yaml": app, "x.rego": module}).ID()
+	if len(base) != len("sha256-")+32 {
+		t.Errorf("ID %q", base)
+	}
+	same := map[string]map[string]string{
+		"again":      {"a.yaml": app, "x.rego": module},
+		"comment":    {"a.yaml": "# x\n" + app, "x.rego": module},
+		"file name":  {"b.yml": app, "x.rego": module},
+		"other file": {"a.yaml": app, "x.rego": module, "README.md": "x", "y_test.rego": "x"},
+	}
+	for name, files := range same {
+		if id := load(t, files).ID(); id != base {
+			t.Errorf("%s: the ID changed", name)
+		}
+	}
+	seen := map[string]string{base: "base"}
+	for name, files := range map[string]map[string]string{
+		"group":     {"a.yaml": strings.Replace(app, "sales", "support", 1), "x.rego": module},
+		"upstream":  {"a.yaml": strings.Replace(app, "10.0.0.5", "10.0.0.6", 1), "x.rego": module},
+		"module":    {"a.yaml": app, "x.rego": module + "# x\n"},
+		"no module": {"a.yaml": app},
+		"no app":    {"x.rego": module},
+		"nothing":   {},
+	} {
+		id := load(t, files).ID()
+		if other, ok := seen[id]; ok {
+			t.Errorf("%s has the ID of %s", name, other)
+		}
+		seen[id] = name
+	}
+}
+
+func TestOwnerAndMode(t *testing.T) {
+	const app = "name: crm\nprotocol: http\nhosts: [crm.example.com]\nupstream: http://10.0.0.5\n"
+	cases := []struct {
+		name   string
+		change func(t *testing.T, dir string)
+		want   string // "" is accepted
+	}{
+		{"as it is", func(*testing.T, string) {}, ""},
+		{"readable by all", func(t *testing.T, dir string) { chmod(t, dir, 0o755); chmod(t, dir+"/crm.yaml", 0o644) }, ""},
+		{"group may write", func(t *testing.T, dir string) { chmod(t, dir+"/crm.yaml", 0o620) }, "DIR/crm.yaml: wanted a mode that only the owner may write, found 0620; run: chmod go-w DIR/crm.yaml"},
+		{"others may write", func(t *testing.T, dir string) { chmod(t, dir+"/crm.yaml", 0o602) }, "DIR/crm.yaml: wanted a mode that only the owner may write, found 0602; run: chmod go-w DIR/crm.yaml"},
+		{"directory of a group", func(t *testing.T, dir string) { chmod(t, dir, 0o770) }, "DIR: wanted a mode that only the owner may write, found 0770; run: chmod go-w DIR"},
+		{"sticky directory", func(t *testing.T, dir string) { chmod(t, dir, 0o777|os.ModeSticky) }, "DIR: wanted a mode that only the owner may write, found 0777; run: chmod go-w DIR"},
+		{"link to what others may write", func(t *testing.T, dir string) {
+			target := filepath.Join(t.TempDir(), "x.yaml")
+			write(t, target, strings.ReplaceAll(app, "crm", "other"))
+			chmod(t, target, 0o666)
+			symlink(t, target, dir+"/other.yaml")
+		}, "DIR/other.yaml: wanted a mode that only the owner may write, found 0666; run: chmod go-w DIR/other.yaml"},
+		{"link to what is sound", func(t *testing.T, dir string) {
+			target := filepath.Join(t.TempDir(), "x.yaml")
+			write(t, target, strings.ReplaceAll(app, "crm", "other"))
+			symlink(t, target, dir+"/other.yaml")
+		}, ""},
+		{"dangling link", func(t *testing.T, dir string) { symlink(t, dir+"/gone", dir+"/other.yaml") }, "DIR/other.yaml: wanted a readable file: no such file or directory"},
+		{"pipe", func(t *testing.T, dir string) {
+			if err := syscall.Mkfifo(dir+"/other.yaml", 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}, "DIR/other.yaml: wanted a file, found a pipe"},
+		{"directory as file", func(t *testing.T, dir string) {
+			if err := os.Mkdir(dir+"/other.yaml", 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}, "DIR/other.yaml: wanted a file, found a directory"},
+		{"too large", func(t *testing.T, dir string) {
+			write(t, dir+"/other.yaml", "# "+strings.Repeat("x", policy.MaxFileSize))
+		}, "DIR/other.yaml: wanted at most 1048576 bytes, found more"},
+		{"too many", func(t *testing.T, dir string) {
+			for i := range policy.MaxFiles {
+				write(t, fmt.Sprintf("%s/x%d.yaml", dir, i), "")
+			}
+		}, "DIR: wanted at most 1000 policy files, found 1001"},
+		{"no directory", func(t *testing.T, dir string) {
+			if err := os.RemoveAll(dir); err != nil {
+				t.Fatal(err)
+			}
+		}, "reading policy directory: open DIR: no such file or directory"},
+		{"file as directory", func(t *testing.T, dir string) {
+			if err := os.RemoveAll(dir); err != nil {
+				t.Fatal(err)
+			}
+			write(t, dir, app)
+		}, "DIR: wanted a directory of policy files, found a file"},
+		{"someone else's file", func(t *testing.T, dir string) {
+			if os.Geteuid() != 0 {
+				t.Skip("needs root to give a file away")
+			}
+			if err := os.Chown(dir+"/crm.yaml", 12345, 0); err != nil {
+				t.Fatal(err)
+			}
+		}, "DIR/crm.yaml: wanted owner uid 0 (this service's user) or 0 (root), found uid 12345; run: chown 0 DIR/crm.yaml"},
+		{"someone else's directory", func(t *testing.T, dir string) {
+			if os.Geteuid() != 0 {
+				t.Skip("needs root to give a directory away")
+			}
+			if err := os.Chown(dir, 12345, 0); err != nil {
+				t.Fatal(err)
+			}
+		}, "DIR: wanted owner uid 0 (this service's user) or 0 (root), found uid 12345; run: chown 0 DIR"},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			dir := writeFiles(t, map[string]string{"crm.yaml": app})
+			chmod(t, dir, 0o700)
+			c.change(t, dir)
+			_, err := policy.Load(dir, policy.LoadOptions{CheckOwner: true})
+			got := ""
+			if err != nil {
+				got = strings.ReplaceAll(err.Error(), dir, "DIR")
+			}
+			if got != c.want {
+				t.Errorf("got  %s\nwant %s", got, c.want)
+			}
+		})
+	}
+	t.Run("unchecked", func(t *testing.T) {
+		dir := writeFiles(t, map[string]string{"crm.yaml": app})
+		chmod(t, dir+"/crm.yaml", 0o666)
+		if _, err := policy.Load(dir, policy.LoadOptions{}); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func chmod(t *testing.T, path string, mode os.FileMode) {
+	t.Helper()
+	if err := os.Chmod(path, mode); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func symlink(t *testing.T, target, path string) {
+	t.Helper()
+	if err := os.Symlink(target, path); err != nil {
+		t.Fatal(err)
+	}
+}
