@@ -63,6 +63,12 @@ var (
 
 func isResumed(err error) bool { return errors.Is(err, errResumed) }
 
+// noHandshake marks a link whose tunnel never came up.
+type noHandshake struct{ err error }
+
+func (e *noHandshake) Error() string { return "the tunnel did not come up: " + e.err.Error() }
+func (e *noHandshake) Unwrap() error { return e.err }
+
 // refusedConnect marks a refusal of the public port, which does not go away by
 // hurrying.
 type refusedConnect struct{ err error }
@@ -137,7 +143,11 @@ func (a *agent) live(ctx context.Context, l *link, resumed bool) error {
 				return nil
 			}
 		})
-		return inner.Wait()
+		err := inner.Wait()
+		if err != nil && l.tun.status().LastHandshake.IsZero() {
+			err = &noHandshake{err}
+		}
+		return err
 	})
 	err := g.Wait()
 	a.dropLink()
@@ -331,25 +341,29 @@ func sleep(ctx context.Context, d time.Duration) bool {
 func (a *agent) snapshot() localapi.Status {
 	proxy, _ := a.loopback.Addresses()
 	a.mu.Lock()
-	defer a.mu.Unlock()
-	st := a.status
+	st, l := a.status, a.link
 	st.Posture = a.signals
+	var expires, sentAt time.Time
+	if l != nil {
+		expires, sentAt = l.expires, l.sentAt
+	}
+	a.mu.Unlock()
 	if proxy.IsValid() {
 		st.Proxy = &localapi.Proxy{Address: proxy.String(), PAC: pacURL(proxy)}
 	}
-	if l := a.link; l != nil {
-		t := l.tun.status()
-		st.Tunnel = &localapi.Tunnel{
-			Endpoint: l.endpoint, Addresses: l.connect.Addresses, Gateway: l.connect.Gateway.Addresses,
-			RxBytes: t.Rx, TxBytes: t.Tx, PostQuantum: l.connect.PostQuantum, ExpiresAt: l.expires,
-		}
-		if !t.LastHandshake.IsZero() {
-			st.Tunnel.LastHandshake = &t.LastHandshake
-		}
-		if !l.sentAt.IsZero() {
-			at := l.sentAt
-			st.PostureSentAt = &at
-		}
+	if l == nil {
+		return st
+	}
+	t := l.tun.status()
+	st.Tunnel = &localapi.Tunnel{
+		Endpoint: l.endpoint, Addresses: l.connect.Addresses, Gateway: l.connect.Gateway.Addresses,
+		RxBytes: t.Rx, TxBytes: t.Tx, PostQuantum: l.connect.PostQuantum, ExpiresAt: expires,
+	}
+	if !t.LastHandshake.IsZero() {
+		st.Tunnel.LastHandshake = &t.LastHandshake
+	}
+	if !sentAt.IsZero() {
+		st.PostureSentAt = &sentAt
 	}
 	return st
 }

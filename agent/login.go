@@ -12,6 +12,9 @@ import (
 	"github.com/portvakt/portvakt/internal/wire"
 )
 
+// patience is how long a person is kept waiting for a link that is not there.
+const patience = 2 * time.Second
+
 // ongoing is the login under way.
 type ongoing struct {
 	uid    uint32
@@ -40,7 +43,7 @@ func (a *agent) logIn(ctx context.Context, who localapi.Caller, page func(*wire.
 		return nil, err
 	}
 	defer a.end(mine)
-	l, err := a.waitLink(ctx, 5*time.Second)
+	l, err := a.waitLink(ctx, patience)
 	if err != nil {
 		return nil, err
 	}
@@ -99,7 +102,7 @@ func (a *agent) end(mine *ongoing) {
 }
 
 func (a *agent) logOut(ctx context.Context) error {
-	l, err := a.waitLink(ctx, 5*time.Second)
+	l, err := a.waitLink(ctx, patience)
 	if err != nil {
 		return err
 	}
@@ -111,7 +114,7 @@ func (a *agent) logOut(ctx context.Context) error {
 }
 
 func (a *agent) why(ctx context.Context, app string) (*wire.Denial, error) {
-	l, err := a.waitLink(ctx, 5*time.Second)
+	l, err := a.waitLink(ctx, patience)
 	if err != nil {
 		var e *wire.Error
 		if errors.As(err, &e) && e.Denial != nil {

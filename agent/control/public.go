@@ -221,11 +221,16 @@ func verifyGateway(chain []*x509.Certificate, caHash [32]byte, now time.Time) er
 	var invalid x509.CertificateInvalidError
 	if errors.As(err, &invalid) && invalid.Reason == x509.Expired {
 		// Only a chain that is right but for the time is a matter of clocks.
-		for _, c := range []*x509.Certificate{chain[0], root} {
-			opts.CurrentTime = chain[0].NotBefore
-			if _, err := chain[0].Verify(opts); err == nil && (now.Before(c.NotBefore) || now.After(c.NotAfter)) {
-				return &ClockError{Now: now, NotBefore: c.NotBefore, NotAfter: c.NotAfter}
-			}
+		e := &ClockError{Now: now, NotBefore: chain[0].NotBefore, NotAfter: chain[0].NotAfter}
+		if root.NotBefore.After(e.NotBefore) {
+			e.NotBefore = root.NotBefore
+		}
+		if root.NotAfter.Before(e.NotAfter) {
+			e.NotAfter = root.NotAfter
+		}
+		opts.CurrentTime = e.NotBefore
+		if _, err := chain[0].Verify(opts); err == nil {
+			return e
 		}
 	}
 	return &UntrustedError{err.Error()}
