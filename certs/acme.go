@@ -80,10 +80,14 @@ func (p *Public) runACME(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// certmagic's goroutines end with ctx; the cache's own with Stop.
+	// certmagic's goroutines end with ctx, which on a normal end is done
+	// already; the cache's own with Stop.
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	logger := zap.New(&slogCore{log: p.log, done: ctx.Done()})
+
+	files := &storage{files: certmagic.FileStorage{Path: a.Storage}}
+	defer files.drain()
+	defer cancel()
 
 	// The cache's maintenance asks for the configuration that is made with it.
 	var current atomic.Pointer[certmagic.Config]
@@ -93,7 +97,7 @@ func (p *Public) runACME(ctx context.Context) error {
 	})
 	defer cache.Stop()
 	magic := certmagic.New(cache, certmagic.Config{
-		Storage: &certmagic.FileStorage{Path: a.Storage},
+		Storage: files,
 		Logger:  logger,
 		// No OCSP: it would tell a third party who connects, and when; public
 		// CAs have given it up.

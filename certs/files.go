@@ -9,9 +9,6 @@ import (
 	"time"
 )
 
-// pollFiles is how often the files of mode files are looked at.
-const pollFiles = time.Second
-
 // fileStamp tells one state of the two files from another.
 type fileStamp struct {
 	certTime, keyTime time.Time
@@ -78,7 +75,7 @@ func (p *Public) followFiles(ctx context.Context) error {
 	if leaf := p.file.Load().cert.Leaf; now().After(leaf.NotAfter) {
 		p.log.Warn("the public certificate has expired", "file", p.cfg.CertFile, "not_after", leaf.NotAfter)
 	}
-	tick := time.NewTicker(pollFiles)
+	tick := time.NewTicker(p.cfg.Interval)
 	defer tick.Stop()
 	seen := p.file.Load().stamp
 	for {

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/caddyserver/certmagic"
 )
@@ -37,8 +38,10 @@ type PublicConfig struct {
 	Hosts []string
 	// CertFile and KeyFile are PEM files (mode files). They are followed.
 	CertFile, KeyFile string
-	ACME              ACMEConfig
-	CA                *CA
+	// Interval is how often the files are looked at; 0 means every second.
+	Interval time.Duration
+	ACME     ACMEConfig
+	CA       *CA
 	// Log may be nil.
 	Log *slog.Logger
 }
@@ -81,6 +84,9 @@ func NewPublic(cfg PublicConfig) (*Public, error) {
 	p := &Public{cfg: cfg, log: cfg.Log}
 	if p.log == nil {
 		p.log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Interval <= 0 {
+		p.cfg.Interval = time.Second
 	}
 	if cfg.CA == nil {
 		return nil, errors.New("preparing public certificates: no internal CA is given")
