@@ -1,0 +1,148 @@
+// Command portvakt-gateway is the company's side of Portvakt: it runs the
+// gateway and speaks to a running one.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/portvakt/portvakt/gateway"
+	"github.com/portvakt/portvakt/gateway/admin"
+)
+
+// Exit codes, the same for both programs.
+const (
+	exitFailed = 1
+	exitUsage  = 2
+	exitDenied = 3
+)
+
+// usageError is a mistake in the command line or the configuration.
+type usageError struct{ error }
+
+// errDenied ends `why` when the answer is no; the answer is printed already.
+var errDenied = errors.New("denied")
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// run is main without the process: it returns the exit code.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	root := newRoot()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	var usage usageError
+	switch {
+	case err == nil:
+		return 0
+	case errors.Is(err, errDenied):
+		return exitDenied
+	case errors.As(err, &usage):
+		fmt.Fprintf(stderr, "portvakt-gateway: %v\n", err)
+		return exitUsage
+	default:
+		fmt.Fprintf(stderr, "portvakt-gateway: %v\n", err)
+		return exitFailed
+	}
+}
+
+// options are the flags that every command has.
+type options struct {
+	config string
+	socket string
+	json   bool
+}
+
+func newRoot() *cobra.Command {
+	opt := &options{}
+	root := &cobra.Command{
+		Use:   "portvakt-gateway",
+		Short: "Zero-trust access gateway for contact centres",
+		Long: `portvakt-gateway lets enrolled laptops reach approved apps and nothing else.
+It checks who is asking (OIDC), from what device (posture) and from where
+(location) before it proxies each request, and records every decision.
+
+Start with a configuration file (deploy/config/gateway.yaml shows every key):
+
+  portvakt-gateway check --config gateway.yaml
+  portvakt-gateway serve --config gateway.yaml
+
+and enrol the first laptop from another terminal on the same machine:
+
+  portvakt-gateway invite --config gateway.yaml
+
+Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 denied.`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.PersistentFlags().StringVarP(&opt.config, "config", "c", "gateway.yaml", "the gateway's configuration `file`")
+	root.PersistentFlags().StringVar(&opt.socket, "socket", "", "admin socket of a running gateway (default: data_dir/admin.sock of the configuration)")
+	root.PersistentFlags().BoolVar(&opt.json, "json", false, "print JSON for programs")
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.AddCommand(
+		serveCmd(opt), checkCmd(opt), inviteCmd(opt), devicesCmd(opt), sessionsCmd(opt),
+		appsCmd(opt), whyCmd(opt), auditCmd(opt), policyCmd(opt), versionCmd(opt),
+	)
+	return root
+}
+
+// args turns cobra's complaint about arguments into a usage error.
+func args(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, a []string) error {
+		if err := check(cmd, a); err != nil {
+			return usageError{fmt.Errorf("%w; see: %s --help", err, cmd.CommandPath())}
+		}
+		return nil
+	}
+}
+
+// client finds the running gateway.
+func (o *options) client() (*admin.Client, error) {
+	if o.socket != "" {
+		return admin.NewClient(o.socket), nil
+	}
+	cfg, err := gateway.LoadConfig(o.config)
+	if err != nil {
+		return nil, usageError{err}
+	}
+	return admin.NewClient(cfg.SocketPath()), nil
+}
+
+func printJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+func versionCmd(opt *options) *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Print the version", Args: args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			version := "devel"
+			if bi, ok := debug.ReadBuildInfo(); ok && bi.Main.Version != "" {
+				version = bi.Main.Version
+			}
+			if opt.json {
+				return printJSON(cmd.OutOrStdout(), map[string]string{"version": version, "go": runtime.Version(), "protocol": "v1"})
+			}
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "portvakt-gateway %s (%s, protocol v1)\n", version, runtime.Version())
+			return err
+		},
+	}
+}

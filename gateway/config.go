@@ -1,0 +1,356 @@
+package gateway
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/parser"
+)
+
+// Config is gateway.yaml. deploy/config/gateway.yaml shows every key with its
+// default and a sentence; a test keeps the two equal. Relative paths are
+// relative to the file.
+type Config struct {
+	// DataDir holds the store, the keys, the audit log and the admin socket.
+	DataDir  string         `yaml:"data_dir"`
+	Public   PublicConfig   `yaml:"public"`
+	TLS      TLSConfig      `yaml:"tls"`
+	Tunnel   TunnelConfig   `yaml:"tunnel"`
+	Health   HealthConfig   `yaml:"health"`
+	Identity IdentityConfig `yaml:"identity"`
+	Session  SessionConfig  `yaml:"session"`
+	Posture  PostureConfig  `yaml:"posture"`
+	Location LocationConfig `yaml:"location"`
+	Policy   PolicyConfig   `yaml:"policy"`
+	Log      LogConfig      `yaml:"log"`
+}
+
+// PublicConfig is the public TLS port.
+type PublicConfig struct {
+	Listen string `yaml:"listen"` // host:port, default ":443"
+	// URL is how agents, apps and the identity provider reach this gateway; it
+	// is the issuer of assertions.
+	URL string `yaml:"url"`
+}
+
+// TLSConfig says where the public port's certificate comes from. Agents are
+// always answered with one of the internal CA.
+type TLSConfig struct {
+	Mode     string     `yaml:"mode"` // internal (default), files or acme
+	CertFile string     `yaml:"cert_file"`
+	KeyFile  string     `yaml:"key_file"`
+	ACME     ACMEConfig `yaml:"acme"`
+}
+
+// ACMEConfig is for mode acme; the challenge is TLS-ALPN-01 on the public port.
+type ACMEConfig struct {
+	Email     string `yaml:"email"`
+	Directory string `yaml:"directory"` // default: Let's Encrypt
+	CAFile    string `yaml:"ca_file"`   // roots to trust for the directory itself
+}
+
+// TunnelConfig is the WireGuard side.
+type TunnelConfig struct {
+	Listen string `yaml:"listen"` // host:port, UDP, default ":51820"
+	// Endpoints are what agents are told to send to; default: the port of
+	// Listen at the host of public.url.
+	Endpoints []string `yaml:"endpoints"`
+	IPv4      string   `yaml:"ipv4"` // pool, default 100.96.0.0/16
+	IPv6      string   `yaml:"ipv6"` // pool, default fd70:7674:766b::/64
+	MTU       int      `yaml:"mtu"`  // of the inside, default 1280
+}
+
+// HealthConfig is the loopback listener of /healthz, /readyz and /metrics.
+type HealthConfig struct {
+	Listen string `yaml:"listen"` // default 127.0.0.1:9100
+}
+
+// IdentityConfig is the OIDC provider.
+type IdentityConfig struct {
+	Issuer           string   `yaml:"issuer"`
+	ClientID         string   `yaml:"client_id"`
+	ClientSecretFile string   `yaml:"client_secret_file"` // none: public client
+	Scopes           []string `yaml:"scopes"`
+	GroupsClaim      string   `yaml:"groups_claim"`
+	NameClaim        string   `yaml:"name_claim"`
+	KeepClaims       []string `yaml:"keep_claims"`
+	Algorithms       []string `yaml:"algorithms"`
+	RedirectPorts    []uint16 `yaml:"redirect_ports"`
+	CAFile           string   `yaml:"ca_file"`
+}
+
+// SessionConfig bounds logins.
+type SessionConfig struct {
+	Lifetime Duration `yaml:"lifetime"` // default 12h
+}
+
+// PostureConfig bounds posture reports.
+type PostureConfig struct {
+	MaxAge Duration `yaml:"max_age"` // default 90s
+}
+
+// LocationConfig names the GeoIP file.
+type LocationConfig struct {
+	Database string `yaml:"database"` // MaxMind DB; none: every country is unknown
+}
+
+// PolicyConfig says where apps and their policy come from.
+type PolicyConfig struct {
+	Source    string `yaml:"source"` // directory
+	Directory string `yaml:"directory"`
+}
+
+// LogConfig is the operational log on standard error; the decision log is
+// elsewhere and always on.
+type LogConfig struct {
+	Level  string `yaml:"level"`  // debug, info (default), warn, error
+	Format string `yaml:"format"` // text (default) or json
+}
+
+// Duration is a time.Duration written as in "12h" or "90s".
+type Duration time.Duration
+
+// UnmarshalYAML reads "12h", "30m", "90s".
+func (d *Duration) UnmarshalYAML(b []byte) error {
+	var s string
+	if err := yaml.Unmarshal(b, &s); err != nil {
+		return err
+	}
+	v, err := time.ParseDuration(s)
+	if err != nil || v <= 0 {
+		return fmt.Errorf("%q is not a duration such as 12h, 30m or 90s", s)
+	}
+	*d = Duration(v)
+	return nil
+}
+
+// LoadConfig reads and checks a configuration without opening or writing
+// anything else. Its errors name file, line, key and what was expected.
+func LoadConfig(path string) (*Config, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("reading the configuration: %w", err)
+	}
+	cfg := &Config{}
+	if err := yaml.UnmarshalWithOptions(data, cfg, yaml.Strict()); err != nil {
+		return nil, yamlError(path, err)
+	}
+	file, err := parser.ParseBytes(data, 0)
+	if err != nil {
+		return nil, yamlError(path, err)
+	}
+	cfg.defaults(filepath.Dir(path))
+	var all []error
+	for _, p := range cfg.problems() {
+		all = append(all, fmt.Errorf("%s:%d: %s: %s", path, lineOf(file, p.key), p.key, p.text))
+	}
+	return cfg, errors.Join(all...)
+}
+
+func yamlError(path string, err error) error {
+	var ye yaml.Error
+	if errors.As(err, &ye) && ye.GetToken() != nil && ye.GetToken().Position != nil {
+		return fmt.Errorf("%s:%d: %s (deploy/config/gateway.yaml shows every key)", path, ye.GetToken().Position.Line, ye.GetMessage())
+	}
+	return fmt.Errorf("%s: %w", path, err)
+}
+
+// lineOf finds the line of a key, or of the nearest parent that is there.
+func lineOf(file *ast.File, key string) int {
+	for key != "" {
+		if p, err := yaml.PathString("$." + key); err == nil {
+			if n, err := p.FilterFile(file); err == nil && n != nil && n.GetToken() != nil {
+				return n.GetToken().Position.Line
+			}
+		}
+		i := strings.LastIndexByte(key, '.')
+		if i < 0 {
+			break
+		}
+		key = key[:i]
+	}
+	return 1
+}
+
+func (c *Config) defaults(dir string) {
+	set := func(s *string, v string) {
+		if *s == "" {
+			*s = v
+		}
+	}
+	set(&c.Public.Listen, ":443")
+	set(&c.TLS.Mode, "internal")
+	set(&c.Tunnel.Listen, ":51820")
+	set(&c.Tunnel.IPv4, "100.96.0.0/16")
+	set(&c.Tunnel.IPv6, "fd70:7674:766b::/64")
+	if c.Tunnel.MTU == 0 {
+		c.Tunnel.MTU = 1280
+	}
+	set(&c.Health.Listen, "127.0.0.1:9100")
+	set(&c.Policy.Source, "directory")
+	set(&c.Log.Level, "info")
+	set(&c.Log.Format, "text")
+	if c.Session.Lifetime == 0 {
+		c.Session.Lifetime = Duration(12 * time.Hour)
+	}
+	if c.Posture.MaxAge == 0 {
+		c.Posture.MaxAge = Duration(90 * time.Second)
+	}
+	if len(c.Tunnel.Endpoints) == 0 {
+		if _, port, err := net.SplitHostPort(c.Tunnel.Listen); err == nil {
+			c.Tunnel.Endpoints = []string{":" + port}
+		}
+	}
+	for _, p := range []*string{
+		&c.DataDir, &c.TLS.CertFile, &c.TLS.KeyFile, &c.TLS.ACME.CAFile, &c.Identity.ClientSecretFile,
+		&c.Identity.CAFile, &c.Location.Database, &c.Policy.Directory,
+	} {
+		if *p != "" && !filepath.IsAbs(*p) {
+			*p = filepath.Join(dir, *p)
+		}
+	}
+}
+
+// problem is one key with a bad value.
+type problem struct{ key, text string }
+
+func (c *Config) problems() []problem {
+	var out []problem
+	bad := func(key, format string, args ...any) {
+		out = append(out, problem{key, fmt.Sprintf(format, args...)})
+	}
+	if c.DataDir == "" {
+		bad("data_dir", "is required: a directory that only the gateway's user may read")
+	}
+	u, err := url.Parse(c.Public.URL)
+	if c.Public.URL == "" || err != nil || u.Scheme != "https" || u.Hostname() == "" || (u.Path != "" && u.Path != "/") || u.RawQuery != "" {
+		bad("public.url", "expected https://HOST or https://HOST:PORT as agents reach it, got %q", c.Public.URL)
+	}
+	listen := func(key, v string) {
+		host, port, err := net.SplitHostPort(v)
+		if _, perr := strconv.ParseUint(port, 10, 16); err != nil || perr != nil {
+			bad(key, "expected HOST:PORT or :PORT, got %q", v)
+			return
+		}
+		if key == "health.listen" {
+			if a, err := netip.ParseAddr(host); err != nil || !a.IsLoopback() {
+				bad(key, "expected a loopback address such as 127.0.0.1:9100, got %q; health and metrics are not for the network", v)
+			}
+		}
+	}
+	listen("public.listen", c.Public.Listen)
+	listen("tunnel.listen", c.Tunnel.Listen)
+	listen("health.listen", c.Health.Listen)
+	for i, e := range c.Tunnel.Endpoints {
+		if _, _, err := net.SplitHostPort(e); err != nil {
+			bad(fmt.Sprintf("tunnel.endpoints[%d]", i), "expected HOST:PORT or :PORT, got %q", e)
+		}
+	}
+	c.checkPools(bad)
+	c.checkTLS(bad)
+	iss, err := url.Parse(c.Identity.Issuer)
+	if c.Identity.Issuer == "" || err != nil || (iss.Scheme != "https" && (iss.Scheme != "http" || !loopbackHost(iss.Hostname()))) {
+		bad("identity.issuer", "expected the https URL of the OIDC provider (http only on loopback), got %q", c.Identity.Issuer)
+	}
+	if c.Identity.ClientID == "" {
+		bad("identity.client_id", "is required: the client ID the OIDC provider gave")
+	}
+	if c.Policy.Source != "directory" {
+		bad("policy.source", "expected directory, got %q", c.Policy.Source)
+	}
+	if c.Policy.Directory == "" {
+		bad("policy.directory", "is required: the directory of the app files")
+	}
+	oneOf := func(key, v string, allowed ...string) {
+		for _, a := range allowed {
+			if v == a {
+				return
+			}
+		}
+		bad(key, "expected one of %s, got %q", strings.Join(allowed, ", "), v)
+	}
+	oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
+	oneOf("log.format", c.Log.Format, "text", "json")
+	if l := time.Duration(c.Session.Lifetime); l > 24*time.Hour {
+		bad("session.lifetime", "at most 24h (a login is for a shift), got %s", l)
+	}
+	if a := time.Duration(c.Posture.MaxAge); a < 45*time.Second || a > 10*time.Minute {
+		bad("posture.max_age", "expected between 45s and 10m (agents report every 30 s), got %s", a)
+	}
+	files := []struct{ key, path, what string }{
+		{"identity.client_secret_file", c.Identity.ClientSecretFile, "a file with the client secret"},
+		{"identity.ca_file", c.Identity.CAFile, "a PEM file"},
+		{"location.database", c.Location.Database, "a MaxMind database file (.mmdb)"},
+		{"tls.acme.ca_file", c.TLS.ACME.CAFile, "a PEM file"},
+		{"policy.directory", c.Policy.Directory, "a directory of app files"},
+	}
+	if c.TLS.Mode == "files" {
+		files = append(files, struct{ key, path, what string }{"tls.cert_file", c.TLS.CertFile, "a PEM file"},
+			struct{ key, path, what string }{"tls.key_file", c.TLS.KeyFile, "a PEM file"})
+	}
+	for _, f := range files {
+		if f.path == "" {
+			continue
+		}
+		if _, err := os.Stat(f.path); err != nil {
+			bad(f.key, "expected %s: %v", f.what, err)
+		}
+	}
+	return out
+}
+
+func (c *Config) checkPools(bad func(string, string, ...any)) {
+	v4, err := netip.ParsePrefix(c.Tunnel.IPv4)
+	if err != nil || !v4.Addr().Is4() || v4.Bits() < 10 || v4.Bits() > 24 || v4 != v4.Masked() {
+		bad("tunnel.ipv4", "expected an IPv4 prefix between /10 and /24 such as 100.96.0.0/16, got %q", c.Tunnel.IPv4)
+	}
+	v6, err := netip.ParsePrefix(c.Tunnel.IPv6)
+	if err != nil || !v6.Addr().Is6() || v6.Bits() > 96 || v6 != v6.Masked() {
+		bad("tunnel.ipv6", "expected an IPv6 prefix of /96 or wider such as fd70:7674:766b::/64, got %q", c.Tunnel.IPv6)
+	}
+	if c.Tunnel.MTU < 1280 || c.Tunnel.MTU > 1420 {
+		bad("tunnel.mtu", "expected between 1280 and 1420, got %d", c.Tunnel.MTU)
+	}
+}
+
+func (c *Config) checkTLS(bad func(string, string, ...any)) {
+	switch c.TLS.Mode {
+	case "internal":
+	case "files":
+		if c.TLS.CertFile == "" {
+			bad("tls.cert_file", "is required with tls.mode files")
+		}
+		if c.TLS.KeyFile == "" {
+			bad("tls.key_file", "is required with tls.mode files")
+		}
+	case "acme":
+		if u, err := url.Parse(c.Public.URL); err == nil {
+			if _, err := netip.ParseAddr(u.Hostname()); err == nil {
+				bad("tls.mode", "acme needs a host name in public.url, not an address")
+			}
+		}
+		if d := c.TLS.ACME.Directory; d != "" && !strings.HasPrefix(d, "https://") {
+			bad("tls.acme.directory", "expected an https URL, got %q", d)
+		}
+	default:
+		bad("tls.mode", "expected internal, files or acme, got %q", c.TLS.Mode)
+	}
+}
+
+func loopbackHost(h string) bool {
+	a, err := netip.ParseAddr(h)
+	return h == "localhost" || (err == nil && a.IsLoopback())
+}
+
+// SocketPath is where admin commands reach a gateway of this configuration.
+func (c *Config) SocketPath() string { return filepath.Join(c.DataDir, "admin.sock") }

@@ -1,0 +1,158 @@
+package gateway
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"github.com/portvakt/portvakt/certs"
+	"github.com/portvakt/portvakt/gateway/assertion"
+	"github.com/portvakt/portvakt/gateway/audit"
+	"github.com/portvakt/portvakt/gateway/store"
+)
+
+// dirs is the layout of data_dir, which only the gateway's user may read.
+type dirs struct{ root string }
+
+func (d dirs) ca() string      { return filepath.Join(d.root, "ca") }
+func (d dirs) keys() string    { return filepath.Join(d.root, "keys") }
+func (d dirs) audit() string   { return filepath.Join(d.root, "audit") }
+func (d dirs) bundles() string { return filepath.Join(d.root, "revisions") }
+func (d dirs) store() string   { return filepath.Join(d.root, "gateway.db") }
+
+// tunnelKey is the gateway's WireGuard key. Changing it makes every device
+// connect anew.
+func (d dirs) tunnelKey() ([32]byte, error) {
+	return secretKey(filepath.Join(d.keys(), "tunnel.key"))
+}
+
+// openData opens everything in data_dir. A second gateway on the same directory
+// is refused before anything is touched.
+func (g *gateway) openData(ctx context.Context) (unlock func() error, err error) {
+	g.dirs = dirs{g.cfg.DataDir}
+	if err := privateDir(g.dirs.root); err != nil {
+		return nil, fmt.Errorf("preparing data_dir: %w", err)
+	}
+	unlock, err = lock(filepath.Join(g.dirs.root, "lock"))
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, g.closeData(), unlock())
+		}
+	}()
+	for _, dir := range []string{g.dirs.keys(), g.dirs.bundles()} {
+		if err := privateDir(dir); err != nil {
+			return nil, fmt.Errorf("preparing data_dir: %w", err)
+		}
+	}
+	if g.audit, err = audit.Open(audit.Options{Dir: g.dirs.audit(), Log: g.log}); err != nil {
+		return nil, err
+	}
+	if g.ca, err = certs.OpenCA(certs.CAConfig{Dir: g.dirs.ca()}); err != nil {
+		return nil, err
+	}
+	if g.signer, err = assertion.Open(assertion.Config{KeyFile: filepath.Join(g.dirs.keys(), "assertion.pem"), Issuer: g.cfg.Public.URL}); err != nil {
+		return nil, err
+	}
+	seal, err := secretKey(filepath.Join(g.dirs.keys(), "seal.key"))
+	if err != nil {
+		return nil, err
+	}
+	v4, err4 := netip.ParsePrefix(g.cfg.Tunnel.IPv4)
+	v6, err6 := netip.ParsePrefix(g.cfg.Tunnel.IPv6)
+	if err := errors.Join(err4, err6); err != nil {
+		return nil, fmt.Errorf("reading the tunnel's pools: %w", err)
+	}
+	g.store, err = store.Open(ctx, store.Options{Path: g.dirs.store(), IPv4: v4, IPv6: v6, SealKey: seal})
+	return unlock, err
+}
+
+func (g *gateway) closeData() error {
+	var errs []error
+	if g.store != nil {
+		errs = append(errs, g.store.Close())
+	}
+	if g.audit != nil {
+		errs = append(errs, g.audit.Close())
+	}
+	return errors.Join(errs...)
+}
+
+func privateDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	st, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	if st.Mode().Perm()&0o077 != 0 {
+		return fmt.Errorf("%s is open to others; run: chmod 700 %s", dir, dir)
+	}
+	return nil
+}
+
+// lock keeps a second gateway off the directory. The kernel releases it with
+// the process, however that ends.
+func lock(path string) (unlock func() error, err error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("locking data_dir: %w", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return nil, errors.Join(fmt.Errorf("another gateway is running on %s", filepath.Dir(path)), f.Close())
+	}
+	return f.Close, nil
+}
+
+// secretKey reads 32 random bytes, or makes them on first use.
+func secretKey(path string) (key [32]byte, err error) {
+	text, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		rand.Read(key[:])
+		return key, writeSecret(path, keyText(key))
+	}
+	if err != nil {
+		return key, fmt.Errorf("reading a key: %w", err)
+	}
+	st, err := os.Stat(path)
+	if err != nil {
+		return key, fmt.Errorf("reading a key: %w", err)
+	}
+	if st.Mode().Perm()&0o077 != 0 {
+		return key, fmt.Errorf("%s is readable by others, so it may be known to them; run: chmod 600 %s, or remove it to make a new one", path, path)
+	}
+	b, err := base64.StdEncoding.DecodeString(string(text))
+	if err != nil || len(b) != 32 {
+		return key, fmt.Errorf("%s does not hold a key of 32 bytes in base64; restore it from a backup", path)
+	}
+	return [32]byte(b), nil
+}
+
+// writeSecret never leaves half a key: a crash leaves either no file or all.
+func writeSecret(path, text string) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), ".key-*")
+	if err != nil {
+		return fmt.Errorf("making a key: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("making a key: %w", err), os.Remove(f.Name()))
+		}
+	}()
+	_, werr := f.WriteString(text)
+	if err := errors.Join(werr, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}
+
+func keyText(k [32]byte) string { return base64.StdEncoding.EncodeToString(k[:]) }

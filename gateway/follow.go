@@ -1,0 +1,157 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/portvakt/portvakt/gateway/audit"
+	"github.com/portvakt/portvakt/internal/overlay"
+	"github.com/portvakt/portvakt/policy"
+)
+
+// followPolicy keeps the policy directory's newest good revision in force. A
+// bad one is said and recorded; the last good one stays.
+// first is closed after the first look, whatever came of it.
+func (g *gateway) followPolicy(ctx context.Context, first chan<- struct{}) error {
+	var once sync.Once
+	src := &policy.Source{Dir: g.cfg.Policy.Directory, Load: policyOptions()}
+	return src.Run(ctx, func(rev *policy.Revision, err error) {
+		defer once.Do(func() { close(first) })
+		if err == nil {
+			err = g.keepBundle(rev)
+		}
+		if err == nil {
+			err = g.sessions.Publish(ctx, rev, "directory:"+g.cfg.Policy.Directory)
+		}
+		if err == nil {
+			g.policyState.set(nil)
+			g.log.Info("a policy revision is in force", "revision", rev.ID())
+			return
+		}
+		g.policyState.set(err)
+		active := "none: everything is refused"
+		if r := g.engine.Active(); r != nil {
+			active = r.ID()
+		}
+		g.log.Error("a policy revision was refused; the last good one stays", "active", active, "err", err)
+		g.audit.Note(audit.Record{Kind: audit.KindPolicyRefused, Revision: active, Outcome: err.Error()})
+	})
+}
+
+// keepBundle keeps every revision that was ever active, so that a Decision can
+// be reproduced long after.
+func (g *gateway) keepBundle(rev *policy.Revision) (err error) {
+	path := filepath.Join(g.dirs.bundles(), rev.ID()+".tar.gz")
+	if _, err := os.Stat(path); err == nil {
+		return nil
+	}
+	f, err := os.CreateTemp(g.dirs.bundles(), ".bundle-*")
+	if err != nil {
+		return fmt.Errorf("keeping the revision: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("keeping the revision: %w", err), os.Remove(f.Name()))
+		}
+	}()
+	if err := errors.Join(rev.WriteBundle(f), f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
+}
+
+// dnsSuffixes are the domains of the apps' hosts, for agents with split DNS.
+func (g *gateway) dnsSuffixes() []string {
+	var out []string
+	rev := g.engine.Active()
+	if rev == nil {
+		return nil
+	}
+	for _, a := range rev.Apps() {
+		if a.Visibility != "explain" {
+			continue // a hidden app's domain would give it away
+		}
+		for _, h := range a.Hosts {
+			if _, parent, ok := strings.Cut(h, "."); ok && !slices.Contains(out, parent) {
+				out = append(out, parent)
+			}
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// lastError is the outcome of the newest policy revision, for readiness.
+type lastError struct {
+	mu    sync.Mutex
+	err   error
+	known bool
+}
+
+func (l *lastError) set(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.err, l.known = err, true
+}
+
+func (l *lastError) get() (err error, known bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err, l.known
+}
+
+// conns is the listener of the control API: connections accepted out of the
+// tunnel.
+type conns struct {
+	ch   chan net.Conn
+	done chan struct{}
+	once sync.Once
+}
+
+func newConns() *conns { return &conns{ch: make(chan net.Conn, 64), done: make(chan struct{})} }
+
+// accept answers a handshake and hands the connection on. It does not block:
+// when the API is that far behind, the device is told to come again.
+func (c *conns) accept(r *overlay.TCPRequest) {
+	if len(c.ch) == cap(c.ch) {
+		r.Reset()
+		return
+	}
+	conn, err := r.Accept()
+	if err != nil {
+		return // the device went away
+	}
+	select {
+	case c.ch <- conn:
+	case <-c.done:
+		_ = conn.Close()
+	default:
+		_ = conn.Close()
+	}
+}
+
+// Accept waits for the next connection.
+func (c *conns) Accept() (net.Conn, error) {
+	select {
+	case conn := <-c.ch:
+		return conn, nil
+	case <-c.done:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close ends Accept.
+func (c *conns) Close() error {
+	c.once.Do(func() { close(c.done) })
+	return nil
+}
+
+// Addr is the tunnel's; it has no address of the host.
+func (c *conns) Addr() net.Addr { return &net.TCPAddr{} }

@@ -1,0 +1,312 @@
+// Package gateway is the company's side of Portvakt as a library: [Config] and
+// [Run]. It wires its rooms together and has no logic of its own; who looks for
+// behaviour finds it in the package that owns the state.
+package gateway
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/portvakt/portvakt/certs"
+	"github.com/portvakt/portvakt/gateway/admin"
+	"github.com/portvakt/portvakt/gateway/assertion"
+	"github.com/portvakt/portvakt/gateway/audit"
+	"github.com/portvakt/portvakt/gateway/control"
+	"github.com/portvakt/portvakt/gateway/identity"
+	"github.com/portvakt/portvakt/gateway/location"
+	"github.com/portvakt/portvakt/gateway/proxy"
+	"github.com/portvakt/portvakt/gateway/segment"
+	"github.com/portvakt/portvakt/gateway/session"
+	"github.com/portvakt/portvakt/gateway/store"
+	"github.com/portvakt/portvakt/gateway/tunnel"
+	"github.com/portvakt/portvakt/internal/overlay"
+	"github.com/portvakt/portvakt/internal/wire"
+	"github.com/portvakt/portvakt/policy"
+)
+
+// LoadPolicy compiles the policy a configuration names, without activating it.
+func LoadPolicy(cfg *Config) (*policy.Revision, error) {
+	return policy.Load(cfg.Policy.Directory, policyOptions())
+}
+
+// Policy files decide who gets in, so who may write them is checked each time.
+func policyOptions() policy.LoadOptions { return policy.LoadOptions{CheckOwner: true} }
+
+// gateway holds the rooms of one running gateway.
+type gateway struct {
+	cfg  *Config
+	log  *slog.Logger
+	dirs dirs
+
+	ca       *certs.CA
+	public   *certs.Public
+	signer   *assertion.Signer
+	store    *store.Store
+	audit    *audit.Log
+	engine   *policy.Engine
+	places   *location.DB
+	sessions *session.Manager
+	tunnel   *tunnel.Tunnel
+	proxy    *proxy.Proxy
+	api      *control.API
+	admin    *admin.Server
+	table    *segment.Table
+	inner    *conns // control connections out of the tunnel
+
+	policyState lastError
+}
+
+// Run runs a gateway until ctx is done. It returns nil when it was told to
+// stop, and the first error when it could not start or had to give up: a
+// decision log that cannot be synced is such an error, because nothing may be
+// allowed without it.
+func Run(ctx context.Context, cfg *Config, log *slog.Logger) (err error) {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	g := &gateway{cfg: cfg, log: log, inner: newConns()}
+	unlock, err := g.openData(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, g.closeData(), unlock()) }()
+	if err := g.build(); err != nil {
+		return err
+	}
+	if err := g.audit.Append(&audit.Record{Kind: audit.KindStart}); err != nil {
+		return fmt.Errorf("recording the start: %w", err)
+	}
+	defer g.audit.Note(audit.Record{Kind: audit.KindStop})
+	return g.run(ctx)
+}
+
+// build makes the rooms that open nothing.
+func (g *gateway) build() (err error) {
+	cfg := g.cfg
+	u, err := url.Parse(cfg.Public.URL)
+	if err != nil {
+		return fmt.Errorf("reading public.url: %w", err)
+	}
+	g.public, err = certs.NewPublic(certs.PublicConfig{
+		Mode: cfg.TLS.Mode, InternalName: wire.InternalName, Hosts: []string{u.Hostname()},
+		CertFile: cfg.TLS.CertFile, KeyFile: cfg.TLS.KeyFile, CA: g.ca, Log: g.log,
+		ACME: certs.ACMEConfig{
+			Email: cfg.TLS.ACME.Email, Directory: cfg.TLS.ACME.Directory, CAFile: cfg.TLS.ACME.CAFile,
+			Storage: filepath.Join(cfg.DataDir, "acme"), ListenAddr: cfg.Public.Listen,
+		},
+	})
+	if err != nil {
+		return err
+	}
+	idp, err := identity.New(identity.Config{
+		Issuer: cfg.Identity.Issuer, ClientID: cfg.Identity.ClientID, ClientSecretFile: cfg.Identity.ClientSecretFile,
+		Scopes: cfg.Identity.Scopes, GroupsClaim: cfg.Identity.GroupsClaim, NameClaim: cfg.Identity.NameClaim,
+		KeepClaims: cfg.Identity.KeepClaims, Algorithms: cfg.Identity.Algorithms, RedirectPorts: cfg.Identity.RedirectPorts,
+		CAFile: cfg.Identity.CAFile, Log: g.log,
+	})
+	if err != nil {
+		return err
+	}
+	g.engine = policy.NewEngine(policy.EngineOptions{Log: g.log})
+	own := g.store.GatewayAddresses()
+	g.table = segment.NewTable(own)
+	g.places, err = location.Open(location.Config{Path: cfg.Location.Database, Log: g.log, OnChange: func() { g.sessions.Relocate() }})
+	if err != nil {
+		return err
+	}
+	key, err := g.dirs.tunnelKey()
+	if err != nil {
+		return err
+	}
+	g.tunnel, err = tunnel.New(tunnel.Config{
+		PrivateKey: key, Listen: cfg.Tunnel.Listen, Addresses: own, MTU: cfg.Tunnel.MTU, Table: g.table,
+		TCP: g.handleTCP, UDP: func(f *overlay.UDPFlow) { g.proxy.HandleUDP(f) },
+		OnEndpoint: func(key [32]byte, ep netip.AddrPort) { g.sessions.Endpoint(key, ep.Addr().Unmap()) },
+		Log:        g.log,
+	})
+	if err != nil {
+		return err
+	}
+	g.sessions = session.New(session.Config{
+		Engine: g.engine, Store: g.store, Audit: g.audit, Table: g.table, Gateway: own, ControlPort: wire.ControlPort,
+		Locate: g.places.Lookup, PostureMaxAge: time.Duration(cfg.Posture.MaxAge), Log: g.log,
+		AddPeer: func(key, psk [32]byte, inner [2]netip.Addr) error {
+			return g.tunnel.AddPeer(tunnel.Peer{Key: key, PresharedKey: psk, Addresses: inner})
+		},
+		RemovePeer: func(key [32]byte) error { return g.tunnel.RemovePeer(key) },
+	})
+	g.proxy, err = proxy.New(proxy.Config{
+		Session: g.sessions, AppByAddr: g.sessions.AppByAddr, Signer: g.signer, Log: g.log,
+		Certificate: func(names []string) (*tls.Certificate, error) { return g.ca.ServerCertificate(names, nil) },
+		Forbidden:   g.forbidden(),
+	})
+	if err != nil {
+		return err
+	}
+	g.api = control.New(control.Config{
+		CA: g.ca, Store: g.store, Audit: g.audit, Sessions: g.sessions, Identity: idp, MTU: cfg.Tunnel.MTU,
+		Tunnel:      wire.GatewayTunnel{TunnelKey: keyText(g.tunnel.PublicKey()), Endpoints: cfg.Tunnel.Endpoints, Addresses: own[:]},
+		DNSSuffixes: g.dnsSuffixes, RedirectPorts: cfg.Identity.RedirectPorts,
+		SessionLifetime: time.Duration(cfg.Session.Lifetime), JWKS: g.signer.JWKS(), Log: g.log,
+	})
+	g.admin = admin.New(admin.Config{
+		Socket: cfg.SocketPath(), URL: cfg.Public.URL, CA: g.ca, Store: g.store, Audit: g.audit, Sessions: g.sessions,
+		Engine: g.engine, Locate: g.places.Lookup, Bundles: g.dirs.bundles(), Log: g.log,
+	})
+	return nil
+}
+
+// run starts what listens. What takes decisions runs before what asks for them,
+// and the policy is read before the first device can come in.
+func (g *gateway) run(ctx context.Context) error {
+	var lc net.ListenConfig
+	public, err := lc.Listen(ctx, "tcp", g.cfg.Public.Listen)
+	if err != nil {
+		return fmt.Errorf("opening public.listen: %w", err)
+	}
+	health, err := lc.Listen(ctx, "tcp", g.cfg.Health.Listen)
+	if err != nil {
+		return errors.Join(fmt.Errorf("opening health.listen: %w", err), public.Close())
+	}
+	grp, ctx := errgroup.WithContext(ctx)
+	grp.Go(func() error { return g.audit.Run(ctx) })
+	grp.Go(func() error { return g.sessions.Run(ctx) })
+	grp.Go(func() error { return g.places.Run(ctx) })
+	grp.Go(func() error { return g.public.Run(ctx) })
+	grp.Go(func() error { return g.proxy.Run(ctx) })
+	grp.Go(func() error { return g.tunnel.Run(ctx) })
+	policyRead := make(chan struct{})
+	grp.Go(func() error { return g.followPolicy(ctx, policyRead) })
+	grp.Go(func() error {
+		for _, ready := range []<-chan struct{}{policyRead, g.tunnel.Ready()} {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-ready:
+			}
+		}
+		if err := g.restore(ctx); err != nil {
+			return err
+		}
+		grp.Go(func() error { return g.admin.Run(ctx) })
+		grp.Go(func() error {
+			srv := httpServer(g.api.Public(), g.log)
+			srv.TLSConfig = g.public.TLSConfig()
+			return serve(ctx, srv, func() error { return srv.ServeTLS(public, "", "") })
+		})
+		grp.Go(func() error {
+			srv := httpServer(g.api.Tunnel(), g.log)
+			return serve(ctx, srv, func() error { return srv.Serve(g.inner) })
+		})
+		grp.Go(func() error {
+			srv := httpServer(g.healthHandler(), g.log)
+			return serve(ctx, srv, func() error { return srv.Serve(health) })
+		})
+		g.log.Info("the gateway is up", "remote", public.Addr().String())
+		return nil
+	})
+	return grp.Wait()
+}
+
+// handleTCP sends what arrives at the gateway's own address to the control API
+// and everything else to the proxy.
+func (g *gateway) handleTCP(r *overlay.TCPRequest) {
+	own := g.store.GatewayAddresses()
+	if a := r.Local().Addr().Unmap(); a == own[0] || a == own[1] {
+		if r.Local().Port() != wire.ControlPort {
+			r.Reset()
+			return
+		}
+		g.inner.accept(r)
+		return
+	}
+	g.proxy.HandleTCP(r)
+}
+
+// restore puts the registrations and sessions of before a restart in force.
+func (g *gateway) restore(ctx context.Context) error {
+	now := time.Now()
+	regs, err := g.store.Registrations(ctx)
+	if err != nil {
+		return fmt.Errorf("reading registrations: %w", err)
+	}
+	for _, r := range regs {
+		if !now.Before(r.ExpiresAt) {
+			continue
+		}
+		d, err := g.store.Device(ctx, r.DeviceID)
+		if err != nil {
+			return fmt.Errorf("reading a registered device: %w", err)
+		}
+		active, err := g.store.Sessions(ctx, store.SessionFilter{Active: true, DeviceID: r.DeviceID})
+		if err != nil {
+			return fmt.Errorf("reading sessions: %w", err)
+		}
+		c := session.Connection{Device: d, Registration: r}
+		if len(active) > 0 {
+			c.Session = &active[0]
+		}
+		if err := g.sessions.Connect(c); err != nil {
+			return fmt.Errorf("restoring a connection: %w", err)
+		}
+	}
+	return nil
+}
+
+// forbidden are the gateway's own prefixes: no app may live on one unless it
+// names it.
+func (g *gateway) forbidden() []netip.Prefix {
+	var out []netip.Prefix
+	for _, s := range []string{g.cfg.Tunnel.IPv4, g.cfg.Tunnel.IPv6} {
+		if p, err := netip.ParsePrefix(s); err == nil {
+			out = append(out, p)
+		}
+	}
+	if addrs, err := net.InterfaceAddrs(); err == nil {
+		for _, a := range addrs {
+			if p, err := netip.ParsePrefix(a.String()); err == nil {
+				addr := p.Addr().Unmap()
+				out = append(out, netip.PrefixFrom(addr, addr.BitLen()))
+			}
+		}
+	}
+	return out
+}
+
+func httpServer(h http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler: h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute,
+		MaxHeaderBytes: 32 << 10, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+}
+
+// serve runs a server until ctx is done, then gives what is under way a moment.
+func serve(ctx context.Context, srv *http.Server, run func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- run() }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	if srv.Shutdown(stop) != nil {
+		_ = srv.Close() // event streams never end by themselves
+	}
+	if err := <-done; !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,100 @@
+package gateway
+
+import (
+	"encoding/json"
+	"net/http"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/portvakt/portvakt/gateway/segment"
+)
+
+// Health is the body of /healthz and /readyz.
+type Health struct {
+	OK bool `json:"ok"`
+	// Checks are the parts that were looked at: "ok" or what is wrong.
+	Checks map[string]string `json:"checks"`
+	// Revision is the policy revision in force.
+	Revision string `json:"revision,omitempty"`
+}
+
+// healthHandler serves /healthz (may this process go on?), /readyz (does it let
+// anyone through?) and /metrics. It listens on loopback only.
+func (g *gateway) healthHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		answerHealth(w, g.health())
+	})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		answerHealth(w, g.ready())
+	})
+	mux.Handle("GET /metrics", promhttp.HandlerFor(g.metrics(), promhttp.HandlerOpts{}))
+	return mux
+}
+
+func answerHealth(w http.ResponseWriter, h Health) {
+	w.Header().Set("Content-Type", "application/json")
+	if !h.OK {
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}
+	_ = json.NewEncoder(w).Encode(h) // a prober that went away needs no answer
+}
+
+func (g *gateway) health() Health {
+	h := Health{OK: true, Checks: map[string]string{"audit": "ok"}}
+	if err := g.audit.Healthy(); err != nil {
+		h.OK, h.Checks["audit"] = false, err.Error()
+	}
+	return h
+}
+
+func (g *gateway) ready() Health {
+	h := g.health()
+	h.Checks["policy"] = "ok"
+	if r := g.engine.Active(); r != nil {
+		h.Revision = r.ID()
+	} else {
+		h.OK, h.Checks["policy"] = false, "no revision is in force; everything is refused"
+	}
+	// A newer revision that was refused is said, but the gateway serves.
+	if err, known := g.policyState.get(); known && err != nil {
+		h.Checks["policy"] = "the newest revision was refused: " + err.Error()
+	}
+	return h
+}
+
+func (g *gateway) metrics() *prometheus.Registry {
+	reg := prometheus.NewRegistry()
+	gauge := func(name, help string, f func() float64) {
+		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "portvakt", Name: name, Help: help}, f))
+	}
+	counter := func(name, help string, f func() float64) {
+		reg.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: "portvakt", Name: name, Help: help}, f))
+	}
+	gauge("devices_connected", "Devices with a registration in force.", func() float64 { return float64(g.sessions.Counts().Devices) })
+	gauge("sessions_active", "Logins in force.", func() float64 { return float64(g.sessions.Counts().Sessions) })
+	gauge("flows_open", "Open HTTP exchanges, WebSockets, TCP connections and UDP exchanges.", func() float64 { return float64(g.sessions.Counts().Flows) })
+	counter("refused_total", "Requests and flows that were refused.", func() float64 { return float64(g.sessions.Counts().Refused) })
+	counter("cuts_total", "Open flows that were cut.", func() float64 { return float64(g.sessions.Counts().Cuts) })
+	counter("audit_records_total", "Records appended to the decision log.", func() float64 { return float64(g.audit.Appended()) })
+	counter("audit_lost_total", "Records of refusals and cuts that could not be written.", func() float64 { return float64(g.audit.Lost()) })
+	reg.MustRegister(&causes{g.table, prometheus.NewDesc("portvakt_packets_refused_total", "Packets out of tunnels that the segment filter refused.", []string{"cause"}, nil)})
+	return reg
+}
+
+// causes collects the segment filter's counters.
+type causes struct {
+	table *segment.Table
+	desc  *prometheus.Desc
+}
+
+// Describe implements prometheus.Collector.
+func (c *causes) Describe(ch chan<- *prometheus.Desc) { ch <- c.desc }
+
+// Collect implements prometheus.Collector.
+func (c *causes) Collect(ch chan<- prometheus.Metric) {
+	for cause, n := range c.table.Counts() {
+		ch <- prometheus.MustNewConstMetric(c.desc, prometheus.CounterValue, float64(n), cause)
+	}
+}
