@@ -54,6 +54,13 @@ func examine(r *http.Request, app *policy.App) (request, *rejection) {
 		// HTTP/1.0 with Transfer-Encoding is read differently by nearly everyone.
 		return req, badRequest(http.StatusBadRequest, "protocol", r.Proto, "HTTP/1.1 or HTTP/2")
 	}
+	// RFC 9113, 8.1.1: HTTP/2 ends a body by itself, and a length that says
+	// otherwise is malformed.
+	if cl := r.Header["Content-Length"]; len(cl) > 0 {
+		if n, ok := decimal(cl[0]); len(cl) > 1 || !ok || n != r.ContentLength {
+			return req, badRequest(http.StatusBadRequest, "content-length", strings.Join(cl, ", "), "the length of the body, once")
+		}
+	}
 	uri, rej := originForm(r.RequestURI, app)
 	if rej != nil {
 		return req, rej

@@ -7,8 +7,12 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/http"
+	"net/url"
 	"strings"
 	"sync/atomic"
+
+	"golang.org/x/net/http/httpguts"
 )
 
 // strict stands between a device's connection and net/http's HTTP/1 server and
@@ -150,8 +154,13 @@ func checkHead(head []byte) (length int64, chunked bool, why string) {
 		return 0, false, "a line that does not end in CR LF"
 	}
 	lines := strings.Split(strings.TrimSuffix(text, "\r\n\r\n"), "\r\n")
-	if f := strings.Split(lines[0], " "); len(f) != 3 || f[0] == "" || f[1] == "" || (f[2] != "HTTP/1.1" && f[2] != "HTTP/1.0") {
+	f := strings.Split(lines[0], " ")
+	if len(f) != 3 || f[0] == "" || strings.IndexFunc(f[0], notToken) >= 0 || (f[2] != "HTTP/1.1" && f[2] != "HTTP/1.0") {
 		return 0, false, "a request line that is not METHOD TARGET HTTP/1.1"
+	}
+	// net/http would answer these by itself, and nobody would know.
+	if _, err := url.ParseRequestURI(f[1]); err != nil && f[0] != http.MethodConnect {
+		return 0, false, "a target that is no URI"
 	}
 	var lengths, encodings, hosts int
 	for _, line := range lines[1:] {
@@ -166,6 +175,9 @@ func checkHead(head []byte) (length int64, chunked bool, why string) {
 		switch strings.ToLower(name) {
 		case "host":
 			hosts++
+			if !httpguts.ValidHostHeader(value) {
+				return 0, false, "a Host that is no host"
+			}
 		case "content-length":
 			lengths++
 			if length, ok = decimal(value); !ok {

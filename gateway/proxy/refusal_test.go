@@ -1,0 +1,213 @@
+package proxy
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"flag"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/net/html"
+
+	"github.com/portvakt/portvakt/policy"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+var at = time.Date(2026, 11, 21, 20, 30, 0, 0, time.UTC)
+
+func decision(r policy.Reason, f *policy.Fact) policy.Decision {
+	d := policy.NewDecision(r, f)
+	d.ID, d.App, d.Time = "d-0123456789abcdef0123456789abcdef", "crm", at
+	return d
+}
+
+func TestPageGolden(t *testing.T) {
+	for name, d := range map[string]policy.Decision{
+		"posture_failed": decision(policy.ReasonPostureFailed, &policy.Fact{Name: "host_firewall", Value: "fail: ufw: off", Wanted: "pass"}),
+		"login_required": decision(policy.ReasonLoginRequired, nil),
+	} {
+		var got bytes.Buffer
+		if err := renderPage(&got, statusOf(d.Reason), "Customer register", d); err != nil {
+			t.Fatal(err)
+		}
+		file := filepath.Join("testdata", "refusal_"+name+".html")
+		if *update {
+			if err := os.WriteFile(file, got.Bytes(), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(string(want), got.String()); d != "" {
+			t.Errorf("%s (-want +got; -update rewrites):\n%s", name, d)
+		}
+	}
+}
+
+// Every Reason there is, and one that is not there yet, has a page.
+func TestPageForEveryReason(t *testing.T) {
+	reasons := []policy.Decision{{Reason: "from_the_future", Message: "Something new.", Remedy: "Wait.", ID: "d-1", Time: at}}
+	for r := range policy.Reasons {
+		if r != policy.ReasonAllowed {
+			reasons = append(reasons, decision(r, &policy.Fact{Name: "fact", Value: "found", Wanted: "needed"}))
+		}
+	}
+	for _, d := range reasons {
+		w := httptest.NewRecorder()
+		r := httptest.NewRequest(http.MethodGet, "/", nil)
+		status := statusOf(d.Reason)
+		if err := writeRefusal(w, r, status, &policy.App{Name: "crm", Title: "CRM"}, d, false); err != nil {
+			t.Fatal(err)
+		}
+		body := w.Body.String()
+		text := visible(t, body)
+		for _, want := range []string{d.Message, d.Remedy, d.ID, string(d.Reason), "CRM", "21 November 2026"} {
+			if !strings.Contains(text, strings.Join(strings.Fields(want), " ")) {
+				t.Errorf("%s: the page lacks %q:\n%s", d.Reason, want, text)
+			}
+		}
+		if status < 400 || w.Code != status {
+			t.Errorf("%s: status %d", d.Reason, w.Code)
+		}
+		if strings.Contains(body, "<script") || strings.Contains(body, "http://") || strings.Contains(body, "style=") {
+			t.Errorf("%s: the page has what its policy forbids", d.Reason)
+		}
+	}
+}
+
+// A browser applies the style only when its hash is the one in the header.
+func TestPageStyleMatchesItsPolicy(t *testing.T) {
+	w := httptest.NewRecorder()
+	if err := writeRefusal(w, httptest.NewRequest(http.MethodGet, "/", nil), 403, &policy.App{Name: "crm"}, decision(policy.ReasonLoginRequired, nil), false); err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(w.Body.String(), "<style>")
+	style, _, ok := strings.Cut(rest, "</style>")
+	sum := sha256.Sum256([]byte(style))
+	if want := "'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'"; !ok || !strings.Contains(w.Header().Get("Content-Security-Policy"), want) {
+		t.Errorf("the header has %s, the style is %s", w.Header().Get("Content-Security-Policy"), want)
+	}
+}
+
+// visible is what a screen reader reads.
+func visible(t *testing.T, page string) string {
+	t.Helper()
+	doc, err := html.Parse(strings.NewReader(page))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b strings.Builder
+	var walk func(*html.Node)
+	walk = func(n *html.Node) {
+		if n.Type == html.TextNode {
+			b.WriteString(n.Data)
+		}
+		if n.Type == html.ElementNode && (n.Data == "style" || n.Data == "head") {
+			return
+		}
+		for c := n.FirstChild; c != nil; c = c.NextSibling {
+			walk(c)
+		}
+	}
+	walk(doc)
+	return strings.Join(strings.Fields(b.String()), " ")
+}
+
+func TestPageEscapes(t *testing.T) {
+	evil := `<script>alert(1)</script>"'><img src=x onerror=alert(1)>` + "\u202e\x00"
+	d := decision(policy.ReasonPolicyDenied, &policy.Fact{Name: evil, Value: evil, Wanted: evil})
+	d.Message, d.Remedy = evil, evil
+	var b bytes.Buffer
+	if err := renderPage(&b, 403, evil, d); err != nil {
+		t.Fatal(err)
+	}
+	doc, err := html.Parse(&b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range doc.Descendants() {
+		if n.Type == html.ElementNode && (n.Data == "script" || n.Data == "img") {
+			t.Fatalf("markup came through: <%s>", n.Data)
+		}
+	}
+}
+
+func TestRefusalForm(t *testing.T) {
+	d := decision(policy.ReasonGroupNotAllowed, &policy.Fact{Name: "groups", Value: "support", Wanted: "sales"})
+	for _, c := range []struct {
+		accept, dest string
+		json         bool
+	}{
+		{"", "", false}, {"*/*", "", false}, {"text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", "document", false},
+		{"application/json", "", true}, {"application/json, text/plain, */*", "empty", true}, {"text/html, application/json;q=0.9", "", false},
+		{"text/html;q=0.5, application/json", "", true}, {"application/vnd.api+json", "", true}, {"*/*", "empty", true}, {"*/*", "image", false},
+		{"text/html, application/json", "", false}, {"application/json;q=0", "", false}, {"APPLICATION/JSON", "", true},
+	} {
+		r := httptest.NewRequest(http.MethodGet, "/", nil)
+		if c.accept != "" {
+			r.Header.Set("Accept", c.accept)
+		}
+		if c.dest != "" {
+			r.Header.Set("Sec-Fetch-Dest", c.dest)
+		}
+		w := httptest.NewRecorder()
+		w.Header().Set("Set-Cookie", "left=over")
+		if err := writeRefusal(w, r, 403, &policy.App{Name: "crm"}, d, false); err != nil {
+			t.Fatal(err)
+		}
+		if got := w.Header().Get("Content-Type") == "application/json"; got != c.json {
+			t.Errorf("Accept %q, Sec-Fetch-Dest %q: %s", c.accept, c.dest, w.Header().Get("Content-Type"))
+		}
+		if w.Header().Get("Cache-Control") != "no-store" || w.Header().Get("Set-Cookie") != "" || !strings.HasPrefix(w.Header().Get("Content-Security-Policy"), "default-src 'none'; style-src 'sha256-") {
+			t.Errorf("headers %v", w.Header())
+		}
+		if c.json {
+			var got policy.Decision
+			if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil || cmp.Diff(got, d) != "" {
+				t.Errorf("%s: %v", w.Body, err)
+			}
+		}
+	}
+}
+
+func TestProseMarksCommands(t *testing.T) {
+	for text, want := range map[string]string{
+		"Log in with: portvakt-agent login":                       "Log in with: [portvakt-agent login]",
+		"Log in again with: portvakt-agent login. If not, ask.":   "Log in again with: [portvakt-agent login]. If not, ask.",
+		"Check that portvakt-agent is running; it reports often.": "Check that [portvakt-agent] is running; it reports often.",
+		"Nothing to type.": "Nothing to type.",
+	} {
+		var b strings.Builder
+		for _, p := range prose(text) {
+			if p.Command {
+				b.WriteString("[" + p.Text + "]")
+			} else {
+				b.WriteString(p.Text)
+			}
+		}
+		if b.String() != want {
+			t.Errorf("%q became %q", text, b.String())
+		}
+	}
+}
+
+func TestPrintable(t *testing.T) {
+	for in, want := range map[string]string{
+		"plain": "plain", "a\r\nb": "a\ufffd\ufffdb", "\x1b[31m": "\ufffd[31m", "\xff": "\ufffd", "a\u202eb": "a\ufffdb", strings.Repeat("x", 300): strings.Repeat("x", 256) + "...",
+	} {
+		if got := printable(in); got != want {
+			t.Errorf("%q became %q", in, got)
+		}
+	}
+}
