@@ -148,9 +148,10 @@ func (h *rawH2) request(fields ...[2]string) string {
 				_ = h.framer.WriteSettingsAck()
 			}
 		case *http2.GoAwayFrame:
-			h.conn.Close()
-			h.conn = nil
-			return status
+			if f.LastStreamID < id {
+				h.conn = nil
+				return status
+			}
 		case *http2.MetaHeadersFrame:
 			if f.StreamID == id {
 				status = f.PseudoValue("status")
