@@ -29,7 +29,7 @@ type look struct {
 	first   bool
 	seen    string // fingerprint of the look before
 	loaded  string // fingerprint of what was loaded last
-	again   bool   // loaded was young: read it again
+	again   bool   // loaded was young or could not be read: read it again
 	content [sha256.Size]byte
 	id      string // of the Revision reported last, while no error was reported since
 	said    string // the error reported last
@@ -75,12 +75,18 @@ func (s *Source) step(l *look, report func(*Revision, error)) {
 	case sum == l.loaded && !l.again:
 		return
 	}
+	files, err := readDir(s.Dir, s.Load.CheckOwner)
+	if after, _ := fingerprint(s.Dir); after != sum {
+		l.seen = after // what was read is not what was looked at
+		return
+	}
 	reread := sum == l.loaded
 	l.first, l.loaded, l.again = false, sum, now.Sub(youngest).Abs() < young
-	files, err := readDir(s.Dir, s.Load.CheckOwner)
-	if err == nil {
+	if err != nil {
+		l.again = true // its end may not show in a look: access lists, a disk
+	} else {
 		content := hashFiles(files)
-		if reread && content == l.content {
+		if reread && content == l.content && l.said == "" {
 			return
 		}
 		l.content = content

@@ -85,7 +85,13 @@ func (w *watched) nothing(d time.Duration) {
 
 func (w *watched) write(name, text string) {
 	w.t.Helper()
-	write(w.t, filepath.Join(w.dir, name), text)
+	// Renamed into place: on a busy machine a truncated file could be still for
+	// an interval as short as these tests'.
+	tmp := filepath.Join(w.t.TempDir(), "new")
+	write(w.t, tmp, text)
+	if err := os.Rename(tmp, filepath.Join(w.dir, name)); err != nil {
+		w.t.Fatal(err)
+	}
 }
 
 func TestSource(t *testing.T) {
@@ -214,5 +220,24 @@ func TestSourceWithinASecond(t *testing.T) {
 	w.revision()
 	if took := time.Since(began); took > time.Second {
 		t.Errorf("a change took %v", took)
+	}
+}
+
+// TestSourceReadRace: the directory goes away and comes back around the looks
+// and reads of a Source that is always at it. No state is missed for good.
+func TestSourceReadRace(t *testing.T) {
+	dir := writeFiles(t, map[string]string{"crm.yaml": crmApp})
+	away := dir + ".away"
+	w := watch(t, dir, policy.LoadOptions{}, time.Millisecond)
+	w.revision()
+	for range 50 {
+		if err := os.Rename(dir, away); err != nil {
+			t.Fatal(err)
+		}
+		w.problem("no such file")
+		if err := os.Rename(away, dir); err != nil {
+			t.Fatal(err)
+		}
+		w.revision()
 	}
 }
