@@ -41,7 +41,7 @@ type laptop struct {
 	done   chan error
 
 	mu      sync.Mutex
-	allowed []netip.Addr // guarded by mu
+	allowed []netip.Addr  // guarded by mu
 	shift   time.Duration // guarded by mu; of all clocks
 	wrong   time.Duration // guarded by mu; of the laptop's alone
 }

@@ -133,12 +133,6 @@ func (a *agent) dropLink() {
 	}
 }
 
-func (a *agent) current() *link {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.link
-}
-
 // waitLink returns the link, waiting for the next one when there is none. The
 // error is the trouble in the way.
 func (a *agent) waitLink(ctx context.Context, patience time.Duration) (*link, error) {

@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -22,10 +24,12 @@ import (
 )
 
 // TestMain is also the other user's process: with PORTVAKT_TEST_CALL set it
-// makes one call and prints the answer.
+// makes the calls it names and prints the answers.
 func TestMain(m *testing.M) {
 	if call := os.Getenv("PORTVAKT_TEST_CALL"); call != "" {
-		fmt.Println(callAs(call, os.Getenv("PORTVAKT_TEST_SOCKET")))
+		for one := range strings.SplitSeq(call, ",") {
+			fmt.Println(callAs(one, os.Getenv("PORTVAKT_TEST_SOCKET")))
+		}
 		os.Exit(0)
 	}
 	goleak.VerifyTestMain(m)
@@ -177,15 +181,17 @@ func TestOtherUsers(t *testing.T) {
 	} {
 		f := &fixture{session: tc.session}
 		serve(t, tc.agent, f)
-		for call, want := range tc.want {
-			cmd := exec.Command(bin)
-			cmd.Env = []string{"PORTVAKT_TEST_CALL=" + call, "PORTVAKT_TEST_SOCKET=" + f.path}
-			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: tc.uid, Gid: tc.uid}}
-			out, err := cmd.CombinedOutput()
-			if err != nil {
-				t.Fatal(err, string(out))
-			}
-			if got := strings.TrimSpace(string(out)); got != want && (want != "failed" || !strings.HasPrefix(got, "failed")) {
+		calls := slices.Sorted(maps.Keys(tc.want))
+		cmd := exec.Command(bin)
+		cmd.Env = []string{"PORTVAKT_TEST_CALL=" + strings.Join(calls, ","), "PORTVAKT_TEST_SOCKET=" + f.path}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: tc.uid, Gid: tc.uid}}
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatal(err, string(out))
+		}
+		said := strings.Split(strings.TrimSpace(string(out)), "\n")
+		for i, call := range calls {
+			if got, want := said[i], tc.want[call]; got != want && (want != "failed" || !strings.HasPrefix(got, "failed")) {
 				t.Errorf("agent of %d, session %v, caller %d, %s: %s", tc.agent, tc.session, tc.uid, call, got)
 			}
 		}

@@ -1,0 +1,4 @@
+package login
+
+// Parse is parse.
+var Parse = parse
