@@ -23,13 +23,14 @@ import (
 
 func TestMain(m *testing.M) {
 	if spec := os.Getenv("LOOPBACK_CLIENT"); spec != "" {
-		kind, addr, _ := strings.Cut(spec, "/")
-		got, err := reach(kind, addr)
-		if err != nil {
-			fmt.Print("refused")
-			os.Exit(0)
+		for _, road := range strings.Fields(spec) { // all in one process: starting one takes its time
+			kind, addr, _ := strings.Cut(road, "/")
+			got, err := reach(kind, addr)
+			if err != nil {
+				got = "refused"
+			}
+			fmt.Println(kind, got)
 		}
-		fmt.Print("got " + got)
 		os.Exit(0)
 	}
 	goleak.VerifyTestMain(m)

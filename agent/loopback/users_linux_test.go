@@ -3,30 +3,35 @@ package loopback_test
 import (
 	"os"
 	"os/exec"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/portvakt/portvakt/agent/loopback"
 )
 
 const nobody = 65534
 
-func reachAs(t *testing.T, uid uint32, kind, addr string) string {
+// reachAs uses roads ("tcp/ADDR") as another user and returns what each gave.
+func reachAs(t *testing.T, uid uint32, roads ...string) map[string]string {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = []string{"LOOPBACK_CLIENT=" + kind + "/" + addr}
+	cmd.Env = []string{"LOOPBACK_CLIENT=" + strings.Join(roads, " ")}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
 	out, err := cmd.Output()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return string(out)
-}
-
-func roads(t *testing.T, s *loopback.Server) map[string]string {
-	return map[string]string{"http": proxyOf(s), "connect": proxyOf(s), "socks": proxyOf(s), "tcp": portOf(t, s, "desk"), "udp": portOf(t, s, "voice")}
+	got := map[string]string{}
+	for _, l := range strings.Split(strings.TrimSpace(string(out)), "\n") {
+		kind, answer, _ := strings.Cut(l, " ")
+		got[kind] = answer
+	}
+	return got
 }
 
 // Who logged in passes on every road, any other account on none; root is
@@ -42,21 +47,19 @@ func TestOnlyTheAllowedUser(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			g := newGateway(t)
 			s := serve(t, loopback.Config{Dial: g.dial, UserAllowed: func(uid uint32) bool { return uid == who.allowed }}, crm, desk, voice)
-			want := map[string]string{"http": "got HTTP/1.1 200 OK", "connect": "got crm:hi", "socks": "got crm:hi", "tcp": "got desk:hi", "udp": "got voice:hi"}
-			for kind, addr := range roads(t, s) {
-				if got := reachAs(t, who.other, kind, addr); got != "refused" {
-					t.Errorf("%s: user %d got %q, want a refusal", kind, who.other, got)
-				}
+			roads := []string{"http/" + proxyOf(s), "connect/" + proxyOf(s), "socks/" + proxyOf(s), "tcp/" + portOf(t, s, "desk"), "udp/" + portOf(t, s, "voice")}
+			refused := map[string]string{"http": "refused", "connect": "refused", "socks": "refused", "tcp": "refused", "udp": "refused"}
+			if d := cmp.Diff(refused, reachAs(t, who.other, roads...)); d != "" {
+				t.Errorf("user %d: %s", who.other, d)
 			}
 			for key := range g.real {
 				if n := g.count(key); n != 0 {
 					t.Errorf("the refused user caused %d dials of %s", n, key)
 				}
 			}
-			for kind, addr := range roads(t, s) {
-				if got := reachAs(t, who.allowed, kind, addr); got != want[kind] {
-					t.Errorf("%s: user %d got %q, want %q", kind, who.allowed, got, want[kind])
-				}
+			want := map[string]string{"http": "HTTP/1.1 200 OK", "connect": "crm:hi", "socks": "crm:hi", "tcp": "desk:hi", "udp": "voice:hi"}
+			if d := cmp.Diff(want, reachAs(t, who.allowed, roads...)); d != "" {
+				t.Errorf("user %d: %s", who.allowed, d)
 			}
 		})
 	}
@@ -98,14 +101,8 @@ func TestUDPOwnerIsCheckedAgain(t *testing.T) {
 	first.Close()
 	time.Sleep(30 * time.Millisecond)
 
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = []string{"LOOPBACK_CLIENT=udpfrom/" + portOf(t, s, "voice") + "/" + local}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
-	got, err := cmd.Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if string(got) != "refused" {
+	got := reachAs(t, nobody, "udpfrom/"+portOf(t, s, "voice")+"/"+local)
+	if got["udpfrom"] != "refused" {
 		t.Errorf("the next owner of %s got %q on the old one's flow", local, got)
 	}
 }
