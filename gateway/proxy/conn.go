@@ -196,7 +196,7 @@ func (p *Proxy) acceptHTTP(ctx context.Context, in TCPInbound, _ policy.App, dec
 	// slow handshakes of one device must not lock out the others.
 	decided()
 	if port == 80 {
-		if !p.plain.deliver(newStrict(c)) {
+		if !p.plain.deliver(newStrict(c, p.cfg.Limits.HeaderBytes)) {
 			c.reset()
 		}
 		return
@@ -211,7 +211,7 @@ func (p *Proxy) acceptHTTP(ctx context.Context, in TCPInbound, _ policy.App, dec
 	}
 	var served net.Conn = tc
 	if tc.ConnectionState().NegotiatedProtocol != "h2" {
-		served = newStrict(tc)
+		served = newStrict(tc, p.cfg.Limits.HeaderBytes)
 	}
 	if !p.secure.deliver(served) {
 		c.reset()

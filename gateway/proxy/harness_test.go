@@ -58,11 +58,12 @@ type world struct {
 	session store.Session
 	roots   *x509.CertPool
 	ports   atomic.Uint32
-	now     atomic.Int64 // added to the wall clock, ns
 
 	mu        sync.Mutex
 	listeners map[netip.AddrPort]net.Listener
 	conns     []net.Conn
+
+	stop func() // ends Run and waits for it
 }
 
 type option func(*proxy.Config)
@@ -118,9 +119,9 @@ func newWorld(t testing.TB, apps []string, upstreams map[string]string, opts ...
 		}
 	})
 	parts.Go(func() { _ = w.log.Run(run) })
+	w.stop = func() { cancel(); parts.Wait() }
 	t.Cleanup(func() {
-		cancel()
-		parts.Wait()
+		w.stop()
 		w.mu.Lock()
 		for _, l := range w.listeners {
 			_ = l.Close()
@@ -251,12 +252,8 @@ func (i inbound) Reset() {
 }
 
 func (w *world) address(host string, port uint16) netip.AddrPort {
-	for _, v6 := range []int{0} {
-		for _, app := range []string{host, strings.TrimSuffix(host, ".test")} {
-			if a := w.manager.AppAddresses(app)[v6]; a.IsValid() {
-				return netip.AddrPortFrom(a, port)
-			}
-		}
+	if a := w.manager.AppAddresses(strings.TrimSuffix(host, ".test"))[0]; a.IsValid() {
+		return netip.AddrPortFrom(a, port)
 	}
 	w.t.Fatalf("no app for %q", host)
 	return netip.AddrPort{}

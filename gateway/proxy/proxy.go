@@ -184,8 +184,8 @@ func (p *Proxy) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error
 func (p *Proxy) Run(ctx context.Context) error {
 	inner, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
-	secure := p.server(inner, http.HandlerFunc(p.serveHTTP))
-	plain := p.server(inner, http.HandlerFunc(p.redirect))
+	secure := p.server(inner, p.counting(p.serveHTTP))
+	plain := p.server(inner, p.counting(p.redirect))
 
 	served := make(chan error, 2)
 	go func() { served <- secure.Serve(p.secure) }()
@@ -281,6 +281,21 @@ func (p *Proxy) start(fn func(ctx context.Context, decided func())) bool {
 		fn(ctx, decided)
 	})
 	return true
+}
+
+// counting makes Run wait for a handler, and lets none begin once it stops.
+func (p *Proxy) counting(h http.HandlerFunc) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		p.mu.Lock()
+		if !p.running {
+			p.mu.Unlock()
+			panic(http.ErrAbortHandler)
+		}
+		p.wg.Add(1)
+		p.mu.Unlock()
+		defer p.wg.Done()
+		h(w, r)
+	})
 }
 
 // Dropped counts the connections and exchanges that were refused because

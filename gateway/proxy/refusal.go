@@ -56,7 +56,7 @@ var refusalCSP = func() string {
 		"'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 }()
 
-// Refusal is what the page shows. Its words come from the Decision alone, so
+// refusal is what the page shows. Its words come from the Decision alone, so
 // that a new Reason needs nothing here.
 type refusal struct {
 	policy.Decision
@@ -90,16 +90,15 @@ type piece struct {
 }
 
 func prose(s string) []piece {
-	var out []piece
-	for _, m := range command.FindAllStringIndex(s, -1) {
-		// "portvakt-agent is running" names the program, not a command.
-		if before := s[:m[0]]; !strings.HasSuffix(before, ": ") && !strings.HasSuffix(before, "`") {
-			m[1] = m[0] + len("portvakt-agent")
-		}
-		out = append(out, piece{Text: s[:m[0]]}, piece{Text: s[m[0]:m[1]], Command: true})
-		return append(out, prose(s[m[1]:])...)
+	m := command.FindStringIndex(s)
+	if m == nil {
+		return []piece{{Text: s}}
 	}
-	return append(out, piece{Text: s})
+	// "portvakt-agent is running" names the program, not a command.
+	if before := s[:m[0]]; !strings.HasSuffix(before, ": ") && !strings.HasSuffix(before, "`") {
+		m[1] = m[0] + len("portvakt-agent")
+	}
+	return append([]piece{{Text: s[:m[0]]}, {Text: s[m[0]:m[1]], Command: true}}, prose(s[m[1]:])...)
 }
 
 func renderPage(w io.Writer, status int, title string, d policy.Decision) error {

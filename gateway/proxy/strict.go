@@ -36,6 +36,9 @@ type strict struct {
 
 	// raw is set by the handler when the connection leaves HTTP.
 	raw atomic.Bool
+	// limit bounds a head, in bytes. It is above net/http's own, which answers
+	// 431 and closes: what is larger need not be read here.
+	limit int
 	// marker is the target of the substitute request; fault why. Both are set
 	// before the substitute can be read.
 	marker string
@@ -56,13 +59,12 @@ const (
 )
 
 const (
-	maxHead      = 1 << 20
 	maxChunkLine = 20
 	maxTrailer   = 16 << 10
 )
 
-func newStrict(c net.Conn) *strict {
-	return &strict{Conn: c, br: bufio.NewReaderSize(c, 8<<10), marker: "/" + rand.Text()}
+func newStrict(c net.Conn, headerBytes int) *strict {
+	return &strict{Conn: c, br: bufio.NewReaderSize(c, 8<<10), limit: headerBytes + 8<<10, marker: "/" + rand.Text()}
 }
 
 // NetConn returns the connection underneath.
@@ -118,7 +120,7 @@ func (s *strict) readHead() error {
 	if err != nil && !errors.Is(err, bufio.ErrBufferFull) {
 		return err // what came so far stays for after a read deadline
 	}
-	if len(s.head) > maxHead {
+	if len(s.head) > s.limit {
 		s.state = passing
 		return nil
 	}

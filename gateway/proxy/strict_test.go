@@ -27,7 +27,7 @@ func strictRead(text string, slow bool) (targets []string, bodies []string, refu
 	if slow {
 		src = iotest.OneByteReader(src)
 	}
-	s := newStrict(fake{r: src})
+	s := newStrict(fake{r: src}, 64<<10)
 	br := bufio.NewReader(s)
 	for {
 		r, err := http.ReadRequest(br)
@@ -149,7 +149,7 @@ func FuzzStrict(f *testing.F) {
 		if strings.Join(fast, " ") != strings.Join(slow, " ") || strings.Join(fb, "|") != strings.Join(sb, "|") {
 			t.Fatalf("fast %q %q, slow %q %q", fast, fb, slow, sb)
 		}
-		out, err := io.ReadAll(newStrict(fake{r: bytes.NewReader(data)}))
+		out, err := io.ReadAll(newStrict(fake{r: bytes.NewReader(data)}, 64<<10))
 		if err == nil && len(out) > len(data)+128 {
 			t.Fatalf("%d bytes became %d", len(data), len(out))
 		}
