@@ -18,10 +18,8 @@ package posture
 
 import (
 	"context"
-	"io"
 	"log/slog"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/portvakt/portvakt/internal/wire"
@@ -32,9 +30,6 @@ const (
 	CauseNotSupported = "not_supported" // no collector for it on this system
 	CauseNeedsHelper  = "needs_helper"  // it takes the posture helper's privilege
 )
-
-// maxValue bounds a signal's value, in bytes.
-const maxValue = 256
 
 // Config says what to look at.
 type Config struct {
@@ -152,34 +147,4 @@ func failed(cause string) []wire.Signal {
 		}
 	}
 	return all
-}
-
-// finding is a signal without its name.
-type finding struct{ state, value string }
-
-func pass(value string) finding    { return finding{wire.SignalPass, value} }
-func fail(value string) finding    { return finding{wire.SignalFail, value} }
-func unknown(cause string) finding { return finding{wire.SignalUnknown, cause} }
-
-// signal makes one of a finding; values are one bounded line of text.
-func (f finding) signal(name string) wire.Signal {
-	v := strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
-			return ' '
-		}
-		return r
-	}, strings.ToValidUTF8(f.value, "?"))
-	for len(v) > maxValue {
-		v = strings.ToValidUTF8(v[:maxValue], "")
-	}
-	return wire.Signal{Name: name, State: f.state, Value: v}
-}
-
-// readBounded reads at most limit bytes and says whether that was all.
-func readBounded(r io.Reader, limit int64) (data []byte, all bool, err error) {
-	data, err = io.ReadAll(io.LimitReader(r, limit+1))
-	if int64(len(data)) > limit {
-		return nil, false, err
-	}
-	return data, err == nil, err
 }
