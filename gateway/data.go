@@ -20,11 +20,12 @@ import (
 // dirs is the layout of data_dir, which only the gateway's user may read.
 type dirs struct{ root string }
 
-func (d dirs) ca() string      { return filepath.Join(d.root, "ca") }
-func (d dirs) keys() string    { return filepath.Join(d.root, "keys") }
-func (d dirs) audit() string   { return filepath.Join(d.root, "audit") }
-func (d dirs) bundles() string { return filepath.Join(d.root, "revisions") }
-func (d dirs) store() string   { return filepath.Join(d.root, "gateway.db") }
+func (d dirs) ca() string       { return filepath.Join(d.root, "ca") }
+func (d dirs) keys() string     { return filepath.Join(d.root, "keys") }
+func (d dirs) audit() string    { return filepath.Join(d.root, "audit") }
+func (d dirs) bundles() string  { return filepath.Join(d.root, "revisions") }
+func (d dirs) lastGood() string { return filepath.Join(d.root, "policy") }
+func (d dirs) store() string    { return filepath.Join(d.root, "gateway.db") }
 
 // tunnelKey is the gateway's WireGuard key. Changing it makes every device
 // connect anew.

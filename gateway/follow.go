@@ -25,24 +25,93 @@ func (g *gateway) followPolicy(ctx context.Context, first chan<- struct{}) error
 	return src.Run(ctx, func(rev *policy.Revision, err error) {
 		defer once.Do(func() { close(first) })
 		if err == nil {
-			err = g.keepBundle(rev)
+			err = g.publish(ctx, rev, "directory:"+g.cfg.Policy.Directory)
 		}
 		if err == nil {
-			err = g.sessions.Publish(ctx, rev, "directory:"+g.cfg.Policy.Directory)
-		}
-		if err == nil {
-			g.policyState.set(nil)
-			g.log.Info("a policy revision is in force", "revision", rev.ID())
-			return
+			if err := g.keepFiles(rev); err != nil {
+				g.log.Warn("keeping the policy's files for a restart", "err", err)
+			}
+		} else {
+			if g.engine.Active() == nil {
+				g.resume(ctx)
+			}
+			g.refusedPolicy(err)
 		}
 		g.policyState.set(err)
-		active := "none: everything is refused"
-		if r := g.engine.Active(); r != nil {
-			active = r.ID()
-		}
-		g.log.Error("a policy revision was refused; the last good one stays", "active", active, "err", err)
-		g.audit.Note(audit.Record{Kind: audit.KindPolicyRefused, Revision: active, Outcome: err.Error()})
 	})
+}
+
+// publish puts a revision in force.
+func (g *gateway) publish(ctx context.Context, rev *policy.Revision, actor string) error {
+	if err := g.keepBundle(rev); err != nil {
+		return err
+	}
+	if err := g.sessions.Publish(ctx, rev, actor); err != nil {
+		return err
+	}
+	g.log.Info("a policy revision is in force", "revision", rev.ID())
+	return nil
+}
+
+func (g *gateway) refusedPolicy(err error) {
+	active := "none: everything is refused"
+	if r := g.engine.Active(); r != nil {
+		active = r.ID()
+	}
+	g.log.Error("a policy revision was refused; the last good one stays", "active", active, "err", err)
+	g.audit.Note(audit.Record{Kind: audit.KindPolicyRefused, Revision: active, Outcome: err.Error()})
+}
+
+// resume puts the revision of before a restart in force, when the directory has
+// been broken since: a file with a mistake in it must not send a whole contact
+// centre home because a machine was restarted.
+func (g *gateway) resume(ctx context.Context) {
+	rev, err := policy.Load(g.dirs.lastGood(), policyOptions())
+	if errors.Is(err, os.ErrNotExist) {
+		return // the first start: there is nothing good yet
+	}
+	if err == nil && len(rev.Apps()) > 0 {
+		err = g.publish(ctx, rev, "last good revision")
+	}
+	if err != nil {
+		g.log.Error("resuming the last good policy revision", "err", err)
+	}
+}
+
+// keepFiles copies the policy's files beside the store, for resume. A copy that
+// is not of this revision, because a file changed meanwhile, is not kept: the
+// change brings its own copy.
+func (g *gateway) keepFiles(rev *policy.Revision) error {
+	next := g.dirs.lastGood() + ".next"
+	if err := os.RemoveAll(next); err != nil {
+		return err
+	}
+	if err := os.Mkdir(next, 0o700); err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(g.cfg.Policy.Directory)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if ext := filepath.Ext(e.Name()); e.IsDir() || (ext != ".yaml" && ext != ".yml" && ext != ".rego") {
+			continue
+		}
+		data, err := os.ReadFile(filepath.Join(g.cfg.Policy.Directory, e.Name()))
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(next, e.Name()), data, 0o600); err != nil {
+			return err
+		}
+	}
+	if copied, err := policy.Load(next, policyOptions()); err != nil || copied.ID() != rev.ID() {
+		return err
+	}
+	if err := os.RemoveAll(g.dirs.lastGood()); err != nil {
+		return err
+	}
+	return os.Rename(next, g.dirs.lastGood())
 }
 
 // keepBundle keeps every revision that was ever active, so that a Decision can

@@ -186,10 +186,18 @@ evaluates: opa eval -b b.tar.gz -i in.json data.portvakt.decision`,
 				return fmt.Errorf("writing the bundle: %w", err)
 			}
 			defer os.Remove(f.Name())
-			if err := errors.Join(cl.Bundle(cmd.Context(), f, revision), f.Chmod(0o644), f.Close()); err != nil {
+			rev, err := cl.Bundle(cmd.Context(), f, revision)
+			if err := errors.Join(err, f.Chmod(0o644), f.Close()); err != nil {
 				return err
 			}
-			return os.Rename(f.Name(), out)
+			if err := os.Rename(f.Name(), out); err != nil {
+				return fmt.Errorf("writing the bundle: %w", err)
+			}
+			if opt.json {
+				return printJSON(cmd.OutOrStdout(), map[string]string{"revision": rev, "file": out})
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s holds revision %s\n", out, rev)
+			return err
 		},
 	}
 	build.Flags().StringVarP(&out, "output", "o", "", "the `file` to write")

@@ -105,9 +105,18 @@ func (c *Client) AuditShow(ctx context.Context, w io.Writer, id string, input bo
 	return c.stream(ctx, path, w)
 }
 
-// Bundle copies the OPA bundle of a revision, "" meaning the active one, to w.
-func (c *Client) Bundle(ctx context.Context, w io.Writer, revision string) error {
-	return c.stream(ctx, "/v1/policy/bundle?revision="+url.QueryEscape(revision), w)
+// Bundle copies the OPA bundle of a revision, "" meaning the active one, to w
+// and returns which revision it is.
+func (c *Client) Bundle(ctx context.Context, w io.Writer, revision string) (string, error) {
+	resp, err := c.do(ctx, http.MethodGet, "/v1/policy/bundle?revision="+url.QueryEscape(revision), nil)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	if _, err := io.Copy(w, resp.Body); err != nil {
+		return "", fmt.Errorf("reading the gateway's answer: %w", err)
+	}
+	return resp.Header.Get(revisionHeader), nil
 }
 
 func (c *Client) call(ctx context.Context, method, path string, in, out any) error {

@@ -92,6 +92,9 @@ func (s *Server) auditShow(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// revisionHeader says which revision a bundle is.
+const revisionHeader = "Portvakt-Revision"
+
 var revisionName = regexp.MustCompile(`^[A-Za-z0-9-]{1,100}$`)
 
 // bundle sends the OPA bundle of the active revision or of one that was.
@@ -120,7 +123,7 @@ func (s *Server) bundle(w http.ResponseWriter, r *http.Request) {
 	}
 	defer f.Close()
 	w.Header().Set("Content-Type", "application/gzip")
-	w.Header().Set("Portvakt-Revision", rev)
+	w.Header().Set(revisionHeader, rev)
 	if _, err := io.Copy(w, f); err != nil {
 		s.log.Debug("sending a bundle", "err", err)
 	}
