@@ -37,26 +37,27 @@ func (m facets) with(name string, f facts) facets { m[name] = f; return m }
 
 // inputFacts mirrors Input; a test keeps the two equal. A module that names a
 // fact which does not exist would be a rule that never refuses.
-var inputFacts = facts{members: plain("time", "action").
-	with("app", facts{members: plain("name", "protocol")}).
-	with("device", facts{members: plain("id", "name", "os", "key_tier", "enrolled_at").
-		with("serial", facts{optional: true})}).
-	with("subject", facts{members: plain("issuer", "sub", "authenticated_at").
-		with("groups", facts{open: true}).
-		with("name", facts{optional: true}).
-		with("email", facts{optional: true}).
-		with("claims", facts{optional: true, open: true})}).
-	with("session", facts{members: plain("id", "os_user", "started_at", "expires_at")}).
-	with("posture", facts{members: facets{
-		"received_at": {optional: true},
-		"signals":     {optional: true, open: true},
-	}}).
-	with("location", facts{members: facets{
-		"address": {optional: true},
-		"country": {optional: true},
-	}}).
-	with("request", facts{members: plain("method", "host", "path", "upgrade")}).
-	with("flow", facts{members: plain("port")}),
+var inputFacts = facts{
+	members: plain("time", "action").
+		with("app", facts{members: plain("name", "protocol")}).
+		with("device", facts{members: plain("id", "name", "os", "key_tier", "enrolled_at").
+			with("serial", facts{optional: true})}).
+		with("subject", facts{members: plain("issuer", "sub", "authenticated_at").
+			with("groups", facts{open: true}).
+			with("name", facts{optional: true}).
+			with("email", facts{optional: true}).
+			with("claims", facts{optional: true, open: true})}).
+		with("session", facts{members: plain("id", "os_user", "started_at", "expires_at")}).
+		with("posture", facts{members: facets{
+			"received_at": {optional: true},
+			"signals":     {optional: true, open: true},
+		}}).
+		with("location", facts{members: facets{
+			"address": {optional: true},
+			"country": {optional: true},
+		}}).
+		with("request", facts{members: plain("method", "host", "path", "upgrade")}).
+		with("flow", facts{members: plain("port")}),
 }
 
 // customModule checks one parsed module. seen maps module names to the file

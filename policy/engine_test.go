@@ -221,16 +221,14 @@ func TestBundle(t *testing.T) {
 				changes = append(changes, "path="+pick("/", "/customers/1", "/edit/1", "/static/", "/v1/x/notes/y", "/"+strings.Repeat("a", rnd.IntN(3))))
 			}
 		}
-		for _, c := range []string{
+		changes = append(changes,
 			pick("groups=sales", "groups=sales", "groups=sales,admins", "groups=support", "groups="),
 			pick("country=SE", "country=SE", "country=NO", "country=RU", "country="),
 			pick("serial=x", "report=none", "signal.host_firewall=fail:ufw: off", "signal.disk_encryption=unknown", "signal.anti_malware=fail"),
 			pick("serial=x", "serial=x", "claim.employment=temporary"),
-			"time=" + monday.Add(time.Duration(rnd.IntN(14*24*60))*time.Minute).Format(time.RFC3339),
+			"time="+monday.Add(time.Duration(rnd.IntN(14*24*60))*time.Minute).Format(time.RFC3339),
 			pick("serial=x", "serial=x", "serial=x", "serial=x", "session=expired", "session=none"),
-		} {
-			changes = append(changes, c)
-		}
+		)
 		if rnd.IntN(2) == 0 {
 			changes = append(changes, "time="+monday.Format(time.RFC3339))
 		}

@@ -313,8 +313,16 @@ func TestMatchPathIsRegos(t *testing.T) {
 		pattern, path string
 		want          bool
 	}{
-		{"/x", "/x", true}, {"/x", "/x/", false}, {"/x/*", "/x/", false}, {"/x/*", "/x/1", true}, {"/x/*", "/x/1/2", false},
-		{"/x/**", "/x", false}, {"/x/**", "/x/", true}, {"/x/**", "/x/1/2", true}, {"/**", "/", true}, {"/**", "/a/b", true},
+		{"/x", "/x", true},
+		{"/x", "/x/", false},
+		{"/x/*", "/x/", false},
+		{"/x/*", "/x/1", true},
+		{"/x/*", "/x/1/2", false},
+		{"/x/**", "/x", false},
+		{"/x/**", "/x/", true},
+		{"/x/**", "/x/1/2", true},
+		{"/**", "/", true},
+		{"/**", "/a/b", true},
 	} {
 		if got := MatchPath(c.pattern, c.path); got != c.want {
 			t.Errorf("MatchPath(%s, %s) = %v", c.pattern, c.path, got)

@@ -52,7 +52,7 @@ func TestRego(t *testing.T) {
 		}
 		modules[path] = m
 	}
-	results, err := tester.NewRunner().SetCompiler(ast.NewCompiler()).Run(context.Background(), modules)
+	results, err := tester.NewRunner().SetCompiler(ast.NewCompiler()).SetModules(modules).RunTests(context.Background(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
