@@ -82,8 +82,10 @@ func (a *agent) settle(err error, wait time.Duration) time.Duration {
 	t := control.Diagnose(err)
 	var dark *noHandshake
 	if errors.As(err, &dark) && (t.Code == "timeout" || t.Code == "silent") {
-		t = control.Trouble{Code: "no_tunnel", Message: "The gateway answers, but the tunnel to it does not come up.",
-			Remedy: "The network may block UDP: try another one, or ask your IT support."}
+		t = control.Trouble{
+			Code: "no_tunnel", Message: "The gateway answers, but the tunnel to it does not come up.",
+			Remedy: "The network may block UDP: try another one, or ask your IT support.",
+		}
 	}
 	a.mu.Lock()
 	same := a.status.Trouble != nil && *a.status.Trouble == t

@@ -33,8 +33,10 @@ func (a *agent) logIn(ctx context.Context, who localapi.Caller, page func(*wire.
 	case a.cfg.AllowAnyLocalUser:
 		userOf = func(net.Conn) (uint32, error) { return who.UID, nil }
 	default:
-		return nil, &wire.Error{Code: "not_supported", Message: "This system does not say which user a connection belongs to, so nobody can log in.",
-			Remedy: "Logging in works on Linux."}
+		return nil, &wire.Error{
+			Code: "not_supported", Message: "This system does not say which user a connection belongs to, so nobody can log in.",
+			Remedy: "Logging in works on Linux.",
+		}
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

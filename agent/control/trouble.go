@@ -31,28 +31,42 @@ func Diagnose(err error) Trouble {
 	)
 	switch {
 	case errors.As(err, &clock):
-		return Trouble{"clock", "This laptop's clock and the gateway's certificate do not agree: " + clock.Error() + ".",
-			"Set the clock to the right time. If it is right, tell your IT support that the gateway's certificate is out of date."}
+		return Trouble{
+			"clock", "This laptop's clock and the gateway's certificate do not agree: " + clock.Error() + ".",
+			"Set the clock to the right time. If it is right, tell your IT support that the gateway's certificate is out of date.",
+		}
 	case errors.As(err, &untrusted):
-		return Trouble{"untrusted", "Something else answers at the gateway's address: " + untrusted.Cause + ".",
-			"A hotel or guest network may stand in between: try another network. If it persists, tell your IT support."}
+		return Trouble{
+			"untrusted", "Something else answers at the gateway's address: " + untrusted.Cause + ".",
+			"A hotel or guest network may stand in between: try another network. If it persists, tell your IT support.",
+		}
 	case errors.As(err, &refused):
 		return Trouble{"gateway", refused.Message, refused.Remedy}
 	case errors.As(err, &dns):
-		return Trouble{"dns", "The gateway's name " + dns.Name + " cannot be resolved.",
-			"Check that this laptop is online. If other pages open, ask your IT support whether the name is right."}
+		return Trouble{
+			"dns", "The gateway's name " + dns.Name + " cannot be resolved.",
+			"Check that this laptop is online. If other pages open, ask your IT support whether the name is right.",
+		}
 	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET):
-		return Trouble{"refused", "The gateway's machine answers, but the gateway does not.",
-			"It may be restarting: the agent keeps trying. If it persists, tell your IT support."}
+		return Trouble{
+			"refused", "The gateway's machine answers, but the gateway does not.",
+			"It may be restarting: the agent keeps trying. If it persists, tell your IT support.",
+		}
 	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETDOWN):
-		return Trouble{"unreachable", "There is no way to the gateway from this network.",
-			"Check that this laptop is online."}
+		return Trouble{
+			"unreachable", "There is no way to the gateway from this network.",
+			"Check that this laptop is online.",
+		}
 	case errors.Is(err, ErrSilent):
-		return Trouble{"silent", "The tunnel to the gateway went silent.",
-			"The agent connects anew by itself. If it persists, the network may block UDP: try another one, or ask your IT support."}
+		return Trouble{
+			"silent", "The tunnel to the gateway went silent.",
+			"The agent connects anew by itself. If it persists, the network may block UDP: try another one, or ask your IT support.",
+		}
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
-		return Trouble{"timeout", "The gateway does not answer.",
-			"Check that this laptop is online. If other pages open, the gateway may be down or the network may block it: tell your IT support."}
+		return Trouble{
+			"timeout", "The gateway does not answer.",
+			"Check that this laptop is online. If other pages open, the gateway may be down or the network may block it: tell your IT support.",
+		}
 	case err == nil:
 		return Trouble{}
 	}

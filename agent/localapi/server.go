@@ -176,8 +176,10 @@ func (s *Server) routes() http.Handler {
 	mux.HandleFunc("POST "+PathLogout, s.logout)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !s.mayCall(caller(r)) {
-			answer(w, http.StatusForbidden, &wire.Error{Code: "not_your_agent",
-				Message: "This agent belongs to another user of this laptop.", Remedy: "Run the command as the user who started the agent."})
+			answer(w, http.StatusForbidden, &wire.Error{
+				Code:    "not_your_agent",
+				Message: "This agent belongs to another user of this laptop.", Remedy: "Run the command as the user who started the agent.",
+			})
 			return
 		}
 		mux.ServeHTTP(w, r)
@@ -225,8 +227,10 @@ func (s *Server) statusFor(c Caller) Status {
 	return Status{State: st.State, Version: st.Version, InUse: st.InUse, Limited: true, Since: st.Since, Trouble: st.Trouble}
 }
 
-var errNotYours = &wire.Error{Code: "not_your_session", Message: "Another user of this laptop is logged in.",
-	Remedy: "They (or an administrator of the laptop) can log out with: portvakt-agent logout"}
+var errNotYours = &wire.Error{
+	Code: "not_your_session", Message: "Another user of this laptop is logged in.",
+	Remedy: "They (or an administrator of the laptop) can log out with: portvakt-agent logout",
+}
 
 func (s *Server) apps(w http.ResponseWriter, r *http.Request) {
 	if !s.maySee(caller(r), s.cfg.Status().Session) {
@@ -262,12 +266,16 @@ func (s *Server) login(w http.ResponseWriter, r *http.Request) {
 	who := caller(r)
 	switch {
 	case !who.Known:
-		answer(w, http.StatusForbidden, &wire.Error{Code: "caller_unknown", Message: "This system does not say which user is asking, so nobody can log in.",
-			Remedy: "Logging in works on Linux."})
+		answer(w, http.StatusForbidden, &wire.Error{
+			Code: "caller_unknown", Message: "This system does not say which user is asking, so nobody can log in.",
+			Remedy: "Logging in works on Linux.",
+		})
 		return
 	case s.cfg.OwnUID != 0 && who.UID != s.cfg.OwnUID: // root, who may call but is not the one who works here
-		answer(w, http.StatusForbidden, &wire.Error{Code: "not_your_agent", Message: "This agent belongs to another user of this laptop.",
-			Remedy: "Run the command as the user who started the agent."})
+		answer(w, http.StatusForbidden, &wire.Error{
+			Code: "not_your_agent", Message: "This agent belongs to another user of this laptop.",
+			Remedy: "Run the command as the user who started the agent.",
+		})
 		return
 	case !owns(who, s.cfg.Status().Session):
 		answer(w, http.StatusForbidden, errNotYours)

@@ -216,8 +216,10 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if !h.take() {
-		writePage(w, http.StatusGone, page{Title: "This link was used already", Text: "A login's link works once.",
-			Remedy: "If you are not logged in, start again with: portvakt-agent login"})
+		writePage(w, http.StatusGone, page{
+			Title: "This link was used already", Text: "A login's link works once.",
+			Remedy: "If you are not logged in, start again with: portvakt-agent login",
+		})
 		return
 	}
 	ctx, cancel := context.WithTimeout(h.ctx, completeTimeout)

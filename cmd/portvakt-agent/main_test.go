@@ -72,8 +72,10 @@ func agents() map[string]localapi.Config {
 		return nil, &wire.Error{Code: "idp_refused", Message: "The login page said no.", Remedy: "Ask your IT support."}
 	}
 	refusing.Status = func() localapi.Status {
-		return localapi.Status{State: localapi.StateRevoked, Since: at, DeviceID: "dev-1", Gateway: "https://gateway.example.com",
-			Denial: &wire.Denial{Reason: "device_revoked", Message: "This laptop is no longer allowed to connect.", Remedy: "Ask your IT support; they can enrol it again."}}
+		return localapi.Status{
+			State: localapi.StateRevoked, Since: at, DeviceID: "dev-1", Gateway: "https://gateway.example.com",
+			Denial: &wire.Denial{Reason: "device_revoked", Message: "This laptop is no longer allowed to connect.", Remedy: "Ask your IT support; they can enrol it again."},
+		}
 	}
 	waiting := base
 	waiting.Status = func() localapi.Status {
