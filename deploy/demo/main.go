@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"syscall"
 )
 
@@ -56,6 +57,9 @@ func run(ctx context.Context, args []string) error {
 	if fs.NArg() > 0 || (*asJSON && !*script) {
 		fs.Usage()
 		return flag.ErrHelp
+	}
+	if runtime.GOOS != "linux" {
+		return errors.New("the demo needs Linux: its laptops have a posture that is collected there only, and take loopback addresses that other systems lack")
 	}
 	self, err := os.Executable()
 	if err != nil {

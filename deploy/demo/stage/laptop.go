@@ -83,9 +83,16 @@ func (l *Laptop) Agent(ctx context.Context, args ...string) ([]byte, error) {
 	return command(ctx, l.bin, append(args, "--state", l.State)...)
 }
 
-// AgentJSON runs a command with --json and decodes its answer into v.
+// exitDenied is how both binaries exit when the answer is no.
+const exitDenied = 3
+
+// AgentJSON runs a command with --json and decodes its answer into v, also one
+// that says no.
 func (l *Laptop) AgentJSON(ctx context.Context, v any, args ...string) error {
 	out, err := l.Agent(ctx, append(args, "--json")...)
+	if denied, ok := errors.AsType[*CommandError](err); ok && denied.Code == exitDenied {
+		err = nil
+	}
 	if err != nil {
 		return err
 	}

@@ -355,7 +355,7 @@ func (s *Stage) startLaptop(ctx, background context.Context, l *Laptop) error {
 	if err := s.wait(ctx, l.name+"'s agent to connect", l.connected); err != nil {
 		return err
 	}
-	s.say("%s's laptop             enrolled and connected from %s (%s), proxy %s", l.name, l.Home, s.Country(l.Home), l.Proxy)
+	s.say("%-25s enrolled and connected from %s (%s), proxy %s", l.name+"'s laptop", l.Home, s.Country(l.Home), l.Proxy)
 	return nil
 }
 

@@ -43,12 +43,20 @@ func flowIs(kind audit.Kind, app string) func(*audit.Record) bool {
 	return func(r *audit.Record) bool { return r.Kind == kind && r.App == app }
 }
 
+// webSocketAllowed is an HTTP request that was decided once, before the first
+// message.
+func webSocketAllowed(r *audit.Record) bool {
+	return r.App == "crm" && r.Path == "/ws" && r.Allow != nil && *r.Allow &&
+		(r.Kind == audit.KindFlowOpen || r.Kind == audit.KindDecision)
+}
+
 func kind(k audit.Kind) func(*audit.Record) bool {
 	return func(r *audit.Record) bool { return r.Kind == k }
 }
 
 // chapters is the story as the log must tell it. Those of one group may come
-// in any order among themselves: three flows are cut at the same time.
+// in any order among themselves: three flows are cut at the same time, and
+// what takes away happens at once and is recorded as soon as it can be.
 func (p *plot) chapters() [][]chapter {
 	one := func(name string, match func(*audit.Record) bool) []chapter { return []chapter{{name, match}} }
 	cuts := func(reason string, apps ...string) (out []chapter) {
@@ -72,14 +80,13 @@ func (p *plot) chapters() [][]chapter {
 		one("crm GET allowed", func(r *audit.Record) bool { return allowed("crm", http.MethodGet)(r) && r.Subject == p.subject }),
 		one("crm POST refused: method_not_allowed", denied("crm", "method_not_allowed")),
 		one("payments refused: group_not_allowed", denied("payments", "group_not_allowed")),
-		{{"flow_open crm", flowIs(audit.KindFlowOpen, "crm")}, {"flow_open desk", flowIs(audit.KindFlowOpen, "desk")}, {"flow_open voice", flowIs(audit.KindFlowOpen, "voice")}},
-		one("posture", kind(audit.KindPosture)),
-		cuts("posture_failed", "crm", "desk", "voice"),
+		{{"crm WebSocket allowed", webSocketAllowed}, {"flow_open desk", flowIs(audit.KindFlowOpen, "desk")}, {"flow_open voice", flowIs(audit.KindFlowOpen, "voice")}},
+		append(cuts("posture_failed", "crm", "desk", "voice"), chapter{"posture", kind(audit.KindPosture)}),
 		one("crm refused: posture_failed", denied("crm", "posture_failed")),
 		one("posture", kind(audit.KindPosture)),
 		one("crm GET allowed", allowed("crm", http.MethodGet)),
-		one("location", kind(audit.KindLocation)),
-		append(cuts("location_not_allowed", "crm", "desk", "voice"), chapter{"crm refused: location_not_allowed", denied("crm", "location_not_allowed")}),
+		append(cuts("location_not_allowed", "crm", "desk", "voice"),
+			chapter{"location", kind(audit.KindLocation)}, chapter{"crm refused: location_not_allowed", denied("crm", "location_not_allowed")}),
 		one("location", kind(audit.KindLocation)),
 		one("crm GET allowed", allowed("crm", http.MethodGet)),
 		one("policy", kind(audit.KindPolicy)),
@@ -89,8 +96,9 @@ func (p *plot) chapters() [][]chapter {
 		one("policy", kind(audit.KindPolicy)),
 		one("crm refused: group_not_allowed", denied("crm", "group_not_allowed")),
 		one("flow_open desk", flowIs(audit.KindFlowOpen, "desk")),
-		one("revoke", func(r *audit.Record) bool { return r.Kind == audit.KindRevoke && strings.HasPrefix(r.Actor, "os:") }),
-		cuts("device_revoked", "desk"),
+		append(cuts("device_revoked", "desk"), chapter{"revoke by an administrator", func(r *audit.Record) bool {
+			return r.Kind == audit.KindRevoke && strings.HasPrefix(r.Actor, "os:")
+		}}),
 	}
 }
 
