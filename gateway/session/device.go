@@ -66,23 +66,27 @@ func (d *device) due(now time.Time, elapsed, maxAge time.Duration) bool {
 // that one late round cuts nobody.
 const confirmEvery = 10 * time.Second
 
-// expireLocked drops what time has ended. mu is held.
-func (d *device) expireLocked(now time.Time, maxAge time.Duration) {
+// expireLocked drops what time has ended, and returns a Session that did. mu is
+// held.
+func (d *device) expireLocked(now time.Time, maxAge time.Duration) (expired *store.Session) {
 	if d.session != nil && !now.Before(d.session.ExpiresAt) {
+		expired = d.session
 		d.session, d.ended = nil, policy.ReasonSessionExpired
 	}
 	if d.posture != nil && now.Sub(d.posture.received) > maxAge {
 		d.posture.stale = true
 	}
+	return expired
 }
 
-func (d *device) sessionID() string {
+// sessionNow returns the Session in force.
+func (d *device) sessionNow() (store.Session, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.session == nil {
-		return ""
+		return store.Session{}, false
 	}
-	return d.session.ID
+	return *d.session, true
 }
 
 // input is the device's facts as of now, for one app. Maps in it are shared

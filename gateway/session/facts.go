@@ -45,6 +45,11 @@ func (m *Manager) Connect(c Connection) error {
 	m.mu.Unlock()
 	if old != nil {
 		m.dissolve(old, policy.Decision{}, false)
+		if s, ok := old.sessionNow(); ok && c.Session == nil {
+			r := audit.Record{Kind: audit.KindSessionEnd, Device: d.record.ID, Outcome: store.EndSuperseded}
+			sessionOf(&r, &s)
+			m.cfg.Audit.Note(r)
+		}
 	}
 	m.refresh(d)
 	if err := m.cfg.AddPeer(d.key, c.Registration.PresharedKey, d.record.Addresses); err != nil {
@@ -255,12 +260,7 @@ func (m *Manager) SessionOf(id string) (store.Session, bool) {
 	if err != nil {
 		return store.Session{}, false
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.session == nil {
-		return store.Session{}, false
-	}
-	return *d.session, true
+	return d.sessionNow()
 }
 
 // Extend makes a registration last until then.

@@ -251,10 +251,12 @@ func (f *Flow) Check() error {
 	if int64(f.m.cfg.Elapsed()) <= f.leaseEnd.Load() {
 		return nil
 	}
+	now := f.m.cfg.Now()
 	f.d.mu.Lock()
-	f.d.expireLocked(f.m.cfg.Now(), f.m.cfg.PostureMaxAge)
+	expired := f.d.expireLocked(now, f.m.cfg.PostureMaxAge)
 	f.d.mu.Unlock()
-	f.confirm(f.m.cfg.Now())
+	f.m.noteExpired(expired, now)
+	f.confirm(now)
 	if f.ctx.Err() != nil || int64(f.m.cfg.Elapsed()) > f.leaseEnd.Load() {
 		return ErrCut
 	}

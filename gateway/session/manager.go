@@ -148,8 +148,8 @@ func (m *Manager) Run(ctx context.Context) error {
 				m.refresh(d)
 			}
 			if edge {
-				if s := d.sessionID(); s != "" {
-					alive = append(alive, s)
+				if s, ok := d.sessionNow(); ok {
+					alive = append(alive, s.ID)
 				}
 			}
 		}
@@ -229,7 +229,7 @@ func (m *Manager) Counts() Counts {
 	c := Counts{Flows: int(m.flows.Load()), Refused: m.refused.Load(), Cuts: m.cuts.Load()}
 	for _, d := range m.all() {
 		c.Devices++
-		if d.sessionID() != "" {
+		if _, ok := d.sessionNow(); ok {
 			c.Sessions++
 		}
 	}
@@ -301,7 +301,7 @@ func (m *Manager) refresh(d *device) {
 		d.mu.Unlock()
 		return
 	}
-	d.expireLocked(now, m.cfg.PostureMaxAge)
+	expired := d.expireLocked(now, m.cfg.PostureMaxAge)
 	d.epoch.Add(1)
 	d.confirmed = m.cfg.Elapsed()
 	flows := make([]*Flow, 0, len(d.flows))
@@ -326,6 +326,21 @@ func (m *Manager) refresh(d *device) {
 		f.confirm(now)
 	}
 	d.publish(reach)
+	m.noteExpired(expired, now)
+}
+
+// noteExpired records and stores that a Session's time was over; it is out of
+// force already. s may be nil.
+func (m *Manager) noteExpired(s *store.Session, now time.Time) {
+	if s == nil {
+		return
+	}
+	r := audit.Record{Kind: audit.KindSessionEnd, Device: s.DeviceID, Outcome: store.EndExpired}
+	sessionOf(&r, s)
+	m.cfg.Audit.Note(r)
+	if _, err := m.cfg.Store.EndSession(context.Background(), store.End{SessionID: s.ID, Reason: store.EndExpired, By: "gateway", At: now}); err != nil {
+		m.log.Warn("storing that a session expired", "session", s.ID, "err", err)
+	}
 }
 
 const (

@@ -593,6 +593,36 @@ func TestWatchSeesTheLatestAndTheEnd(t *testing.T) {
 	}
 }
 
+func TestExpiredSessionIsSaid(t *testing.T) {
+	g := newGateway(t)
+	l := g.connect("anna")
+	now := time.Unix(0, g.now.Load())
+	_, err := g.m.Login(t.Context(), store.Session{
+		DeviceID: l.ID, OSUser: "1000:anna", Subject: policy.Subject{Issuer: "https://idp", ID: "anna", Groups: []string{"sales"}, AuthenticatedAt: now},
+		StartedAt: now, LastSeen: now, ExpiresAt: now.Add(time.Minute),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.report(l, "pass")
+	f := g.open(l, "desk")
+	g.now.Add(int64(61 * time.Second))
+	g.report(l, "pass")
+	g.elapsed.Add(int64(31 * time.Second))
+	if f.Check() == nil {
+		t.Error("a flow outlived its session")
+	}
+	if dec, _ := f.Cut(); dec.Reason != policy.ReasonSessionExpired {
+		t.Errorf("cut with %s", dec.Reason)
+	}
+	if recs := g.records(audit.KindSessionEnd); len(recs) != 1 || recs[0].Outcome != store.EndExpired || recs[0].Subject != "https://idp#anna" {
+		t.Errorf("the record: %+v", recs)
+	}
+	if all, err := g.store.Sessions(t.Context(), store.SessionFilter{Open: true}); err != nil || len(all) != 0 {
+		t.Errorf("still open in the store: %+v %v", all, err)
+	}
+}
+
 // Run acts on the edges of time without being asked.
 func TestRunEndsWhatTimeEnds(t *testing.T) {
 	g := newGateway(t)
