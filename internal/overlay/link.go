@@ -19,7 +19,12 @@ import (
 
 // queueLength is how many outbound packets wait for WireGuard's reader. It is
 // the only place where packets queue in front of the tunnel.
-const queueLength = 1024
+const queueLength = 512
+
+// pushPatience bounds how long a sender waits for room. It is far above what
+// the encryption takes for a full queue; nothing waits on it when the reader
+// is gone, since that closes the link.
+const pushPatience = 50 * time.Millisecond
 
 // outbound is a packet on its way into the tunnel: one of the stack's or a
 // whole packet in bytes.
@@ -53,6 +58,7 @@ type link struct {
 	mtu     atomic.Uint32
 	dropped atomic.Uint64
 	wake    chan struct{} // holds a token when the reader has something to look at
+	space   chan struct{} // holds a token when there is room after the ring was full
 
 	mu         sync.Mutex
 	dispatcher stack.NetworkDispatcher
@@ -64,15 +70,21 @@ type link struct {
 var _ stack.LinkEndpoint = (*link)(nil)
 
 func newLink(mtu uint32) *link {
-	l := &link{wake: make(chan struct{}, 1)}
+	l := &link{wake: make(chan struct{}, 1), space: make(chan struct{}, 1)}
 	l.mtu.Store(mtu)
 	return l
 }
 
-// push queues o, which it owns from now on. A full queue drops it, as any
-// full queue on the road would; a reset takes the place of the oldest packet.
+// push queues o, which it owns from now on. When the ring is full it waits a
+// moment: the reader is only as slow as the encryption behind it, and a sender
+// that is held back loses nothing, where one whose segments are dropped starts
+// over with a small window. After that moment the packet is lost, as in any
+// full queue on the road; a reset takes the place of the oldest packet.
 func (l *link) push(o outbound) bool {
 	l.mu.Lock()
+	if l.n == queueLength && !l.closed && !o.reset() {
+		l.waitForSpace()
+	}
 	if l.closed {
 		l.mu.Unlock()
 		o.release()
@@ -92,12 +104,38 @@ func (l *link) push(o outbound) bool {
 	}
 	l.ring[(l.head+l.n)%queueLength] = o
 	l.n++
+	more := l.n < queueLength
 	l.mu.Unlock()
-	select {
-	case l.wake <- struct{}{}:
-	default:
+	signal(l.wake)
+	if more {
+		signal(l.space) // for the next one that waits
 	}
 	return true
+}
+
+// waitForSpace waits until the ring has room or is closed, at most for
+// pushPatience. It is called and returns with mu held.
+func (l *link) waitForSpace() {
+	timer := time.NewTimer(pushPatience)
+	defer timer.Stop()
+	for l.n == queueLength && !l.closed {
+		l.mu.Unlock()
+		select {
+		case <-l.space:
+		case <-timer.C:
+			l.mu.Lock()
+			return
+		}
+		l.mu.Lock()
+	}
+}
+
+// signal leaves a token unless there is one.
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
 }
 
 // pop takes up to len(into) packets and blocks until there is one. There is
@@ -115,6 +153,7 @@ func (l *link) pop(into []outbound) (int, error) {
 		closed := l.closed
 		l.mu.Unlock()
 		if n > 0 {
+			signal(l.space)
 			return n, nil
 		}
 		if closed {
@@ -141,10 +180,8 @@ func (l *link) shut() {
 		l.n--
 	}
 	l.mu.Unlock()
-	select {
-	case l.wake <- struct{}{}:
-	default:
-	}
+	signal(l.wake)
+	signal(l.space)
 }
 
 // deliver hands a packet to the stack.

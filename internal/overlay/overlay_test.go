@@ -353,11 +353,12 @@ func TestConnErrors(t *testing.T) {
 func TestUDP(t *testing.T) {
 	opened := make(chan *overlay.UDPFlow, 16)
 	p := join(t, overlay.Options{UDP: func(f *overlay.UDPFlow) {
-		opened <- f
 		if f.Local().Port() == 9 { // refused: closed without a word
 			_ = f.Close()
+			opened <- f
 			return
 		}
+		opened <- f
 		defer f.Close()
 		b := make([]byte, 2048)
 		for {
@@ -408,9 +409,10 @@ func TestUDP(t *testing.T) {
 		if _, err := c.Write([]byte("anyone?")); err != nil {
 			t.Fatal(err)
 		}
-		<-opened
-		if len(opened) > 0 {
-			<-opened
+		select {
+		case <-opened:
+		case <-time.After(5 * time.Second):
+			t.Fatal("a datagram after Close opens no flow")
 		}
 	}
 	if n := down.Load(); n != 0 {
