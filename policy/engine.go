@@ -11,13 +11,15 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/metrics"
 	"github.com/open-policy-agent/opa/v1/rego"
 	"github.com/open-policy-agent/opa/v1/topdown"
 )
 
-// DefaultTimeout bounds one evaluation. Shipped policy takes a fraction of a
-// millisecond; only a runaway custom module gets near it.
+// DefaultTimeout bounds one evaluation, of which a Decision makes two at most.
+// Shipped policy takes a fraction of a millisecond; only a runaway custom module
+// gets near it.
 const DefaultTimeout = 50 * time.Millisecond
 
 // maxText bounds every text of a Decision, in characters.
@@ -26,7 +28,7 @@ const maxText = 300
 // EngineOptions configure an Engine; the zero value is usable.
 type EngineOptions struct {
 	Now     func() time.Time // nil: time.Now
-	Timeout time.Duration    // of one Decision; 0: DefaultTimeout
+	Timeout time.Duration    // of one evaluation; 0: DefaultTimeout
 	Log     *slog.Logger     // nil: nothing is logged
 }
 
@@ -99,13 +101,12 @@ func (e *Engine) decide(ctx context.Context, r *Revision, in *Input) (d Decision
 	if ctx.Err() != nil {
 		return policyError("evaluation", "cancelled", "an answer")
 	}
-	// A timer and a hook on ctx cost less than a context and a goroutine for
-	// every Decision.
-	cancel := topdown.NewCancel()
-	timer := time.AfterFunc(e.opt.Timeout, cancel.Cancel)
-	defer timer.Stop()
-	defer context.AfterFunc(ctx, cancel.Cancel)()
-	results, err := r.query.Eval(ctx, rego.EvalParsedInput(input), rego.EvalExternalCancel(cancel), rego.EvalMetrics(metrics.NoOp()))
+	results, err := e.eval(ctx, r, input)
+	if topdown.IsCancel(err) && ctx.Err() == nil {
+		// A runaway module fails a second time; a machine that was busy for a
+		// moment does not, and nobody's call is cut for it.
+		results, err = e.eval(ctx, r, input)
+	}
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return policyError("evaluation", "cancelled", "an answer")
@@ -117,6 +118,17 @@ func (e *Engine) decide(ctx context.Context, r *Revision, in *Input) (d Decision
 		return policyError("evaluation", "undefined", "a result")
 	}
 	return decisionOf(results[0].Expressions[0].Value)
+}
+
+// eval evaluates once, for Timeout at most.
+func (e *Engine) eval(ctx context.Context, r *Revision, input ast.Value) (rego.ResultSet, error) {
+	// A timer and a hook on ctx cost less than a context and a goroutine for
+	// every Decision.
+	cancel := topdown.NewCancel()
+	timer := time.AfterFunc(e.opt.Timeout, cancel.Cancel)
+	defer timer.Stop()
+	defer context.AfterFunc(ctx, cancel.Cancel)()
+	return r.query.Eval(ctx, rego.EvalParsedInput(input), rego.EvalExternalCancel(cancel), rego.EvalMetrics(metrics.NoOp()))
 }
 
 // decisionOf turns what Rego answered into a Decision. Only a result of exactly

@@ -231,6 +231,23 @@ func (r *Revision) compile(modules map[string]*ast.Module) error {
 	if err != nil {
 		return fmt.Errorf("compiling policy: %w", err)
 	}
+	return r.tryOut()
+}
+
+// tryOut asks about nothing, which must be refused. The first evaluation also
+// fills OPA's caches, so that no worker waits for that.
+func (r *Revision) tryOut() error {
+	results, err := r.query.Eval(context.Background(), rego.EvalParsedInput(ast.NewObject()))
+	if err != nil {
+		return fmt.Errorf("trying policy out: %w", err)
+	}
+	for _, result := range results {
+		for _, e := range result.Expressions {
+			if d := decisionOf(e.Value); d.Allow {
+				return errors.New("trying policy out: it allows an empty input")
+			}
+		}
+	}
 	return nil
 }
 
