@@ -343,10 +343,20 @@ func TestSetEndpoint(t *testing.T) {
 	roundTrip(t, c)
 	_, p, _ := net.SplitHostPort(second.addr)
 	if err := tun.SetEndpoint("localhost:" + p); err != nil {
+		t.Fatalf("a name as endpoint: %v", err)
+	}
+	if err := tun.SetEndpoint(second.addr); err != nil { // whichever family localhost has first
 		t.Fatal(err)
 	}
+	// An answer that was under way by the old road takes WireGuard back to it
+	// for a moment; the gateway's next comes by the new one.
+	moved := func() bool { return tun.Status().Endpoint == second.addr }
+	for end := time.Now().Add(3 * time.Second); !moved() && time.Now().Before(end); {
+		roundTrip(t, c)
+		time.Sleep(10 * time.Millisecond)
+	}
 	before := first.all.Load()
-	roundTrip(t, c) // the connection moves along
+	roundTrip(t, c) // the connection moved along
 	if second.data.Load() == 0 || first.all.Load() != before {
 		t.Errorf("%d datagrams by the new way, %d by the old", second.data.Load(), first.all.Load()-before)
 	}
@@ -355,8 +365,8 @@ func TestSetEndpoint(t *testing.T) {
 			t.Errorf("endpoint %q was taken", bad)
 		}
 	}
-	if got := tun.Status().Endpoint; got != second.addr && got != "[::1]:"+p {
-		t.Errorf("after refused endpoints: %s", got)
+	if !moved() {
+		t.Errorf("after refused endpoints: %s", tun.Status().Endpoint)
 	}
 }
 

@@ -24,8 +24,12 @@ func FuzzFilter(f *testing.F) {
 	seeds(f)
 	table := newTable()
 	seg := segment.New([]segment.Entry{
-		{Addr: app[0], Proto: 6, Port: 443}, {Addr: app[0], Proto: 17, Port: 5004}, {Addr: gateway[0], Proto: 6, Port: 80},
-		{Addr: app[1], Proto: 6, Port: 443}, {Addr: app[1], Proto: 17, Port: 5004}, {Addr: gateway[1], Proto: 6, Port: 80},
+		{Addr: app[0], Proto: 6, Port: 443},
+		{Addr: app[0], Proto: 17, Port: 5004},
+		{Addr: gateway[0], Proto: 6, Port: 80},
+		{Addr: app[1], Proto: 6, Port: 443},
+		{Addr: app[1], Proto: 17, Port: 5004},
+		{Addr: gateway[1], Proto: 6, Port: 80},
 	})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		before := string(b)

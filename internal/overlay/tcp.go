@@ -68,8 +68,10 @@ func (r *TCPRequest) Accept() (net.Conn, error) {
 	ep, terr := r.req.CreateEndpoint(wq)
 	if terr != nil {
 		r.req.Complete(true)
-		return nil, &net.OpError{Op: "accept", Net: "tcp", Source: net.TCPAddrFromAddrPort(r.local),
-			Addr: net.TCPAddrFromAddrPort(r.peer), Err: fromTCPIP(terr)}
+		return nil, &net.OpError{
+			Op: "accept", Net: "tcp", Source: net.TCPAddrFromAddrPort(r.local),
+			Addr: net.TCPAddrFromAddrPort(r.peer), Err: fromTCPIP(terr),
+		}
 	}
 	r.req.Complete(false)
 	tune(ep)
