@@ -47,6 +47,7 @@ var inputFacts = facts{
 			with("name", facts{optional: true}).
 			with("email", facts{optional: true}).
 			with("claims", facts{optional: true, open: true})}).
+		with("ended", facts{optional: true}).
 		with("session", facts{members: plain("id", "os_user", "started_at", "expires_at")}).
 		with("posture", facts{members: facets{
 			"received_at": {optional: true},

@@ -24,9 +24,12 @@ type Input struct {
 	Action Action    `json:"action"`
 	App    AppRef    `json:"app"`
 	Device Device    `json:"device"`
-	// Subject and Session are absent before login.
+	// Subject and Session are absent when nobody is logged in. Ended then says
+	// what became of the last login: session_expired, session_revoked, or
+	// nothing after a logout or before the first.
 	Subject  *Subject `json:"subject,omitempty"`
 	Session  *Session `json:"session,omitempty"`
+	Ended    string   `json:"ended,omitempty"`
 	Posture  Posture  `json:"posture"`
 	Location Location `json:"location"`
 	Request  *Request `json:"request,omitempty"` // ActionRequest

@@ -60,6 +60,7 @@ func (in *Input) value() (ast.Value, error) {
 			o.time("expires_at", s.ExpiresAt)
 		})
 	}
+	v.optional("ended", in.Ended)
 	v.object("posture", func(o *object) {
 		if at := in.Posture.ReceivedAt; at != nil {
 			o.time("received_at", *at)

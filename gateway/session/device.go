@@ -110,6 +110,13 @@ func (d *device) input(now time.Time, a policy.App, action policy.Action) *polic
 		in.Subject = &subject
 		in.Session = &policy.Session{ID: s.ID, OSUser: s.OSUser, StartedAt: s.StartedAt.UTC(), ExpiresAt: s.ExpiresAt.UTC()}
 	}
+	switch {
+	case in.Session != nil:
+	case d.session != nil:
+		in.Ended = string(policy.ReasonSessionExpired) // and expireLocked has not come by yet
+	case d.ended != policy.ReasonLoginRequired:
+		in.Ended = string(d.ended)
+	}
 	if d.posture != nil && !d.posture.stale {
 		at := d.posture.received.UTC()
 		in.Posture.ReceivedAt = &at
@@ -122,11 +129,11 @@ func policyDevice(r store.Device) policy.Device {
 	return policy.Device{ID: r.ID, Name: r.Name, Serial: r.Serial, OS: r.OS, KeyTier: r.KeyTier, EnrolledAt: r.EnrolledAt.UTC()}
 }
 
-// endedWhy returns why a device without a Session has none.
-func (d *device) endedWhy() (gone *policy.Decision, ended policy.Reason) {
+// goneWhy returns the Decision that ended the connection, nil while it lives.
+func (d *device) goneWhy() *policy.Decision {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.gone, d.ended
+	return d.gone
 }
 
 // publish swaps the view and wakes every watcher.

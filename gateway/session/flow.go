@@ -164,30 +164,21 @@ func (f *Flow) Authorize(ctx context.Context, req *policy.Request) (policy.Decis
 	return dec, nil
 }
 
+// decide asks policy. The Input is nil when the connection is over, which no
+// policy decides and no opa could reproduce.
 func (f *Flow) decide(ctx context.Context, now time.Time, req *policy.Request) (*policy.Input, policy.Decision) {
+	if gone := f.d.goneWhy(); gone != nil {
+		dec := *gone
+		dec.ID, dec.App, dec.Time = newID("d-"), f.begin.App.Name, now
+		return nil, dec
+	}
 	in := f.d.input(now, f.begin.App, f.begin.Action)
 	if f.begin.Action == policy.ActionFlow {
 		in.Flow = &policy.Flow{Port: f.begin.Port}
 	} else {
 		in.Request = req
 	}
-	gone, ended := f.d.endedWhy()
-	if gone != nil {
-		dec := *gone
-		dec.ID, dec.App, dec.Time = newID("d-"), f.begin.App.Name, now
-		return in, dec
-	}
-	return in, explainEnd(f.m.cfg.Engine.Decide(ctx, in), ended)
-}
-
-// explainEnd says "expired" or "ended" where policy only knows that nobody is
-// logged in.
-func explainEnd(dec policy.Decision, ended policy.Reason) policy.Decision {
-	if dec.Reason == policy.ReasonLoginRequired && ended != "" {
-		e := policy.Reasons[ended]
-		dec.Reason, dec.Message, dec.Remedy = ended, e.Message, e.Remedy
-	}
-	return dec
+	return in, f.m.cfg.Engine.Decide(ctx, in)
 }
 
 func (f *Flow) openKind() audit.Kind {

@@ -51,7 +51,7 @@ func (m *Manager) State(id string) (wire.State, error) {
 			Name: a.Name, Title: a.Title, Protocol: a.Protocol, Hosts: a.Hosts,
 			Addresses: []netip.Addr{addrs[0], addrs[1]}, Ports: PortsOf(a),
 		}
-		dec := explainEnd(d.reach[a.Name], d.ended)
+		dec := d.reach[a.Name]
 		app.Allowed = dec.Allow
 		if !dec.Allow {
 			app.Denial = Denial(dec)
@@ -92,8 +92,7 @@ func (m *Manager) WhyDevice(id, app string) (policy.Decision, error) {
 	}
 	for _, a := range m.catalogue.Load().visible(d.reachNow()) {
 		if a.Name == app {
-			_, ended := d.endedWhy()
-			return explainEnd(m.cfg.Engine.Decide(context.Background(), d.input(m.cfg.Now(), a, policy.ActionReach)), ended), nil
+			return m.cfg.Engine.Decide(context.Background(), d.input(m.cfg.Now(), a, policy.ActionReach)), nil
 		}
 	}
 	dec := policy.NewDecision(policy.ReasonUnknownApp, nil)

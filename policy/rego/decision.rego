@@ -48,7 +48,7 @@ decision := {"allow": true, "reason": "allowed", "rule": permit} if {
 	"wanted": one_of([format_int(port, 10) | some port in app.ports]),
 }) if {
 	not port_known
-} else := refuse("login_required", {
+} else := refuse(no_login, {
 	"name": "session",
 	"value": "none",
 	"wanted": "a login",
@@ -63,6 +63,11 @@ decision := {"allow": true, "reason": "allowed", "rule": permit} if {
 } else := object.remove(closest, ["step"]) if {
 	not permit
 } else := custom_refusal
+
+# What became of the last login, when that is known.
+no_login := input.ended if {
+	input.ended in {"session_expired", "session_revoked"}
+} else := "login_required"
 
 refuse(reason, fact) := {"allow": false, "reason": reason, "fact": fact}
 

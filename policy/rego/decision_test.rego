@@ -54,6 +54,15 @@ test_anyone_still_logs_in if {
 	answer.reason == "login_required"
 }
 
+test_ended_never_allows if {
+	every ended in ["session_expired", "session_revoked", "allowed", "x"] {
+		answer := portvakt.decision with data.portvakt_catalogue.apps as catalogue([rule])
+			with input as changed([{"op": "remove", "path": "/session"}, {"op": "add", "path": "/ended", "value": ended}])
+		answer.allow == false
+		answer.reason == object.get({"session_expired": "session_expired", "session_revoked": "session_revoked"}, ended, "login_required")
+	}
+}
+
 test_session_ends_at_its_time if {
 	answer := portvakt.decision with data.portvakt_catalogue.apps as catalogue([rule])
 		with input as changed([{"op": "replace", "path": "/session/expires_at", "value": "2026-03-02T09:00:00Z"}])
