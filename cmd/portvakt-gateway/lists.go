@@ -205,7 +205,8 @@ func sessionsCmd(opt *options) *cobra.Command {
 				return orJSON(cmd, s, err)
 			}
 			rows := [][]string{
-				{"id", s.ID}, {"who", s.Name},
+				{"id", s.ID},
+				{"who", s.Name},
 				{"subject", s.Subject},
 				{"groups", strings.Join(s.Groups, ", ")},
 				{"device", s.Device},
