@@ -64,7 +64,7 @@ func TestPathCorpus(t *testing.T) {
 			}
 			path, _, _ := strings.Cut(got[0].URI, "?")
 			once, err := url.PathUnescape(path)
-			if err != nil {
+			if err != nil || (target == "/%61dmin" && path != "/admin") {
 				t.Errorf("%s %q: the app got %q", proto, target, got[0].URI)
 			}
 			paths = append(paths, once)

@@ -467,7 +467,9 @@ func TestCut(t *testing.T) {
 		}
 		defer c.CloseNow()
 		for {
-			_, b, err := c.Read(context.Background())
+			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+			_, b, err := c.Read(ctx)
+			cancel()
 			got(len(b))
 			if err != nil {
 				return
@@ -506,6 +508,7 @@ func TestCut(t *testing.T) {
 	}
 	begin("tcp", func(got func(int)) {
 		c := w.dial("desk", 7000)
+		_ = c.SetDeadline(time.Now().Add(10 * time.Second)) // a flow that is not cut fails the test, not hangs it
 		go func() {
 			for {
 				if _, err := c.Write([]byte("tick")); err != nil {
@@ -541,6 +544,17 @@ func TestCut(t *testing.T) {
 		}
 		if p.late.Load() != 0 {
 			t.Errorf("%s: %d bytes arrived later", p.name, p.late.Load())
+		}
+	}
+	// Who reads nothing has bytes waiting at the gateway. Only a reset discards
+	// them, and it needs no reader to be seen.
+	for end := before.Add(cutWithin); ; time.Sleep(5 * time.Millisecond) {
+		if _, err := stalled.NetConn().Write([]byte{0}); err != nil {
+			break
+		}
+		if time.Now().After(end) {
+			t.Error("a connection that nobody reads goes on")
+			break
 		}
 	}
 	select {
