@@ -145,6 +145,11 @@ func (g *gateway) build() (err error) {
 			return g.tunnel.AddPeer(tunnel.Peer{Key: key, PresharedKey: psk, Addresses: inner})
 		},
 		RemovePeer: func(key [32]byte) error { return g.tunnel.RemovePeer(key) },
+		Gone: func(inner [2]netip.Addr) {
+			for _, a := range inner {
+				g.proxy.Drop(a)
+			}
+		},
 	})
 	g.proxy, err = proxy.New(proxy.Config{
 		Session: g.sessions, AppByAddr: g.sessions.AppByAddr, Signer: g.signer, Log: g.log,

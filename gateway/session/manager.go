@@ -47,6 +47,9 @@ type Config struct {
 	// AddPeer makes a tunnel key known to the tunnel, RemovePeer unknown at once.
 	AddPeer    func(key, preshared [32]byte, inner [2]netip.Addr) error
 	RemovePeer func(key [32]byte) error
+	// Gone is told when a device's connection ended, after its Flows were cut:
+	// what idles on its inner addresses has nobody left to serve. May be nil.
+	Gone func(inner [2]netip.Addr)
 	// PostureMaxAge is how long a report counts; zero means 90 s.
 	PostureMaxAge time.Duration
 	// Lease is how long an open Flow may go on unconfirmed; zero means 30 s.
@@ -414,6 +417,9 @@ func (m *Manager) dissolve(d *device, why policy.Decision, last bool) {
 	}
 	for _, f := range flows {
 		f.cutWith(nil, why)
+	}
+	if m.cfg.Gone != nil {
+		m.cfg.Gone(d.record.Addresses)
 	}
 	d.publish(nil)
 	d.farewell()
