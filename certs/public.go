@@ -125,6 +125,13 @@ func NewPublic(cfg PublicConfig) (*Public, error) {
 	return p, nil
 }
 
+// CheckPublic says what NewPublic would refuse, before there is a CA.
+func CheckPublic(cfg PublicConfig) error {
+	cfg.CA = &CA{} // only asked when a certificate is
+	_, err := NewPublic(cfg)
+	return err
+}
+
 // Run follows the files (mode files) or obtains and renews certificates (mode
 // acme) until ctx is done; it then returns nil. It may run once.
 func (p *Public) Run(ctx context.Context) error {

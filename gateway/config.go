@@ -120,15 +120,14 @@ type LogConfig struct {
 // Duration is a time.Duration written as in "12h" or "90s".
 type Duration time.Duration
 
-// UnmarshalYAML reads "12h", "30m", "90s".
+// UnmarshalYAML reads "12h", "30m", "90s". What is no such thing becomes
+// negative.
 func (d *Duration) UnmarshalYAML(b []byte) error {
 	var s string
-	if err := yaml.Unmarshal(b, &s); err != nil {
-		return err
-	}
-	v, err := time.ParseDuration(s)
-	if err != nil || v <= 0 {
-		return fmt.Errorf("%q is not a duration such as 12h, 30m or 90s", s)
+	err := yaml.Unmarshal(b, &s)
+	v, perr := time.ParseDuration(s)
+	if err != nil || perr != nil || v <= 0 {
+		v = -1 // problems says where; an error from here would not know
 	}
 	*d = Duration(v)
 	return nil
@@ -143,26 +142,19 @@ func LoadConfig(path string) (*Config, error) {
 	}
 	cfg := &Config{}
 	if err := yaml.UnmarshalWithOptions(data, cfg, yaml.Strict()); err != nil {
-		return nil, yamlError(path, err)
+		return nil, yamlError(path, data, err)
 	}
 	file, err := parser.ParseBytes(data, 0)
 	if err != nil {
-		return nil, yamlError(path, err)
+		return nil, yamlError(path, data, err)
 	}
-	cfg.defaults(filepath.Dir(path))
+	cfg.defaults()
+	cfg.absolute(path)
 	var all []error
 	for _, p := range cfg.problems() {
 		all = append(all, fmt.Errorf("%s:%d: %s: %s", path, lineOf(file, p.key), p.key, p.text))
 	}
 	return cfg, errors.Join(all...)
-}
-
-func yamlError(path string, err error) error {
-	var ye yaml.Error
-	if errors.As(err, &ye) && ye.GetToken() != nil && ye.GetToken().Position != nil {
-		return fmt.Errorf("%s:%d: %s (deploy/config/gateway.yaml shows every key)", path, ye.GetToken().Position.Line, ye.GetMessage())
-	}
-	return fmt.Errorf("%s: %w", path, err)
 }
 
 // lineOf finds the line of a key, or of the nearest parent that is there.
@@ -182,7 +174,7 @@ func lineOf(file *ast.File, key string) int {
 	return 1
 }
 
-func (c *Config) defaults(dir string) {
+func (c *Config) defaults() {
 	set := func(s *string, v string) {
 		if *s == "" {
 			*s = v
@@ -211,6 +203,11 @@ func (c *Config) defaults(dir string) {
 			c.Tunnel.Endpoints = []string{":" + port}
 		}
 	}
+}
+
+// absolute resolves paths that are relative to the configuration file.
+func (c *Config) absolute(file string) {
+	dir := filepath.Dir(file)
 	for _, p := range []*string{
 		&c.DataDir, &c.TLS.CertFile, &c.TLS.KeyFile, &c.TLS.ACME.CAFile, &c.Identity.ClientSecretFile,
 		&c.Identity.CAFile, &c.Location.Database, &c.Policy.Directory,
@@ -252,7 +249,8 @@ func (c *Config) problems() []problem {
 	listen("tunnel.listen", c.Tunnel.Listen)
 	listen("health.listen", c.Health.Listen)
 	for i, e := range c.Tunnel.Endpoints {
-		if _, _, err := net.SplitHostPort(e); err != nil {
+		_, port, err := net.SplitHostPort(e)
+		if n, perr := strconv.ParseUint(port, 10, 16); err != nil || perr != nil || n == 0 {
 			bad(fmt.Sprintf("tunnel.endpoints[%d]", i), "expected HOST:PORT or :PORT, got %q", e)
 		}
 	}
@@ -281,10 +279,15 @@ func (c *Config) problems() []problem {
 	}
 	oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	oneOf("log.format", c.Log.Format, "text", "json")
-	if l := time.Duration(c.Session.Lifetime); l > 24*time.Hour {
+	const durations = "expected a duration such as 12h, 30m or 90s"
+	if l := time.Duration(c.Session.Lifetime); l < 0 {
+		bad("session.lifetime", durations)
+	} else if l > 24*time.Hour {
 		bad("session.lifetime", "at most 24h (a login is for a shift), got %s", l)
 	}
-	if a := time.Duration(c.Posture.MaxAge); a < 45*time.Second || a > 10*time.Minute {
+	if a := time.Duration(c.Posture.MaxAge); a < 0 {
+		bad("posture.max_age", durations)
+	} else if a < 45*time.Second || a > 10*time.Minute {
 		bad("posture.max_age", "expected between 45s and 10m (agents report every 30 s), got %s", a)
 	}
 	files := []struct{ key, path, what string }{
@@ -305,6 +308,9 @@ func (c *Config) problems() []problem {
 		if _, err := os.Stat(f.path); err != nil {
 			bad(f.key, "expected %s: %v", f.what, err)
 		}
+	}
+	if len(out) == 0 {
+		c.checkRooms(bad)
 	}
 	return out
 }

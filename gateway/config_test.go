@@ -48,10 +48,26 @@ func TestShortestConfigIsComplete(t *testing.T) {
 
 func TestBadConfigSaysWhereAndWhat(t *testing.T) {
 	add := func(lines string) string { return good + lines }
+	idp := func(line string) string {
+		return strings.Replace(good, "client_id: portvakt\n", "client_id: portvakt\n  "+line+"\n", 1)
+	}
 	for name, c := range map[string]struct{ text, want string }{
 		"unknown key":         {add("tunel:\n  listen: x\n"), `gateway.yaml:9: unknown field "tunel"`},
 		"unknown nested key":  {add("tunnel:\n  lisen: x\n"), `gateway.yaml:10: unknown field "lisen"`},
-		"wrong type":          {add("tunnel:\n  mtu: many\n"), `gateway.yaml:10: `},
+		"wrong type":          {add("tunnel:\n  mtu: many\n"), `gateway.yaml:10: tunnel.mtu: expected a whole number, got "many"`},
+		"list for a value":    {add("tunnel:\n  endpoints: a:1\n"), `gateway.yaml:10: tunnel.endpoints: expected a list, got "a:1"`},
+		"value for keys":      {add("tunnel: 7\n"), `gateway.yaml:9: tunnel: expected keys of its own, got "7"`},
+		"bad endpoint":        {add("tunnel:\n  endpoints: [\"a:70000\"]\n"), `gateway.yaml:10: tunnel.endpoints[0]: expected HOST:PORT`},
+		"large port":          {idp("redirect_ports: [70000]"), `gateway.yaml:7: identity.redirect_ports[0]: expected a number from 0 to 65535, got "70000"`},
+		"zero port":           {idp("redirect_ports: [0]"), "gateway.yaml:7: identity.redirect_ports: 0 is no redirect port"},
+		"algorithm none":      {idp("algorithms: [none]"), `gateway.yaml:7: identity.algorithms: algorithm "none" is not one of RS256`},
+		"roots are garbage":   {idp("ca_file: gateway.yaml"), "gateway.yaml:7: identity.ca_file: "},
+		"open secret":         {idp("client_secret_file: /etc/passwd"), "gateway.yaml:7: identity.client_secret_file: reading the client secret: everyone may read /etc/passwd"},
+		"garbage geoip file":  {add("location:\n  database: gateway.yaml\n"), "gateway.yaml:10: location.database: opening location database"},
+		"garbage certificate": {add("tls:\n  mode: files\n  cert_file: gateway.yaml\n  key_file: gateway.yaml\n"), "gateway.yaml:11: tls.cert_file: reading certificate"},
+		"acme for no public":  {strings.Replace(add("tls:\n  mode: acme\n"), "gateway.example.com", "localhost", 1), `gateway.yaml:10: tls.mode: host "localhost" is not a public name`},
+		"acme roots":          {add("tls:\n  mode: acme\n  acme:\n    ca_file: gateway.yaml\n"), "gateway.yaml:12: tls.acme.ca_file: "},
+		"policy is a file":    {strings.Replace(good, "directory: $DIR", "directory: gateway.yaml", 1), "gateway.yaml:8: policy.directory: expected a directory"},
 		"not yaml":            {"data_dir: [", "gateway.yaml:1"},
 		"empty":               {"", "data_dir: is required"},
 		"bad url":             {strings.Replace(good, "https://gateway", "http://gateway", 1), "gateway.yaml:3: public.url: expected https://"},
@@ -68,7 +84,7 @@ func TestBadConfigSaysWhereAndWhat(t *testing.T) {
 		"policy source":       {strings.Replace(good, "directory: $DIR", "directory: $DIR\n  source: git", 1), "policy.source: expected directory"},
 		"plain issuer":        {strings.Replace(good, "https://login", "http://login", 1), "gateway.yaml:5: identity.issuer: expected the https URL"},
 		"no client":           {strings.Replace(good, "client_id: portvakt", "client_id: ''", 1), "identity.client_id: is required"},
-		"bad duration":        {add("session:\n  lifetime: 12 hours\n"), "is not a duration such as 12h"},
+		"bad duration":        {add("session:\n  lifetime: 12 hours\n"), "gateway.yaml:10: session.lifetime: expected a duration such as 12h"},
 		"long session":        {add("session:\n  lifetime: 48h\n"), "session.lifetime: at most 24h"},
 		"short posture":       {add("posture:\n  max_age: 5s\n"), "posture.max_age: expected between 45s and 10m"},
 		"log level":           {add("log:\n  level: loud\n"), "gateway.yaml:10: log.level: expected one of debug, info, warn, error"},
@@ -116,5 +132,26 @@ func TestShippedExampleShowsEveryKey(t *testing.T) {
 	}
 	if _, err := gateway.LoadConfig(path); err != nil {
 		t.Errorf("the shipped example does not load: %v", err)
+	}
+}
+
+// A mistake in a running gateway's file must not stand between an administrator
+// and its socket.
+func TestSocketIsFoundInASpoiltFile(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "gateway.yaml")
+	for text, want := range map[string]string{
+		"data_dir: data\ntunel: {}\nlocation: {database: gone.mmdb}\n": filepath.Join(dir, "data", "admin.sock"),
+		"data_dir: /var/lib/portvakt\n":                                "/var/lib/portvakt/admin.sock",
+		"log: {level: info}\n":                                         "",
+		"data_dir: [\n":                                                "",
+	} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got, err := gateway.FindSocket(path)
+		if got != want || (err == nil) != (want != "") {
+			t.Errorf("%q: %q, %v", text, got, err)
+		}
 	}
 }

@@ -25,6 +25,7 @@ func (d dirs) keys() string     { return filepath.Join(d.root, "keys") }
 func (d dirs) audit() string    { return filepath.Join(d.root, "audit") }
 func (d dirs) bundles() string  { return filepath.Join(d.root, "revisions") }
 func (d dirs) lastGood() string { return filepath.Join(d.root, "policy") }
+func (d dirs) acme() string     { return filepath.Join(d.root, "acme") }
 func (d dirs) store() string    { return filepath.Join(d.root, "gateway.db") }
 
 // tunnelKey is the gateway's WireGuard key. Changing it makes every device

@@ -12,8 +12,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"net/url"
-	"path/filepath"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -94,18 +92,9 @@ func Run(ctx context.Context, cfg *Config, log *slog.Logger) (err error) {
 // build makes the rooms that open nothing.
 func (g *gateway) build() (err error) {
 	cfg := g.cfg
-	u, err := url.Parse(cfg.Public.URL)
-	if err != nil {
-		return fmt.Errorf("reading public.url: %w", err)
-	}
-	g.public, err = certs.NewPublic(certs.PublicConfig{
-		Mode: cfg.TLS.Mode, InternalName: wire.InternalName, Hosts: []string{u.Hostname()},
-		CertFile: cfg.TLS.CertFile, KeyFile: cfg.TLS.KeyFile, CA: g.ca, Log: g.log,
-		ACME: certs.ACMEConfig{
-			Email: cfg.TLS.ACME.Email, Directory: cfg.TLS.ACME.Directory, CAFile: cfg.TLS.ACME.CAFile,
-			Storage: filepath.Join(cfg.DataDir, "acme"), ListenAddr: cfg.Public.Listen,
-		},
-	})
+	certificates := cfg.publicCertificates()
+	certificates.CA, certificates.Log = g.ca, g.log
+	g.public, err = certs.NewPublic(certificates)
 	if err != nil {
 		return err
 	}

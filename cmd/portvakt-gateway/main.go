@@ -116,11 +116,11 @@ func (o *options) client() (*admin.Client, error) {
 	if o.socket != "" {
 		return admin.NewClient(o.socket), nil
 	}
-	cfg, err := gateway.LoadConfig(o.config)
+	socket, err := gateway.FindSocket(o.config)
 	if err != nil {
 		return nil, usageError{err}
 	}
-	return admin.NewClient(cfg.SocketPath()), nil
+	return admin.NewClient(socket), nil
 }
 
 func printJSON(w io.Writer, v any) error {
