@@ -30,19 +30,19 @@ type Connection struct {
 func (m *Manager) Connect(c Connection) error {
 	m.connectMu.Lock()
 	defer m.connectMu.Unlock()
+	if c.Nonce == "" {
+		c.Nonce = newID("n-") // after a restart: nobody has it, and "" must not pass for it
+	}
 	d := &device{
 		record: c.Device, key: c.Registration.TunnelKey, bootID: c.Registration.BootID,
 		tokenHash: c.Registration.TokenHash, expires: c.Registration.ExpiresAt,
 		session: c.Session, ended: policy.ReasonLoginRequired, nonce: c.Nonce,
 		flows: map[*Flow]struct{}{}, watchers: map[*Watch]struct{}{},
 	}
-	m.mu.Lock()
-	old := m.devices[d.record.ID]
-	m.devices[d.record.ID] = d
-	for _, a := range d.record.Addresses {
-		m.inner[a] = d
+	old, err := m.install(d)
+	if err != nil {
+		return err
 	}
-	m.mu.Unlock()
 	if old != nil {
 		m.dissolve(old, policy.Decision{}, false)
 		if s, ok := old.sessionNow(); ok && c.Session == nil {
@@ -56,7 +56,39 @@ func (m *Manager) Connect(c Connection) error {
 		m.Remove(d.record.ID, policy.Decision{})
 		return fmt.Errorf("adding a tunnel peer: %w", err)
 	}
+	if d.goneWhy() == nil {
+		return nil
+	}
+	// Removed meanwhile, and perhaps before the peer was there to be removed.
+	if err := m.cfg.RemovePeer(d.key); err != nil {
+		return fmt.Errorf("removing a tunnel peer: %w", err)
+	}
 	return nil
+}
+
+// install makes d the device in force and returns the one it takes the place
+// of. A Session that ended since the registration was stored does not come
+// along.
+func (m *Manager) install(d *device) (old *device, err error) {
+	m.sessionMu.Lock()
+	defer m.sessionMu.Unlock()
+	if d.session != nil {
+		stored, err := m.cfg.Store.Session(context.Background(), d.session.ID)
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
+			return nil, fmt.Errorf("looking at the session to resume: %w", err)
+		}
+		if err != nil || !stored.EndedAt.IsZero() {
+			d.session, d.ended = nil, policy.ReasonSessionRevoked
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	old = m.devices[d.record.ID]
+	m.devices[d.record.ID] = d
+	for _, a := range d.record.Addresses {
+		m.inner[a] = d
+	}
+	return old, nil
 }
 
 // TokenDevice returns the device that sits at an inner address when the hash of
@@ -206,14 +238,27 @@ func (m *Manager) Login(ctx context.Context, s store.Session) (store.Session, er
 	if err := m.cfg.Audit.Append(r); err != nil {
 		return store.Session{}, fmt.Errorf("recording the login: %w", err)
 	}
-	if err := m.cfg.Store.PutSession(ctx, s); err != nil {
-		return store.Session{}, fmt.Errorf("storing the session: %w", err)
+	if err := m.bind(ctx, d, s); err != nil {
+		return store.Session{}, err
 	}
-	d.mu.Lock()
-	d.session = &s
-	d.mu.Unlock()
 	m.refresh(d)
 	return s, nil
+}
+
+// bind stores a Session and puts it in force.
+func (m *Manager) bind(ctx context.Context, d *device, s store.Session) error {
+	m.sessionMu.Lock()
+	defer m.sessionMu.Unlock()
+	if now, err := m.device(s.DeviceID); err != nil || now != d {
+		return ErrUnknownDevice // it connected anew while the person typed
+	}
+	if err := m.cfg.Store.PutSession(ctx, s); err != nil {
+		return fmt.Errorf("storing the session: %w", err)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.session = &s
+	return nil
 }
 
 // EndSession ends a device's Session: in force at once, then stored and
@@ -226,21 +271,11 @@ func (m *Manager) EndSession(ctx context.Context, e store.End, reason policy.Rea
 		kind = audit.KindLogout
 	}
 	r := audit.Record{Kind: kind, Session: e.SessionID, Actor: e.By, Outcome: e.Reason}
-	for _, d := range m.all() {
-		d.mu.Lock()
-		s := d.session
-		if s == nil || s.ID != e.SessionID {
-			d.mu.Unlock()
-			continue
-		}
-		d.session, d.ended = nil, reason
-		r.Remote = d.location.Address
-		d.mu.Unlock()
-		m.refresh(d)
-		r.Device, r.Subject = d.record.ID, subjectName(s.Subject)
-		break
-	}
-	stored, err := m.cfg.Store.EndSession(ctx, e)
+	m.unbind(&r, reason)
+	stored, err := m.endStored(ctx, e)
+	// What a login or a connect put in force meanwhile: either it saw the end
+	// in the store, or it is seen here.
+	m.unbind(&r, reason)
 	if err == nil {
 		r.Device, r.Subject = stored.DeviceID, subjectName(stored.Subject)
 	}
@@ -252,6 +287,29 @@ func (m *Manager) EndSession(ctx context.Context, e store.End, reason policy.Rea
 		return fmt.Errorf("storing the end of the session: %w", err)
 	}
 	return nil
+}
+
+// unbind takes the Session that r names out of force, wherever it is.
+func (m *Manager) unbind(r *audit.Record, reason policy.Reason) {
+	for _, d := range m.all() {
+		d.mu.Lock()
+		s := d.session
+		if s == nil || s.ID != r.Session {
+			d.mu.Unlock()
+			continue
+		}
+		d.session, d.ended = nil, reason
+		r.Remote = d.location.Address
+		d.mu.Unlock()
+		m.refresh(d)
+		r.Device, r.Subject = d.record.ID, subjectName(s.Subject)
+	}
+}
+
+func (m *Manager) endStored(ctx context.Context, e store.End) (store.Session, error) {
+	m.sessionMu.Lock()
+	defer m.sessionMu.Unlock()
+	return m.cfg.Store.EndSession(ctx, e)
 }
 
 // SessionOf returns the Session in force on a device.

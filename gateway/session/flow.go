@@ -215,17 +215,37 @@ func (f *Flow) record(in *policy.Input, dec policy.Decision, kind audit.Kind) *a
 // that are still being decided are left to their own epoch comparison.
 func (f *Flow) confirm(now time.Time) {
 	f.mu.Lock()
-	decided, req := f.decided && !f.ended && f.cut == nil, f.request
+	decided, req, owner := f.decided && !f.ended && f.cut == nil, f.request, f.facts
 	f.mu.Unlock()
 	if !decided {
 		return
 	}
 	in, dec := f.decide(context.Background(), now, req)
+	if dec.Allow && !samePerson(owner, in) {
+		// The app was told whose this is. Whoever logged in since may use the
+		// app, but not another's connection to it. No policy decided this, so
+		// no Input goes with it.
+		f.cutWith(nil, policy.NewDecision(policy.ReasonLoginRequired, &policy.Fact{
+			Name: "session", Value: "another login", Wanted: "the login the connection was opened with",
+		}))
+		return
+	}
 	if !dec.Allow {
 		f.cutWith(in, dec)
 		return
 	}
 	f.renew()
+}
+
+// samePerson says whether the person and OS user a Flow belongs to are still
+// the ones of the Session in force. A new login of the same person is no reason
+// to end their call.
+func samePerson(owner Facts, in *policy.Input) bool {
+	if owner.Subject == nil || owner.Session == nil {
+		return true // opened for the device alone
+	}
+	return in.Subject != nil && in.Session != nil && in.Session.OSUser == owner.Session.OSUser &&
+		in.Subject.Issuer == owner.Subject.Issuer && in.Subject.ID == owner.Subject.ID
 }
 
 func (f *Flow) renew() {

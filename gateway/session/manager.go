@@ -74,6 +74,11 @@ type Manager struct {
 	// device the later one's key is the one that stays.
 	connectMu sync.Mutex
 
+	// sessionMu is held while the store's and the devices' idea of which Session
+	// is in force change together. It is taken before every other lock of a
+	// device and not while refreshing.
+	sessionMu sync.Mutex
+
 	// mu guards the two maps, not the devices in them.
 	mu      sync.RWMutex
 	devices map[string]*device

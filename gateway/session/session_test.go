@@ -65,6 +65,8 @@ type gw struct {
 
 	mu    sync.Mutex
 	peers map[[32]byte]bool
+
+	beforeAdd func() // runs before the tunnel learns of a peer
 }
 
 func newGateway(t *testing.T) *gw {
@@ -94,6 +96,9 @@ func newGateway(t *testing.T) *gw {
 			return policy.Location{Address: a.String(), Country: g.country.Load().(string)}
 		},
 		AddPeer: func(key, _ [32]byte, _ [2]netip.Addr) error {
+			if g.beforeAdd != nil {
+				g.beforeAdd()
+			}
 			g.mu.Lock()
 			defer g.mu.Unlock()
 			g.peers[key] = true
