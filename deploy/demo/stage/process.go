@@ -24,6 +24,8 @@ type Process struct {
 	log  string
 	done chan struct{} // closed when the process has ended
 	err  error         // set before done is closed
+
+	expected bool // guarded by the Stage's mu: its ending is nobody's fault
 }
 
 // startProcess starts argv with its output going to the file log. ended is

@@ -184,11 +184,48 @@ func (s *Stage) start(name string, argv ...string) (*Process, error) {
 	return p, nil
 }
 
+// Program returns the running program of that name: idp, gateway, an app, or
+// agent-anna and agent-ben.
+func (s *Stage) Program(name string) (*Process, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range slices.Backward(s.processes) {
+		if p.Name == name {
+			return p, nil
+		}
+	}
+	return nil, fmt.Errorf("there is no program %s", name)
+}
+
+// Kill ends a program as a crash would, and it is no surprise that it did.
+func (s *Stage) Kill(name string) error {
+	p, err := s.Program(name)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	p.expected = true
+	s.mu.Unlock()
+	_ = p.cmd.Process.Kill()
+	<-p.done
+	return nil
+}
+
+// Again starts a program that was killed, as it was.
+func (s *Stage) Again(name string) error {
+	p, err := s.Program(name)
+	if err != nil {
+		return err
+	}
+	_, err = s.start(name, p.cmd.Args...)
+	return err
+}
+
 // ended is called by each process's goroutine.
 func (s *Stage) ended(p *Process) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.down {
+	if s.down || p.expected {
 		return
 	}
 	select {
