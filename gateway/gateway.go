@@ -251,8 +251,13 @@ func (g *gateway) restore(ctx context.Context) error {
 		if len(active) > 0 {
 			c.Session = &active[0]
 		}
-		if err := g.sessions.Connect(c); err != nil {
-			return fmt.Errorf("restoring a connection: %w", err)
+		// One device's registration must not keep everyone else out: it connects
+		// anew.
+		if err := g.sessions.Connect(c); err != nil && ctx.Err() == nil {
+			g.log.Error("restoring a connection; the device must connect anew", "device", r.DeviceID, "err", err)
+			if err := g.store.DeleteRegistration(ctx, r.DeviceID); err != nil {
+				return fmt.Errorf("forgetting a registration: %w", err)
+			}
 		}
 	}
 	return nil

@@ -49,6 +49,9 @@ type gw struct {
 	now      atomic.Int64
 }
 
+// gatewayKey is the gateway's own WireGuard key.
+var gatewayKey = base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{7}, 32))
+
 func (g *gw) clock() time.Time { return time.Unix(0, g.now.Load()).UTC() }
 
 func newGateway(t *testing.T) *gw {
@@ -84,7 +87,7 @@ func newGateway(t *testing.T) *gw {
 	must()
 	api := control.New(control.Config{
 		CA: g.ca, Store: g.store, Audit: g.audit, Sessions: g.sessions, Identity: idp, MTU: 1280,
-		Tunnel:      wire.GatewayTunnel{TunnelKey: "k", Endpoints: []string{":51820"}, Addresses: own[:]},
+		Tunnel:      wire.GatewayTunnel{TunnelKey: gatewayKey, Endpoints: []string{":51820"}, Addresses: own[:]},
 		DNSSuffixes: func() []string { return nil }, SessionLifetime: time.Hour, JWKS: http.NotFoundHandler(), Now: g.clock,
 	})
 	g.inner = api.Tunnel()
@@ -303,6 +306,11 @@ func TestEnrolmentCodes(t *testing.T) {
 	if status, we := ask(used.SecretText(), first, ""); status != http.StatusOK || resp.DeviceID != device {
 		t.Errorf("a repeated call: %d %+v, device %s, was %s", status, we, resp.DeviceID, device)
 	}
+	// Long after, the code is no way around a renewal that refuses.
+	g.now.Add(int64(11 * time.Minute))
+	if status, we := ask(used.SecretText(), first, ""); status != http.StatusConflict || we.Code != "code_used" {
+		t.Errorf("a call repeated long after: %d %+v", status, we)
+	}
 	// The right serial still may.
 	if status, we := ask(bound.SecretText(), newKey(t), "PF3XYZ1"); status != http.StatusOK {
 		t.Errorf("%d %+v", status, we)
@@ -445,7 +453,9 @@ func TestBadConnects(t *testing.T) {
 		"no key":    {BootID: "b"},
 		"short key": {BootID: "b", TunnelKey: "AAAA"},
 		"zero key":  {BootID: "b", TunnelKey: base64.StdEncoding.EncodeToString(make([]byte, 32))},
-		"no boot":   {TunnelKey: base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{1}, 32))},
+		// It can never be a peer, and was stored before it was refused.
+		"the gateway's": {BootID: "b", TunnelKey: gatewayKey},
+		"no boot":       {TunnelKey: base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{1}, 32))},
 	} {
 		if status, we := g.post(wire.PathConnect, l.tls(t), req, &l.conn); status != 400 || we.Code != "bad_request" {
 			t.Errorf("%s: %d %+v", name, status, we)

@@ -92,11 +92,19 @@ func (a *API) enroll(w http.ResponseWriter, r *http.Request) {
 	a.grantCertificate(w, rec, d)
 }
 
-// redeemedBy says whether the code was redeemed by the holder of this very key,
-// which the CSR's signature proves.
+// redeemAgain is how long a used code answers the key that used it: a lost
+// answer is asked for again at once. Later the way to a certificate is renewal,
+// which refuses a laptop that was away too long.
+const redeemAgain = 10 * time.Minute
+
+// redeemedBy says whether the code was redeemed a moment ago by the holder of
+// this very key, which the CSR's signature proves.
 func (a *API) redeemedBy(r *http.Request, secret, key [32]byte) (store.Device, bool) {
 	inv, err := a.cfg.Store.Invite(r.Context(), secret)
 	if err != nil {
+		return store.Device{}, false
+	}
+	if inv.UsedAt.IsZero() || a.cfg.Now().Sub(inv.UsedAt) > redeemAgain {
 		return store.Device{}, false
 	}
 	d, err := a.cfg.Store.Device(r.Context(), inv.DeviceID)
@@ -236,7 +244,7 @@ func (a *API) connect(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	key, err := base64.StdEncoding.Strict().DecodeString(req.TunnelKey)
-	if err != nil || len(key) != 32 || [32]byte(key) == [32]byte{} {
+	if err != nil || len(key) != 32 || [32]byte(key) == [32]byte{} || req.TunnelKey == a.cfg.Tunnel.TunnelKey {
 		a.fail(w, http.StatusBadRequest, &wire.Error{Code: "bad_request", Message: "tunnel_key is not a WireGuard public key in base64."})
 		return
 	}
@@ -310,7 +318,12 @@ func (a *API) register(ctx context.Context, d store.Device, reg store.Registrati
 	if err != nil {
 		return err
 	}
-	return a.cfg.Sessions.Connect(session.Connection{Device: d, Registration: reg, Session: resumed, Nonce: nonce})
+	err = a.cfg.Sessions.Connect(session.Connection{Device: d, Registration: reg, Session: resumed, Nonce: nonce})
+	if err != nil {
+		// What could not be put in force must not be restored either.
+		err = errors.Join(err, a.cfg.Store.DeleteRegistration(context.WithoutCancel(ctx), d.ID))
+	}
+	return err
 }
 
 // clean keeps what a person can read of a self-chosen text.
