@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,7 +11,6 @@ import (
 	"sync"
 
 	"github.com/portvakt/portvakt/gateway/audit"
-	"github.com/portvakt/portvakt/internal/overlay"
 	"github.com/portvakt/portvakt/policy"
 )
 
@@ -175,52 +173,3 @@ func (l *lastError) get() (err error, known bool) {
 	defer l.mu.Unlock()
 	return l.err, l.known
 }
-
-// conns is the listener of the control API: connections accepted out of the
-// tunnel.
-type conns struct {
-	ch   chan net.Conn
-	done chan struct{}
-	once sync.Once
-}
-
-func newConns() *conns { return &conns{ch: make(chan net.Conn, 64), done: make(chan struct{})} }
-
-// accept answers a handshake and hands the connection on. It does not block:
-// when the API is that far behind, the device is told to come again.
-func (c *conns) accept(r *overlay.TCPRequest) {
-	if len(c.ch) == cap(c.ch) {
-		r.Reset()
-		return
-	}
-	conn, err := r.Accept()
-	if err != nil {
-		return // the device went away
-	}
-	select {
-	case c.ch <- conn:
-	case <-c.done:
-		_ = conn.Close()
-	default:
-		_ = conn.Close()
-	}
-}
-
-// Accept waits for the next connection.
-func (c *conns) Accept() (net.Conn, error) {
-	select {
-	case conn := <-c.ch:
-		return conn, nil
-	case <-c.done:
-		return nil, net.ErrClosed
-	}
-}
-
-// Close ends Accept.
-func (c *conns) Close() error {
-	c.once.Do(func() { close(c.done) })
-	return nil
-}
-
-// Addr is the tunnel's; it has no address of the host.
-func (c *conns) Addr() net.Addr { return &net.TCPAddr{} }
