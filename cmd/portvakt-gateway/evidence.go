@@ -32,7 +32,7 @@ time. Nothing is changed by asking. Exit code 3 when the answer is no.`,
   portvakt-gateway why --app crm --subject "Anna Berg" --signal host_firewall=fail
   portvakt-gateway why --app crm --subject new.person --groups sales --signal disk_encryption=pass --from 192.0.2.7
   portvakt-gateway why --app crm --subject "Anna Berg" --at 2026-12-24T22:00:00+01:00`,
-		Args: args(cobra.NoArgs),
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if q.App == "" || (q.Subject == "" && q.Device == "") {
 				return usageError{errors.New("--app and one of --subject and --device are needed; see: portvakt-gateway why --help")}
@@ -131,8 +131,9 @@ func auditCmd(opt *options) *cobra.Command {
 		input          bool
 	)
 	tail := &cobra.Command{
-		Use: "tail", Short: "Print the last records, one JSON line each", Args: args(cobra.NoArgs),
-		Long:    "Print records of the decision log as they are stored. docs/audit.md describes every field.",
+		Use: "tail", Short: "Print the last records, one JSON line each", Args: cobra.NoArgs,
+		Long: `Print records of the decision log as they are stored. docs/audit.md describes
+every field.`,
 		Example: "  portvakt-gateway audit tail --follow --denied",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cl, err := opt.client()
@@ -146,7 +147,7 @@ func auditCmd(opt *options) *cobra.Command {
 	tail.Flags().BoolVarP(&follow, "follow", "f", false, "go on with each new record")
 	tail.Flags().BoolVar(&denied, "denied", false, "only what was denied")
 	show := &cobra.Command{
-		Use: "show ID", Short: "Print one record", Args: args(cobra.ExactArgs(1)),
+		Use: "show ID", Short: "Print one record", Args: cobra.ExactArgs(1),
 		Long: `Print the record with that decision ID or sequence number. With --input print
 only what was decided on, for:
 
@@ -168,13 +169,13 @@ only what was decided on, for:
 func policyCmd(opt *options) *cobra.Command {
 	var out, revision string
 	build := &cobra.Command{
-		Use: "build", Short: "Write a policy revision as an OPA bundle", Args: args(cobra.NoArgs),
+		Use: "build", Short: "Write a policy revision as an OPA bundle", Args: cobra.NoArgs,
 		Long: `Write the revision in force, or one that was, as a bundle that the stock opa
 evaluates: opa eval -b b.tar.gz -i in.json data.portvakt.decision`,
 		Example: "  portvakt-gateway policy build -o b.tar.gz",
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			if out == "" {
-				return usageError{errors.New("-o FILE is needed")}
+				return usageError{errors.New("-o FILE is needed; see: portvakt-gateway policy build --help")}
 			}
 			cl, err := opt.client()
 			if err != nil {

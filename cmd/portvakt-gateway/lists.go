@@ -6,6 +6,8 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 
@@ -17,6 +19,7 @@ func table(w io.Writer, rows [][]string) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, r := range rows {
 		for i, cell := range r {
+			r[i] = clean(cell)
 			if cell == "" && i > 0 {
 				r[i] = "-"
 			}
@@ -26,17 +29,28 @@ func table(w io.Writer, rows [][]string) error {
 	return tw.Flush()
 }
 
+// clean makes text of others safe to show: a terminal obeys control characters.
+func clean(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r == utf8.RuneError || unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp) {
+			return '?'
+		}
+		return r
+	}, s)
+}
+
 // group is a command that only holds others: alone it shows its help, and a
 // word that is none of them is a mistake.
 func group(use, short string, subs ...*cobra.Command) *cobra.Command {
 	c := &cobra.Command{
 		Use: use, Short: short,
-		RunE: func(cmd *cobra.Command, a []string) error {
+		Args: func(_ *cobra.Command, a []string) error {
 			if len(a) > 0 {
-				return usageError{fmt.Errorf("%q is not a command of %s; see: %s --help", a[0], use, cmd.CommandPath())}
+				return fmt.Errorf("%q is not a command of %s", a[0], use)
 			}
-			return cmd.Help()
+			return nil
 		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	c.AddCommand(subs...)
 	return c
@@ -58,8 +72,11 @@ func inviteCmd(opt *options) *cobra.Command {
 laptop how to recognise this gateway. Treat it like a password: hand it to the
 person by a way you trust. It cannot be shown again.`,
 		Example: "  portvakt-gateway invite --name anna-laptop --serial PF3XYZ1 --expires 4h",
-		Args:    args(cobra.NoArgs),
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if req.Expires <= 0 {
+				return usageError{fmt.Errorf("--expires %s: expected a time such as 4h, at most 720h", req.Expires)}
+			}
 			cl, err := opt.client()
 			if err != nil {
 				return err
@@ -84,7 +101,7 @@ person by a way you trust. It cannot be shown again.`,
 
 func devicesCmd(opt *options) *cobra.Command {
 	list := &cobra.Command{
-		Use: "list", Short: "List enrolled devices", Args: args(cobra.NoArgs),
+		Use: "list", Short: "List enrolled devices", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cl, err := opt.client()
 			if err != nil {
@@ -109,7 +126,7 @@ func devicesCmd(opt *options) *cobra.Command {
 		},
 	}
 	show := &cobra.Command{
-		Use: "show ID", Short: "Show one device with its facts", Args: args(cobra.ExactArgs(1)),
+		Use: "show ID", Short: "Show one device with its facts", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			cl, err := opt.client()
 			if err != nil {
@@ -147,7 +164,7 @@ func devicesCmd(opt *options) *cobra.Command {
 	}
 	var req admin.Revoke
 	revoke := &cobra.Command{
-		Use: "revoke ID", Short: "Cut a device off at once and for good", Args: args(cobra.ExactArgs(1)),
+		Use: "revoke ID", Short: "Cut a device off at once and for good", Args: cobra.ExactArgs(1),
 		Long: `Cut every open flow of a device, remove its tunnel and refuse it from now on.
 It comes back only by enrolling anew with a new code.`,
 		Example: "  portvakt-gateway devices revoke dev-0123456789abcdef --reason 'laptop stolen'",
@@ -160,7 +177,7 @@ It comes back only by enrolling anew with a new code.`,
 			if err != nil || opt.json {
 				return orJSON(cmd, d, err)
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s (%s) is revoked; all its flows are cut\n", d.ID, d.Name)
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s (%s) is revoked; all its flows are cut\n", d.ID, clean(d.Name))
 			return err
 		},
 	}
@@ -171,7 +188,7 @@ It comes back only by enrolling anew with a new code.`,
 func sessionsCmd(opt *options) *cobra.Command {
 	var all bool
 	list := &cobra.Command{
-		Use: "list", Short: "List who is logged in", Args: args(cobra.NoArgs),
+		Use: "list", Short: "List who is logged in", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cl, err := opt.client()
 			if err != nil {
@@ -194,7 +211,7 @@ func sessionsCmd(opt *options) *cobra.Command {
 	}
 	list.Flags().BoolVar(&all, "all", false, "also those that have ended")
 	show := &cobra.Command{
-		Use: "show ID", Short: "Show one session", Args: args(cobra.ExactArgs(1)),
+		Use: "show ID", Short: "Show one session", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			cl, err := opt.client()
 			if err != nil {
@@ -222,7 +239,7 @@ func sessionsCmd(opt *options) *cobra.Command {
 	}
 	var req admin.Revoke
 	revoke := &cobra.Command{
-		Use: "revoke ID", Short: "End a session at once", Args: args(cobra.ExactArgs(1)),
+		Use: "revoke ID", Short: "End a session at once", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			cl, err := opt.client()
 			if err != nil {
@@ -232,7 +249,7 @@ func sessionsCmd(opt *options) *cobra.Command {
 			if err != nil || opt.json {
 				return orJSON(cmd, s, err)
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s of %s is ended; what it had open is cut\n", s.ID, s.Name)
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s of %s is ended; what it had open is cut\n", s.ID, clean(s.Name))
 			return err
 		},
 	}
@@ -242,7 +259,7 @@ func sessionsCmd(opt *options) *cobra.Command {
 
 func appsCmd(opt *options) *cobra.Command {
 	list := &cobra.Command{
-		Use: "list", Short: "List the apps of the policy in force", Args: args(cobra.NoArgs),
+		Use: "list", Short: "List the apps of the policy in force", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cl, err := opt.client()
 			if err != nil {

@@ -12,12 +12,14 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"github.com/portvakt/portvakt/gateway"
 	"github.com/portvakt/portvakt/gateway/admin"
+	"github.com/portvakt/portvakt/internal/wire"
 )
 
 // Exit codes, the same for both programs.
@@ -41,18 +43,24 @@ func main() {
 
 // run is main without the process: it returns the exit code.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	root := newRoot()
+	var started bool
+	root := newRoot(&started)
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
+	if err != nil && !started { // a flag, an argument or the command itself was wrong
+		fmt.Fprintf(stderr, "portvakt-gateway: %v\nSee: %s --help\n", err, cmd.CommandPath())
+		return exitUsage
+	}
 	var usage usageError
+	var refused *wire.Error
 	switch {
 	case err == nil:
 		return 0
 	case errors.Is(err, errDenied):
 		return exitDenied
-	case errors.As(err, &usage):
+	case errors.As(err, &usage), errors.As(err, &refused) && refused.Code == "bad_request":
 		fmt.Fprintf(stderr, "portvakt-gateway: %v\n", err)
 		return exitUsage
 	default:
@@ -68,7 +76,7 @@ type options struct {
 	json   bool
 }
 
-func newRoot() *cobra.Command {
+func newRoot(started *bool) *cobra.Command {
 	opt := &options{}
 	root := &cobra.Command{
 		Use:   "portvakt-gateway",
@@ -89,26 +97,18 @@ and enrol the first laptop from another terminal on the same machine:
 Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 denied.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
+		// cobra runs this after flags and arguments were found right.
+		PersistentPreRun: func(*cobra.Command, []string) { *started = true },
 	}
 	root.PersistentFlags().StringVarP(&opt.config, "config", "c", "gateway.yaml", "the gateway's configuration `file`")
 	root.PersistentFlags().StringVar(&opt.socket, "socket", "", "admin socket of a running gateway (default: data_dir/admin.sock of the configuration)")
 	root.PersistentFlags().BoolVar(&opt.json, "json", false, "print JSON for programs")
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), ".FlagUsages", ".FlagUsagesWrapped 80"))
 	root.AddCommand(
 		serveCmd(opt), checkCmd(opt), inviteCmd(opt), devicesCmd(opt), sessionsCmd(opt),
 		appsCmd(opt), whyCmd(opt), auditCmd(opt), policyCmd(opt), versionCmd(opt),
 	)
 	return root
-}
-
-// args turns cobra's complaint about arguments into a usage error.
-func args(check cobra.PositionalArgs) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, a []string) error {
-		if err := check(cmd, a); err != nil {
-			return usageError{fmt.Errorf("%w; see: %s --help", err, cmd.CommandPath())}
-		}
-		return nil
-	}
 }
 
 // client finds the running gateway.
@@ -132,7 +132,7 @@ func printJSON(w io.Writer, v any) error {
 
 func versionCmd(opt *options) *cobra.Command {
 	return &cobra.Command{
-		Use: "version", Short: "Print the version", Args: args(cobra.NoArgs),
+		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			version := "devel"
 			if bi, ok := debug.ReadBuildInfo(); ok && bi.Main.Version != "" {

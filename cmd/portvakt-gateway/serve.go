@@ -17,7 +17,7 @@ func serveCmd(opt *options) *cobra.Command {
 A configuration that is wrong stops it before anything is opened or written.
 It needs no root: give it a port above 1023, or CAP_NET_BIND_SERVICE for 443.`,
 		Example: "  portvakt-gateway serve --config /etc/portvakt/gateway.yaml",
-		Args:    args(cobra.NoArgs),
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := gateway.LoadConfig(opt.config)
 			if err != nil {
@@ -49,7 +49,7 @@ func checkCmd(opt *options) *cobra.Command {
 with file, line and key, and exit with 2 if anything is. Opens no port and
 writes nothing.`,
 		Example: "  portvakt-gateway check --config /etc/portvakt/gateway.yaml",
-		Args:    args(cobra.NoArgs),
+		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := gateway.LoadConfig(opt.config)
 			if err != nil {

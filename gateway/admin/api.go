@@ -85,7 +85,7 @@ type Why struct {
 	Subject string `json:"subject,omitempty"` // ISS#SUB or a name
 	Device  string `json:"device,omitempty"`
 	// Groups, when not nil, are the groups to suppose instead of the real ones.
-	Groups  []string          `json:"groups,omitempty"`
+	Groups  []string          `json:"groups,omitzero"`
 	Signals map[string]string `json:"signals,omitempty"` // name -> pass, fail or unknown
 	From    string            `json:"from,omitempty"`    // outer address
 	At      *time.Time        `json:"at,omitempty"`

@@ -2,6 +2,7 @@ package admin
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -11,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/portvakt/portvakt/gateway/audit"
 	"github.com/portvakt/portvakt/gateway/session"
 	"github.com/portvakt/portvakt/gateway/store"
 	"github.com/portvakt/portvakt/internal/wire"
@@ -34,7 +36,16 @@ func (s *Server) why(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	dec := s.cfg.Engine.Decide(r.Context(), in)
-	s.looked(r, fmt.Sprintf("why %s %s", q.App, q.Subject))
+	rec := audit.Record{Kind: audit.KindWhy, Actor: actor(r), Device: in.Device.ID}
+	rec.SetDecision(dec)
+	if rec.Input, err = json.Marshal(in); err != nil {
+		s.failed(w, "encoding the question", err)
+		return
+	}
+	if in.Subject != nil {
+		rec.Subject = in.Subject.Issuer + "#" + in.Subject.ID
+	}
+	s.cfg.Audit.Note(rec)
 	s.answer(w, Because{Denial: *session.Denial(dec), Rule: dec.Rule, Basis: basis, Input: in})
 }
 

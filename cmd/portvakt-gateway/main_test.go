@@ -1,0 +1,253 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/portvakt/portvakt/gateway"
+)
+
+const app = `name: crm
+title: Customers
+protocol: http
+hosts: [crm.example.com]
+upstream: http://127.0.0.1:9
+allow: [127.0.0.1/32]
+access:
+  - groups: [sales]
+`
+
+// configuration writes a gateway's files and returns the path of the main one.
+func configuration(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "pv") // t.TempDir can be too long for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	apps := filepath.Join(dir, "apps")
+	if err := os.Mkdir(apps, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(apps, "crm.yaml"), []byte(app), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	public, health := port(t, "tcp"), port(t, "tcp")
+	text := fmt.Sprintf(`data_dir: data
+public: {listen: "127.0.0.1:%d", url: "https://127.0.0.1:%[1]d"}
+tunnel: {listen: "127.0.0.1:%d"}
+health: {listen: "127.0.0.1:%d"}
+identity: {issuer: "http://127.0.0.1:9", client_id: portvakt}
+policy: {directory: apps}
+`, public, port(t, "udp"), health)
+	path := filepath.Join(dir, "gateway.yaml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func port(t *testing.T, network string) int {
+	t.Helper()
+	if network == "udp" {
+		c, err := net.ListenPacket("udp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		return c.LocalAddr().(*net.UDPAddr).Port
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	return ln.Addr().(*net.TCPAddr).Port
+}
+
+// command runs one and wants its exit code and a piece of what it says.
+func command(t *testing.T, code int, says string, args ...string) string {
+	t.Helper()
+	var out, errs bytes.Buffer
+	if got := run(t.Context(), args, &out, &errs); got != code || !strings.Contains(out.String()+errs.String(), says) {
+		t.Errorf("%s: exit code %d, want %d and %q\n%s%s", strings.Join(args, " "), got, code, says, out.String(), errs.String())
+	}
+	return out.String()
+}
+
+func TestCheckAndServeRefuseAndWriteNothing(t *testing.T) {
+	path := configuration(t)
+	good, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	command(t, 0, "is fine; apps: 1, policy revision: sha256-", "check", "--config", path)
+	for bad, want := range map[string]string{
+		"tunel: {}\n":                       `gateway.yaml:7: unknown field "tunel"`,
+		"location: {database: none.mmdb}\n": "gateway.yaml:7: location.database: expected a MaxMind database file",
+	} {
+		if err := os.WriteFile(path, append(good, bad...), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		command(t, 2, want, "check", "--config", path)
+		command(t, 2, want, "serve", "--config", path)
+	}
+	if err := os.WriteFile(path, good, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	crm := filepath.Join(filepath.Dir(path), "apps", "crm.yaml")
+	if err := os.WriteFile(crm, []byte(strings.Replace(app, "access", "acess", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	command(t, 2, "crm.yaml:7: acess: unknown key", "check", "--config", path)
+	if entries, err := os.ReadDir(filepath.Dir(path)); err != nil || len(entries) != 2 {
+		t.Errorf("something was written: %v %v", entries, err)
+	}
+	command(t, 2, "no such file", "check", "--config", filepath.Join(filepath.Dir(path), "nowhere.yaml"))
+}
+
+func TestCommandsOfARunningGateway(t *testing.T) {
+	path := configuration(t)
+	cfg, err := gateway.LoadConfig(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := func(args ...string) []string { return append(args, "--config", path) }
+	command(t, 1, "no gateway is running here", c("devices", "list")...)
+
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- gateway.Run(ctx, cfg, slog.New(slog.DiscardHandler)) }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	for range 1000 {
+		if _, err := os.Stat(cfg.SocketPath()); err == nil {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+
+	if code := command(t, 0, "portvakt-agent enroll "+cfg.Public.URL, c("invite", "--name", "anna-laptop", "--serial", "S1", "--expires", "4h")...); strings.Count(code, ".") != 2 || !strings.HasPrefix(code, "pv1.") {
+		t.Errorf("the code: %q", code)
+	}
+	command(t, 2, "--expires 0s", c("invite", "--expires", "0s")...)
+	command(t, 2, "at most 30 days", c("invite", "--expires", "721h")...)
+
+	for _, list := range [][]string{{"devices", "list"}, {"sessions", "list"}, {"apps", "list"}} {
+		var items struct {
+			Items []json.RawMessage `json:"items"`
+		}
+		out := command(t, 0, "", c(append(list, "--json")...)...)
+		if err := json.Unmarshal([]byte(out), &items); err != nil || items.Items == nil {
+			t.Errorf("%v --json: %v\n%s", list, err, out)
+		}
+		command(t, 0, "", c(list...)...)
+	}
+	command(t, 0, "crm   http      100.96.0.", c("apps", "list")...)
+	for _, what := range []string{"devices", "sessions"} {
+		command(t, 1, "there is no such thing", c(what, "show", "nobody")...)
+		command(t, 1, "there is no such thing", c(what, "revoke", "nobody")...)
+	}
+
+	command(t, 3, "login_required", c("why", "--app", "crm", "--subject", "anna")...)
+	command(t, 3, "group_not_allowed", c("why", "--app", "crm", "--subject", "anna", "--groups", "")...)
+	out := command(t, 0, `"allow": true`, c("why", "--app", "crm", "--subject", "anna", "--groups", "a, sales", "--signal", "host_firewall=pass", "--from", "192.0.2.7", "--at", "2026-12-24T22:00:00+01:00", "--json")...)
+	var because struct {
+		Decision, Revision string
+		Input              struct{ Time time.Time }
+	}
+	if err := json.Unmarshal([]byte(out), &because); err != nil || because.Decision == "" || because.Input.Time.Format(time.RFC3339) != "2026-12-24T21:00:00Z" {
+		t.Errorf("why --json: %v\n%s", err, out)
+	}
+	for _, bad := range [][]string{
+		{"--at", "yesterday"}, {"--from", "here"}, {"--signal", "mood=pass"}, {"--signal", "host_firewall"},
+	} {
+		command(t, 2, strings.TrimSuffix(bad[1], "=pass"), c(append([]string{"why", "--app", "crm", "--subject", "anna"}, bad...)...)...)
+	}
+	command(t, 2, "--app and one of --subject and --device", c("why", "--app", "crm")...)
+
+	tail := command(t, 0, `"kind":"invite"`, c("audit", "tail", "-n", "0")...)
+	var first struct {
+		Seq  int
+		Kind string
+	}
+	if err := json.Unmarshal([]byte(strings.SplitN(tail, "\n", 2)[0]), &first); err != nil || first.Seq != 1 || first.Kind != "start" {
+		t.Errorf("the first record: %+v %v", first, err)
+	}
+	command(t, 0, `"kind":"start"`, c("audit", "show", "1")...)
+	command(t, 1, "no input", c("audit", "show", "1", "--input")...)
+	command(t, 1, "d-nope", c("audit", "show", "d-nope")...)
+
+	bundle := filepath.Join(filepath.Dir(path), "b.tar.gz")
+	command(t, 0, because.Revision, c("policy", "build", "-o", bundle)...)
+	if data, err := os.ReadFile(bundle); err != nil || !bytes.HasPrefix(data, []byte{0x1f, 0x8b}) {
+		t.Errorf("the bundle: %v", err)
+	}
+	command(t, 1, "never active", c("policy", "build", "-o", bundle, "--revision", "sha256-other")...)
+	command(t, 2, "-o FILE is needed", c("policy", "build")...)
+
+	// An editor left the file broken: the gateway runs on, and so do these.
+	if err := os.WriteFile(path, []byte("data_dir: data\ntunel: {}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	command(t, 0, "ID", c("devices", "list")...)
+	command(t, 0, "ID", "devices", "list", "--socket", cfg.SocketPath())
+}
+
+func TestWrongUsage(t *testing.T) {
+	for _, c := range []struct{ args, says string }{
+		{"frobnicate", `unknown command "frobnicate"`},
+		{"devices frobnicate", "See: portvakt-gateway devices --help"},
+		{"devices show", "accepts 1 arg"},
+		{"sessions revoke a b", "accepts 1 arg"},
+		{"audit tail --frob", "unknown flag: --frob"},
+		{"audit tail -n x", "invalid argument"},
+		{"serve extra", "See: portvakt-gateway serve --help"},
+	} {
+		command(t, 2, c.says, strings.Fields(c.args)...)
+	}
+	command(t, 0, "portvakt-gateway ", "version")
+	command(t, 0, `"protocol": "v1"`, "version", "--json")
+}
+
+func TestEveryCommandExplainsItself(t *testing.T) {
+	var walk func(c *cobra.Command)
+	walk = func(c *cobra.Command) {
+		if c.Name() == "help" || c.Name() == "completion" {
+			return
+		}
+		args := append(strings.Fields(c.CommandPath())[1:], "--help")
+		for line := range strings.Lines(command(t, 0, "Usage:\n  portvakt-gateway", args...)) {
+			if len(line) > 81 && !strings.Contains(line, "portvakt-gateway ") { // what is to be copied stays whole
+				t.Errorf("%s --help: %d columns: %s", c.CommandPath(), len(line), line)
+			}
+		}
+		for _, sub := range c.Commands() {
+			walk(sub)
+		}
+	}
+	walk(newRoot(new(bool)))
+}
+
+func TestTextOfOthersIsSafeToShow(t *testing.T) {
+	var out bytes.Buffer
+	err := table(&out, [][]string{{"NAME", "WHO"}, {"a\x1b[31mb\tc\n", "\u202eevil\u009b"}, {"x", ""}})
+	if err != nil || out.String() != "NAME        WHO\na?[31mb?c?  ?evil?\nx           -\n" {
+		t.Errorf("%q %v", out.String(), err)
+	}
+}
