@@ -41,7 +41,8 @@ const (
 	KindPolicyRefused  Kind = "policy_refused"  // a policy revision was refused
 	KindRevoke         Kind = "revoke"          // a device was revoked
 	KindInvite         Kind = "invite"          // an enrolment code was made
-	KindAdmin          Kind = "admin"           // any other act of an administrator
+	KindWhy            Kind = "why"             // somebody asked what policy would say
+	KindAdmin          Kind = "admin"           // an administrator looked at what is recorded
 	KindUpstreamError  Kind = "upstream_error"  // an allowed request or flow did not reach its app
 	KindStart          Kind = "start"           // the gateway started
 	KindStop           Kind = "stop"            // the gateway stopped in order

@@ -124,13 +124,13 @@ func (m *Manager) setLocation(d *device, outer netip.Addr) {
 	if old == loc {
 		return
 	}
-	m.refresh(d)
 	r := audit.Record{
 		Kind: audit.KindLocation, Device: d.record.ID, Remote: loc.Address,
 		Detail: map[string]string{"country": orUnknown(loc.Country), "before": orUnknown(old.Country), "before_address": old.Address},
 	}
 	sessionOf(&r, session)
 	m.cfg.Audit.Note(r)
+	m.refresh(d)
 }
 
 func orUnknown(s string) string {

@@ -134,10 +134,10 @@ func (f *Flow) Authorize(ctx context.Context, req *policy.Request) (policy.Decis
 		in, dec := f.decide(ctx, f.m.cfg.Now(), req)
 		if !dec.Allow {
 			f.m.refused.Add(1)
-			f.m.cfg.Audit.Note(*f.record(in, dec, f.openKind()))
+			f.m.cfg.Audit.Note(*f.record(in, dec, f.openKind(req)))
 			return dec, nil
 		}
-		if err := f.m.cfg.Audit.Append(f.record(in, dec, f.openKind())); err != nil {
+		if err := f.m.cfg.Audit.Append(f.record(in, dec, f.openKind(req))); err != nil {
 			f.m.log.Error("recording a decision; refusing it", "flow", f.id, "app", f.begin.App.Name, "err", err)
 			f.m.refused.Add(1)
 			deny := policy.NewDecision(policy.ReasonAuditUnavailable, nil)
@@ -160,7 +160,7 @@ func (f *Flow) Authorize(ctx context.Context, req *policy.Request) (policy.Decis
 	// Facts that move eight times within one Decision are no ground to allow on.
 	dec := policy.NewDecision(policy.ReasonPolicyError, &policy.Fact{Name: "facts", Value: "changing", Wanted: "settled"})
 	dec.ID, dec.App, dec.Time = newID("d-"), f.begin.App.Name, f.m.cfg.Now()
-	f.m.cfg.Audit.Note(*f.record(nil, dec, f.openKind()))
+	f.m.cfg.Audit.Note(*f.record(nil, dec, f.openKind(req)))
 	return dec, nil
 }
 
@@ -181,8 +181,9 @@ func (f *Flow) decide(ctx context.Context, now time.Time, req *policy.Request) (
 	return in, f.m.cfg.Engine.Decide(ctx, in)
 }
 
-func (f *Flow) openKind() audit.Kind {
-	if f.begin.Action == policy.ActionFlow {
+// openKind tells what stays open from what is one exchange.
+func (f *Flow) openKind(req *policy.Request) audit.Kind {
+	if f.begin.Action == policy.ActionFlow || (req != nil && req.Upgrade != "") {
 		return audit.KindFlowOpen
 	}
 	return audit.KindDecision
@@ -202,13 +203,17 @@ func (f *Flow) record(in *policy.Input, dec policy.Decision, kind audit.Kind) *a
 		if in.Request != nil {
 			r.Method, r.Host, r.Path = in.Request.Method, in.Request.Host, in.Request.Path
 		}
-		b, err := json.Marshal(in)
-		if err != nil {
-			panic("session: an input does not marshal: " + err.Error()) // no type in it can fail
-		}
-		r.Input = b
+		r.Input = encodeInput(in)
 	}
 	return r
+}
+
+func encodeInput(in *policy.Input) json.RawMessage {
+	b, err := json.Marshal(in)
+	if err != nil {
+		panic("session: an input does not marshal: " + err.Error()) // no type in it can fail
+	}
+	return b
 }
 
 // confirm decides an open Flow again and renews its lease or cuts it. Flows
@@ -306,8 +311,9 @@ func (f *Flow) Facts() Facts {
 }
 
 // cutWith cuts the Flow: no byte passes after it returns but those already
-// handed to the system. The record comes after, whatever the log's state. in is
-// what was decided on, nil when no policy was asked.
+// handed to the system. Its record is queued, whatever the log's state. in is
+// what was decided on, nil when no policy was asked. A Flow that is still being
+// decided is not recorded: its Authorize sees the cut and refuses.
 func (f *Flow) cutWith(in *policy.Input, dec policy.Decision) {
 	f.mu.Lock()
 	if f.cut != nil || f.ended {
@@ -323,14 +329,17 @@ func (f *Flow) cutWith(in *policy.Input, dec policy.Decision) {
 	f.onCut = nil
 	f.mu.Unlock()
 	f.leaseEnd.Store(-1)
+	if decided {
+		f.m.cuts.Add(1)
+		f.noteCut(in, dec, facts, req) // never blocks; before End can say "closed"
+	}
 	f.cancel(ErrCut)
 	if fn != nil {
 		fn()
 	}
-	if !decided {
-		return // its Authorize sees the cut and refuses; nothing was open
-	}
-	f.m.cuts.Add(1)
+}
+
+func (f *Flow) noteCut(in *policy.Input, dec policy.Decision, facts Facts, req *policy.Request) {
 	r := f.record(in, dec, audit.KindFlowCut)
 	r.Remote = facts.Outer
 	if facts.Subject != nil {

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/portvakt/portvakt/gateway/audit"
 	"github.com/portvakt/portvakt/gateway/store"
 	"github.com/portvakt/portvakt/internal/wire"
 	"github.com/portvakt/portvakt/policy"
@@ -92,12 +93,30 @@ func (m *Manager) WhyDevice(id, app string) (policy.Decision, error) {
 	}
 	for _, a := range m.catalogue.Load().visible(d.reachNow()) {
 		if a.Name == app {
-			return m.cfg.Engine.Decide(context.Background(), d.input(m.cfg.Now(), a, policy.ActionReach)), nil
+			in := d.input(m.cfg.Now(), a, policy.ActionReach)
+			dec := m.cfg.Engine.Decide(context.Background(), in)
+			m.noteWhy(d, dec, in)
+			return dec, nil
 		}
 	}
 	dec := policy.NewDecision(policy.ReasonUnknownApp, nil)
 	dec.ID, dec.App, dec.Time = newID("d-"), app, m.cfg.Now()
+	m.noteWhy(d, dec, nil)
 	return dec, nil
+}
+
+// noteWhy records an answer, so that IT finds the decision whose number the
+// worker reads out.
+func (m *Manager) noteWhy(d *device, dec policy.Decision, in *policy.Input) {
+	r := audit.Record{Kind: audit.KindWhy, Device: d.record.ID}
+	r.SetDecision(dec)
+	if s, ok := d.sessionNow(); ok {
+		sessionOf(&r, &s)
+	}
+	if in != nil {
+		r.Remote, r.Input = in.Location.Address, encodeInput(in)
+	}
+	m.cfg.Audit.Note(r)
 }
 
 // Status is one connected device for administrators.
