@@ -201,4 +201,7 @@ func TestTellerSaysEachThingOnce(t *testing.T) {
 			t.Errorf("%q is said %d times in\n%s", want, n, out.String())
 		}
 	}
+	if strings.Contains(out.String(), "\x1b") {
+		t.Error("the control characters of a name reached the terminal")
+	}
 }

@@ -104,7 +104,12 @@ func (p *paper) status(st *localapi.Status) {
 	case localapi.StateWaiting, localapi.StateConnecting:
 		color = yellow
 	}
-	p.item("connection", connection(*st)+", "+p.since(st.Since), color)
+	if st.State == localapi.StateConnected || st.State == localapi.StateConnecting {
+		p.item("connection", connection(*st)+", "+p.since(st.Since), color)
+	} else { // the sentence has its own end
+		p.item("connection", connection(*st), color)
+		p.item("", p.since(st.Since), "")
+	}
 	if st.Limited {
 		p.item("login", "another user of this laptop is logged in", "")
 		return
@@ -127,7 +132,7 @@ func (p *paper) status(st *localapi.Status) {
 			who += " (" + strings.Join(s.Groups, ", ") + ")"
 		}
 		p.item("login", who+" until "+clock(s.ExpiresAt), "")
-	} else {
+	} else if st.State != localapi.StateRevoked { // no login would help there
 		p.item("login", "nobody; log in with: portvakt-agent login", yellow)
 	}
 	if l := st.Location; l.Address != "" || l.Country != "" {

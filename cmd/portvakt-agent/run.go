@@ -91,7 +91,7 @@ func (t *teller) tell(st localapi.Status, apps []localapi.App) {
 	}
 	if line != t.last {
 		t.last = line
-		fmt.Fprintln(t.out, line)
+		fmt.Fprintln(t.out, clean(line))
 	}
 	if t.ports == nil {
 		t.ports = map[string]bool{}

@@ -205,7 +205,7 @@ func TestSocketIsPrivateAndNamesItsCaller(t *testing.T) {
 			t.Errorf("%s: actor %q, want %q", r.Kind, r.Actor, actor)
 		}
 	}
-	if got := strings.Join(kinds, " "); got != "invite admin admin admin session_end revoke" {
+	if got := strings.Join(kinds, " "); got != "invite admin why admin session_end revoke" {
 		t.Errorf("recorded: %s", got)
 	}
 }
