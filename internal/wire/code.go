@@ -53,7 +53,7 @@ func ParseCode(s string) (Code, error) {
 		text string
 		into []byte
 	}{{"second", parts[1], c.Secret[:]}, {"third", parts[2], c.CAHash[:]}} {
-		b, err := b64.DecodeString(f.text)
+		b, err := decode(f.text)
 		if err != nil || len(b) != len(f.into) {
 			return Code{}, fmt.Errorf("the %s part of the enrolment code is damaged; copy the whole line again", f.name)
 		}
@@ -65,9 +65,18 @@ func ParseCode(s string) (Code, error) {
 // ParseSecret reads the secret part alone, as [EnrollRequest] carries it, and
 // returns the hash to look it up by.
 func ParseSecret(s string) (hash [32]byte, err error) {
-	b, err := b64.DecodeString(s)
+	b, err := decode(s)
 	if err != nil || len(b) != len(Code{}.Secret) {
 		return hash, errors.New("the enrolment code is damaged")
 	}
 	return sha256.Sum256(b), nil
+}
+
+// decode is strict base64url. The standard decoder passes over line ends, which
+// would give one code many forms.
+func decode(s string) ([]byte, error) {
+	if strings.ContainsAny(s, "\r\n") {
+		return nil, errors.New("a line end within the text")
+	}
+	return b64.DecodeString(s)
 }
