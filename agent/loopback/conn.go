@@ -18,6 +18,7 @@ import (
 type peer struct {
 	*net.TCPConn
 	in     *bufio.Reader // every read goes through it: the first byte is peeked at
+	screen *screen       // nil, or what keeps web pages out; set before the first Read
 	uid    uint32
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -26,7 +27,12 @@ type peer struct {
 }
 
 // Read reads what was peeked at first.
-func (p *peer) Read(b []byte) (int, error) { return p.in.Read(b) }
+func (p *peer) Read(b []byte) (int, error) {
+	if p.screen != nil {
+		return p.screen.read(p.in, b)
+	}
+	return p.in.Read(b)
+}
 
 // WriteTo hides TCPConn's, which would read past the buffer.
 func (p *peer) WriteTo(w io.Writer) (int64, error) { return p.in.WriteTo(w) }
@@ -146,6 +152,7 @@ func (s *Server) owner(c *net.TCPConn) (uint32, error) {
 
 // serveTCP carries one connection of a TCP app's own loopback port.
 func (s *Server) serveTCP(p *peer, t *target) {
+	p.screen = screenPort(p.LocalAddr().(*net.TCPAddr).AddrPort())
 	remote, err := s.dial(p.ctx, t)
 	if err != nil {
 		s.log.Info("app not reached", "app", t.key.app, "err", err)
@@ -191,6 +198,9 @@ func (s *Server) relay(p *peer, t *target, remote net.Conn, early []byte) {
 	up := make(chan error, 1)
 	s.work.Go(func() {
 		err := copyHalf(remote, p, &half)
+		if errors.Is(err, errPage) {
+			s.logRefusal(p.RemoteAddr().String(), err)
+		}
 		if err != nil {
 			cut()
 		}

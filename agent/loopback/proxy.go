@@ -174,6 +174,9 @@ func (h *proxyHTTP) connect(w http.ResponseWriter, r *http.Request, p *peer) {
 	}
 	// net/http leaves the connection to us from here, and p.ctx ends it.
 	defer conn.Close()
+	if t.key.protocol == "tcp" {
+		p.screen = &screen{}
+	}
 	early, _ := io.ReadAll(io.LimitReader(buffered, int64(buffered.Reader.Buffered())))
 	if _, err := io.WriteString(p, "HTTP/1.1 200 Connection established\r\n\r\n"); err != nil {
 		remote.Close()

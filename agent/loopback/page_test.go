@@ -1,0 +1,75 @@
+package loopback_test
+
+import (
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/portvakt/portvakt/agent/loopback"
+)
+
+// A page in the worker's browser can post lines to any loopback port. None of
+// them reaches a TCP app.
+func TestPagesDoNotSpeakToTCPApps(t *testing.T) {
+	g := newGateway(t)
+	s := serve(t, loopback.Config{Dial: g.dial}, desk)
+	port := portOf(t, s, "desk")
+	_, number, _ := net.SplitHostPort(port)
+	post := func(host, headers string) string {
+		return "POST / HTTP/1.1\r\nHost: " + host + "\r\n" + headers + "Content-Length: 12\r\n\r\nwhoami\nlist\n"
+	}
+	for name, sent := range map[string]string{
+		"a form of another site":   post(port, "Origin: https://evil.example\r\nSec-Fetch-Site: cross-site\r\n"),
+		"a page without an origin": post(port, "Origin: null\r\n"),
+		"an image":                 "GET /%0Aquit HTTP/1.1\r\nHost: " + port + "\r\nSec-Fetch-Site: cross-site\r\n\r\n",
+		"a rebound name":           post("evil.example:"+number, ""),
+		"a WebSocket":              "GET / HTTP/1.1\r\nHost: localhost:" + number + "\r\nUpgrade: websocket\r\nOrigin: https://evil.example\r\n\r\n",
+		"two origins":              post(port, "Origin: http://"+port+"\r\nOrigin: https://evil.example\r\n"),
+		"a head without an end":    "GET /" + strings.Repeat("a", 40<<10),
+		"a garbled head":           "POST / HTTP/1.1\r\nHost: " + port + "\r\n: x\r\n\r\nwhoami\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := dial(t, "tcp", port)
+			// In two parts: the look must not depend on how it is cut up.
+			cut := min(len(sent), 30)
+			if _, err := io.WriteString(c, sent[:cut]); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(10 * time.Millisecond)
+			_, _ = io.WriteString(c, sent[cut:]) // it may be cut by now
+			_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+			if got, err := io.ReadAll(c); len(got) > 0 || err == nil {
+				t.Errorf("the app answered %q, then %v", got, err)
+			}
+		})
+	}
+	for name, sent := range map[string]string{
+		"a command like a method": "GET ticket\n",
+		"a program of the worker": "GET / HTTP/1.1\r\nHost: " + port + "\r\n\r\n",
+		"a page opened by hand":   "GET / HTTP/1.1\r\nHost: localhost:" + number + "\r\nSec-Fetch-Site: none\r\n\r\n",
+		"an empty line":           "\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := dial(t, "tcp", port)
+			if _, err := io.WriteString(c, sent); err != nil {
+				t.Fatal(err)
+			}
+			want := ""
+			for line := range strings.Lines(sent) {
+				want += "desk:" + line
+			}
+			got := make([]byte, len(want))
+			_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+			if _, err := io.ReadFull(c, got); err != nil || string(got) != want {
+				t.Errorf("the app answered %q, then %v; want %q", got, err, want)
+			}
+		})
+	}
+	t.Run("a WebSocket through the proxy", func(t *testing.T) {
+		c := connectTo(t, s, "desk.example.test:7000")
+		_, _ = io.WriteString(c, "GET / HTTP/1.1\r\nHost: desk.example.test:7000\r\nUpgrade: websocket\r\nOrigin: https://evil.example\r\n\r\n")
+		wantCut(t, c)
+	})
+}
