@@ -183,6 +183,9 @@ func (p *Proxy) acceptHTTP(ctx context.Context, in TCPInbound, _ policy.App, dec
 		in.Reset()
 		return
 	}
+	// From here on the limits per device count, not the one on what is pending:
+	// slow handshakes of a few, of TCP or of TLS, must not lock out the others.
+	decided()
 	raw, err := in.Accept()
 	if err != nil {
 		return
@@ -192,9 +195,6 @@ func (p *Proxy) acceptHTTP(ctx context.Context, in TCPInbound, _ policy.App, dec
 		abort(raw)
 		return
 	}
-	// From here on the limit per device counts, not the one on what is pending:
-	// slow handshakes of one device must not lock out the others.
-	decided()
 	if port == 80 {
 		if !p.plain.deliver(newStrict(c, p.cfg.Limits.HeaderBytes)) {
 			c.reset()

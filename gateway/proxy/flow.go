@@ -15,9 +15,10 @@ import (
 	"github.com/portvakt/portvakt/policy"
 )
 
-// openFlow registers, decides and records a flow and dials its app. A nil Flow
-// means that nothing may be answered.
-func (p *Proxy) openFlow(ctx context.Context, network string, b session.Begin) (*session.Flow, net.Conn) {
+// openFlow registers, decides and records a flow and dials its app. It calls
+// decided before the dial, so that an app that does not answer keeps nobody
+// from the others. A nil Flow means that nothing may be answered.
+func (p *Proxy) openFlow(ctx context.Context, network string, b session.Begin, decided func()) (*session.Flow, net.Conn) {
 	flow, err := p.cfg.Session.Begin(b)
 	if err != nil {
 		p.log.Debug("refusing a flow", "app", b.App.Name, "remote", b.Peer, "err", err)
@@ -28,6 +29,7 @@ func (p *Proxy) openFlow(ctx context.Context, network string, b session.Begin) (
 		flow.End(session.Result{})
 		return nil, nil
 	}
+	decided()
 	// The flow's own context ends the dial when the flow is cut meanwhile.
 	dial, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -61,12 +63,11 @@ func (p *Proxy) serveTCP(ctx context.Context, in TCPInbound, app policy.App, dec
 		in.Reset()
 		return
 	}
-	flow, up := p.openFlow(ctx, "tcp", session.Begin{Peer: in.Peer(), App: app, Action: policy.ActionFlow, Port: port})
+	flow, up := p.openFlow(ctx, "tcp", session.Begin{Peer: in.Peer(), App: app, Action: policy.ActionFlow, Port: port}, decided)
 	if flow == nil {
 		in.Reset()
 		return
 	}
-	decided()
 	var device net.Conn
 	if flow.Check() == nil {
 		var err error
@@ -149,11 +150,10 @@ func (p *Proxy) serveUDP(ctx context.Context, in UDPInbound, app policy.App, dec
 	if !slices.Contains(app.Ports, port) {
 		return
 	}
-	flow, up := p.openFlow(ctx, "udp", session.Begin{Peer: in.Peer(), App: app, Action: policy.ActionFlow, Port: port})
+	flow, up := p.openFlow(ctx, "udp", session.Begin{Peer: in.Peer(), App: app, Action: policy.ActionFlow, Port: port}, decided)
 	if flow == nil {
 		return
 	}
-	decided()
 	kill := sync.OnceFunc(func() { _ = in.Close(); _ = up.Close() })
 	flow.OnCut(kill)
 	defer context.AfterFunc(ctx, kill)()

@@ -96,14 +96,19 @@ func rewrite(pr *httputil.ProxyRequest) {
 	out.Header.Set(assertion.Header, x.assertion)
 }
 
+// dropOurs removes what only the gateway says, and the way around it.
+func dropOurs(h http.Header) {
+	for name := range h {
+		if strings.HasPrefix(name, "Portvakt-") || name == "Alt-Svc" {
+			delete(h, name)
+		}
+	}
+}
+
 // response looks at an app's answer before any of it reaches the device.
 func (p *Proxy) response(res *http.Response) error {
 	x := exchangeOf(res.Request)
-	for name := range res.Header {
-		if strings.HasPrefix(name, "Portvakt-") || name == "Alt-Svc" {
-			delete(res.Header, name)
-		}
-	}
+	dropOurs(res.Header)
 	if res.StatusCode == http.StatusSwitchingProtocols {
 		back, ok := res.Body.(io.ReadWriteCloser)
 		if !ok || x.req.upgrade == "" || x.strict == nil {
@@ -170,6 +175,18 @@ func (c *counted) Write(b []byte) (int, error) {
 	n, err := c.ResponseWriter.Write(b)
 	c.x.out.Add(int64(n))
 	return n, err
+}
+
+// WriteHeader sees the informational answers (RFC 9110, 15.2), which no
+// ModifyResponse does.
+func (c *counted) WriteHeader(status int) {
+	if status < http.StatusOK && status != http.StatusSwitchingProtocols {
+		if c.x.flow.Check() != nil {
+			return
+		}
+		dropOurs(c.Header())
+	}
+	c.ResponseWriter.WriteHeader(status)
 }
 
 // Unwrap is for http.ResponseController.

@@ -1,0 +1,97 @@
+package proxy_test
+
+import (
+	"bufio"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/portvakt/portvakt/gateway/proxy"
+)
+
+// slowInbound never finishes its TCP handshake.
+type slowInbound struct {
+	peer, local netip.AddrPort
+	accepting   chan struct{}
+	end         chan struct{}
+}
+
+func (s slowInbound) Peer() netip.AddrPort  { return s.peer }
+func (s slowInbound) Local() netip.AddrPort { return s.local }
+func (s slowInbound) Reset()                {}
+func (s slowInbound) Accept() (net.Conn, error) {
+	s.accepting <- struct{}{}
+	<-s.end
+	return nil, errors.New("the device never answered")
+}
+
+// Whoever sends SYNs and nothing more uses up their own share only, not the
+// places of everyone whose connection waits to be decided.
+func TestHalfOpenConnectionsLockNobodyOut(t *testing.T) {
+	e := newEcho(t)
+	w := newWorld(t, []string{crmYAML}, map[string]string{"crm": e.URL}, func(c *proxy.Config) { c.Limits.Pending = 1 })
+	slow := slowInbound{
+		peer: netip.MustParseAddrPort("100.64.9.9:1"), local: w.address("crm.test", 443),
+		accepting: make(chan struct{}, 4), end: make(chan struct{}),
+	}
+	defer close(slow.end)
+	for range 4 {
+		w.proxy.HandleTCP(slow)
+		select {
+		case <-slow.accepting:
+		case <-time.After(3 * time.Second):
+			t.Fatal("a half-open connection keeps the next one from its handshake")
+		}
+	}
+	res, err := w.client(false).Get("https://crm.test/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		t.Errorf("%d", res.StatusCode)
+	}
+}
+
+// What an app says before its answer is cleaned like the answer.
+func TestInformationalAnswersAreCleaned(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		if _, err := http.ReadRequest(bufio.NewReader(c)); err != nil {
+			return
+		}
+		_, _ = io.WriteString(c, "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nPortvakt-Reason: allowed\r\nAlt-Svc: h3=\":443\"\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+	}()
+	w := newWorld(t, []string{crmYAML}, map[string]string{"crm": "http://" + l.Addr().String()})
+	conn := w.tls("crm.test")
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(3 * time.Second))
+	if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: crm.test\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	br := bufio.NewReader(conn)
+	res, err := http.ReadResponse(br, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusEarlyHints || res.Header.Get("Link") == "" {
+		t.Fatalf("%d %v", res.StatusCode, res.Header)
+	}
+	if res.Header.Get("Portvakt-Reason") != "" || res.Header.Get("Alt-Svc") != "" {
+		t.Errorf("an early hint carries %v", res.Header)
+	}
+}
