@@ -205,3 +205,26 @@ func TestTellerSaysEachThingOnce(t *testing.T) {
 		t.Error("the control characters of a name reached the terminal")
 	}
 }
+
+func TestTellerForPrograms(t *testing.T) {
+	var out bytes.Buffer
+	tl := &teller{out: &out, json: true}
+	cfg := agents()["ok"]
+	tl.tell(cfg.Status(), nil)
+	tl.tell(cfg.Status(), cfg.Apps())
+	type change struct {
+		Status localapi.Status
+		Items  []localapi.App
+	}
+	var lines []change
+	for line := range strings.Lines(out.String()) {
+		var c change
+		if err := json.Unmarshal([]byte(line), &c); err != nil {
+			t.Fatalf("%v: %s", err, line)
+		}
+		lines = append(lines, c)
+	}
+	if len(lines) != 2 || lines[0].Items == nil || len(lines[1].Items) != 3 || lines[1].Status.State != localapi.StateConnected {
+		t.Errorf("%s", out.String())
+	}
+}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
@@ -31,6 +32,9 @@ Apps are reached on this laptop's own loopback:
   - other apps at a port of 127.0.0.1 each, which is printed too.
 Only the OS user who logged in can use them.
 
+With --json it prints one object a line at every change: "status" as the status
+command has it, "items" as the apps command has them.
+
 For a service, set PORTVAKT_STATE or --state. Checks that need privilege come
 from "portvakt-agent posture-helper".`,
 		Example: `  portvakt-agent run
@@ -51,7 +55,7 @@ from "portvakt-agent posture-helper".`,
 			}
 			cfg.State, cfg.Version, cfg.Socket = dir, moduleVersion(), o.socket
 			cfg.Log = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: lv}))
-			teller := &teller{out: cmd.OutOrStdout()}
+			teller := &teller{out: cmd.OutOrStdout(), json: o.json}
 			cfg.Notify = teller.tell
 			return agent.Run(cmd.Context(), cfg)
 		},
@@ -61,7 +65,7 @@ from "portvakt-agent posture-helper".`,
 	f.StringVar(&cfg.Endpoint, "endpoint", "", "UDP endpoint of the tunnel, host:port, instead of the gateway's word")
 	f.StringVar(&cfg.PostureRoot, "posture-root", "/", "root directory the posture checks read below, for containers and tests")
 	f.StringVar(&cfg.HelperSocket, "helper-socket", defaultHelperSocket, "Unix socket of the posture helper")
-	o.addSocket(cmd)
+	o.addQuery(cmd)
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	f.BoolVar(&cfg.AllowAnyLocalUser, "allow-any-local-user", false, "on systems that cannot name the owner of a connection (all but Linux): let every account of this laptop use the apps")
 	return cmd
@@ -70,12 +74,26 @@ from "portvakt-agent posture-helper".`,
 // teller says what happens to the person who watches `run`.
 type teller struct {
 	out   io.Writer
+	json  bool
 	last  string
 	proxy bool
 	ports map[string]bool
 }
 
 func (t *teller) tell(st localapi.Status, apps []localapi.App) {
+	if t.json {
+		if apps == nil {
+			apps = []localapi.App{}
+		}
+		e := json.NewEncoder(t.out)
+		e.SetEscapeHTML(false)
+		// A program that no longer reads must not end the tunnel.
+		_ = e.Encode(struct {
+			Status localapi.Status `json:"status"`
+			Items  []localapi.App  `json:"items"`
+		}{st, apps})
+		return
+	}
 	if !t.proxy && st.Proxy != nil {
 		t.proxy = true
 		fmt.Fprintf(t.out, "proxy     http://%s (HTTP and SOCKS5)\nPAC file  %s\n", st.Proxy.Address, st.Proxy.PAC)
