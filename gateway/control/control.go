@@ -66,6 +66,9 @@ type API struct {
 	// registerMu keeps the store's and the sessions' idea of a device's newest
 	// registration the same when one device connects twice at once.
 	registerMu sync.Mutex
+
+	// strangers and revoked bound what refusals on the public port write.
+	strangers, revoked *refusals
 }
 
 // New returns an API. It opens nothing.
@@ -76,7 +79,7 @@ func New(cfg Config) *API {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &API{cfg: cfg, log: cfg.Log}
+	return &API{cfg: cfg, log: cfg.Log, strangers: newRefusals(cfg), revoked: newRefusals(cfg)}
 }
 
 // Public returns the handler of the public TLS port.

@@ -34,7 +34,7 @@ func (a *API) enroll(w http.ResponseWriter, r *http.Request) {
 	now := a.cfg.Now()
 	remote := hostOf(r.RemoteAddr)
 	refused := func(status int, code, message, remedy string) {
-		a.cfg.Audit.Note(audit.Record{Kind: audit.KindEnrollRefused, Reason: code, Message: message, Remote: remote})
+		a.strangers.note(audit.Record{Kind: audit.KindEnrollRefused, Reason: code, Message: message, Remote: remote})
 		a.fail(w, status, &wire.Error{Code: code, Message: message, Remedy: remedy})
 	}
 	hash, err := wire.ParseSecret(req.Code)
@@ -139,7 +139,7 @@ func (a *API) grantCertificate(w http.ResponseWriter, rec *audit.Record, d store
 func (a *API) device(w http.ResponseWriter, r *http.Request, kind audit.Kind) (store.Device, certs.DeviceIdentity, bool) {
 	remote := hostOf(r.RemoteAddr)
 	refused := func(status int, e *wire.Error, device string) (store.Device, certs.DeviceIdentity, bool) {
-		a.cfg.Audit.Note(audit.Record{Kind: kind, Reason: e.Code, Message: e.Message, Device: device, Remote: remote})
+		a.strangers.note(audit.Record{Kind: kind, Reason: e.Code, Message: e.Message, Device: device, Remote: remote})
 		a.fail(w, status, e)
 		return store.Device{}, certs.DeviceIdentity{}, false
 	}
@@ -167,7 +167,7 @@ func (a *API) device(w http.ResponseWriter, r *http.Request, kind audit.Kind) (s
 		dec := revokedDecision(d, a.cfg.Now())
 		rec := audit.Record{Kind: kind, Device: d.ID, Remote: remote}
 		rec.SetDecision(dec)
-		a.cfg.Audit.Note(rec)
+		a.revoked.note(rec)
 		a.refuse(w, http.StatusForbidden, dec)
 		return store.Device{}, certs.DeviceIdentity{}, false
 	}
