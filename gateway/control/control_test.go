@@ -400,6 +400,9 @@ func TestCertificatesOfOthersAreRefused(t *testing.T) {
 	if status, we := g.connect(none); status != 401 || we.Code != "certificate_unknown" {
 		t.Errorf("another key for an enrolled device: %d %+v", status, we)
 	}
+	if got := strings.Join(g.refusals(audit.KindConnectRefused), " "); got != "certificate_required certificate_unknown certificate_required certificate_unknown certificate_unknown certificate_unknown" {
+		t.Errorf("recorded refusals: %s", got)
+	}
 }
 
 func TestExpiredCertificateRenewsItselfOnly(t *testing.T) {
