@@ -69,6 +69,13 @@ func examine(r *http.Request, app *policy.App) (request, *rejection) {
 	if !ok {
 		return req, misdirected(r.Host, app)
 	}
+	// RFC 9113, 8.3.1: a Host beside :authority must say the same. net/http
+	// takes :authority and leaves the other where it is.
+	for _, h := range r.Header["Host"] {
+		if other, ok := appHost(h, app); !ok || other != host {
+			return req, misdirected(h, app)
+		}
+	}
 	req.host = host
 	t, err := canonical(uri)
 	if err != nil {

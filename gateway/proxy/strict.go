@@ -161,7 +161,12 @@ func checkHead(head []byte) (length int64, chunked bool, why string) {
 		return 0, false, "a request line that is not METHOD TARGET HTTP/1.1"
 	}
 	// net/http would answer these by itself, and nobody would know.
-	if _, err := url.ParseRequestURI(f[1]); err != nil && f[0] != http.MethodConnect {
+	u, err := url.ParseRequestURI(f[1])
+	switch {
+	case err == nil:
+	case f[0] == http.MethodConnect:
+		u = &url.URL{}
+	default:
 		return 0, false, "a target that is no URI"
 	}
 	var lengths, encodings, hosts int
@@ -179,6 +184,11 @@ func checkHead(head []byte) (length int64, chunked bool, why string) {
 			hosts++
 			if !httpguts.ValidHostHeader(value) {
 				return 0, false, "a Host that is no host"
+			}
+			// RFC 9112, 3.2: the two are the same. net/http takes the target's and
+			// drops the other unseen.
+			if u.Host != "" && !strings.EqualFold(plainHost(u.Host), plainHost(value)) {
+				return 0, false, "a Host that is not the target's"
 			}
 		case "content-length":
 			lengths++
@@ -203,6 +213,11 @@ func checkHead(head []byte) (length int64, chunked bool, why string) {
 		why = "Transfer-Encoding in HTTP/1.0"
 	}
 	return length, chunked, why
+}
+
+// plainHost takes the port off that goes without saying on our listeners.
+func plainHost(s string) string {
+	return strings.TrimSuffix(strings.TrimSuffix(s, ":443"), ":80")
 }
 
 func notToken(r rune) bool {
