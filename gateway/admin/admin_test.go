@@ -295,6 +295,11 @@ func TestDevicesAndSessions(t *testing.T) {
 			t.Errorf("%d: %v", i+1, err)
 		}
 	}
+	for _, r := range g.records() {
+		if r.Session == "s-nobody" || r.Device == "dev-nobody" {
+			t.Errorf("what never was has an end on record: %+v", r)
+		}
+	}
 	if items, err := g.Sessions(ctx, false); err != nil || items.Items == nil || len(items.Items) != 0 {
 		t.Errorf("an empty list: %+v %v", items, err)
 	}

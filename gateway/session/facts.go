@@ -279,7 +279,10 @@ func (m *Manager) EndSession(ctx context.Context, e store.End, reason policy.Rea
 	if err == nil {
 		r.Device, r.Subject = stored.DeviceID, subjectName(stored.Subject)
 	}
-	if err != nil && !errors.Is(err, store.ErrNotFound) {
+	if errors.Is(err, store.ErrNotFound) && r.Device == "" {
+		return fmt.Errorf("ending the session: %w", err) // there never was one: nothing ended
+	}
+	if err != nil {
 		r.Detail = map[string]string{"stored": "no: " + err.Error()}
 	}
 	m.cfg.Audit.Note(r)
