@@ -79,8 +79,10 @@ func TestUpstreamFaults(t *testing.T) {
 			status int
 			reason policy.Reason
 		}{
-			{"down", 502, policy.ReasonUpstreamUnavailable}, {"slow", 504, policy.ReasonUpstreamUnavailable},
-			{"junk", 502, policy.ReasonUpstreamUnavailable}, {"guarded", 502, policy.ReasonUpstreamForbidden},
+			{"down", 502, policy.ReasonUpstreamUnavailable},
+			{"slow", 504, policy.ReasonUpstreamUnavailable},
+			{"junk", 502, policy.ReasonUpstreamUnavailable},
+			{"guarded", 502, policy.ReasonUpstreamForbidden},
 		} {
 			res, body := get(t, c, "https://"+f.app+".test/", "Accept", "application/json")
 			var d policy.Decision

@@ -155,10 +155,21 @@ func TestHostMustBeTheApps(t *testing.T) {
 	e := newEcho(t)
 	w := newWorld(t, []string{crmYAML}, map[string]string{"crm": e.URL})
 	for _, c := range []struct{ host, want string }{
-		{"crm.test", "200 "}, {"CRM.Test", "200 "}, {"crm.test:443", "200 "}, {"kunder.test", "200 "},
-		{"crm.test.", "421 misdirected"}, {"crm.test:80", "421 misdirected"}, {"crm.test:8443", "421 misdirected"}, {"crm.test:443:443", "421 misdirected"},
-		{"evil.test", "421 misdirected"}, {"127.0.0.1", "421 misdirected"}, {"[::1]", "421 misdirected"}, {"crm.test.evil.test", "421 misdirected"},
-		{"xcrm.test", "421 misdirected"}, {"probe.test", "421 misdirected"}, {"", "421 misdirected"},
+		{"crm.test", "200 "},
+		{"CRM.Test", "200 "},
+		{"crm.test:443", "200 "},
+		{"kunder.test", "200 "},
+		{"crm.test.", "421 misdirected"},
+		{"crm.test:80", "421 misdirected"},
+		{"crm.test:8443", "421 misdirected"},
+		{"crm.test:443:443", "421 misdirected"},
+		{"evil.test", "421 misdirected"},
+		{"127.0.0.1", "421 misdirected"},
+		{"[::1]", "421 misdirected"},
+		{"crm.test.evil.test", "421 misdirected"},
+		{"xcrm.test", "421 misdirected"},
+		{"probe.test", "421 misdirected"},
+		{"", "421 misdirected"},
 	} {
 		got := w.raw("crm.test", "GET / HTTP/1.1\r\nHost: "+c.host+"\r\n\r\n")
 		if !strings.HasPrefix(got, c.want) {
@@ -166,9 +177,15 @@ func TestHostMustBeTheApps(t *testing.T) {
 		}
 	}
 	for _, c := range []struct{ target, want string }{
-		{"https://crm.test/x", "200 "}, {"HTTPS://CRM.test:443/x", "200 "},
-		{"https://evil.test/x", "400 bad_request"}, {"http://crm.test/x", "421 misdirected"},
-		{"https://u@crm.test/x", "4"}, {"ftp://crm.test/x", "4"}, {"https://crm.test", "4"}, {"https://crm.test?x", "4"}, {"https:///x", "4"},
+		{"https://crm.test/x", "200 "},
+		{"HTTPS://CRM.test:443/x", "200 "},
+		{"https://evil.test/x", "400 bad_request"},
+		{"http://crm.test/x", "421 misdirected"},
+		{"https://u@crm.test/x", "4"},
+		{"ftp://crm.test/x", "4"},
+		{"https://crm.test", "4"},
+		{"https://crm.test?x", "4"},
+		{"https:///x", "4"},
 	} {
 		got := w.raw("crm.test", "GET "+c.target+" HTTP/1.1\r\nHost: crm.test\r\n\r\n")
 		if !strings.HasPrefix(got, c.want) {

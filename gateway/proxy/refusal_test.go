@@ -149,10 +149,19 @@ func TestRefusalForm(t *testing.T) {
 		accept, dest string
 		json         bool
 	}{
-		{"", "", false}, {"*/*", "", false}, {"text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", "document", false},
-		{"application/json", "", true}, {"application/json, text/plain, */*", "empty", true}, {"text/html, application/json;q=0.9", "", false},
-		{"text/html;q=0.5, application/json", "", true}, {"application/vnd.api+json", "", true}, {"*/*", "empty", true}, {"*/*", "image", false},
-		{"text/html, application/json", "", false}, {"application/json;q=0", "", false}, {"APPLICATION/JSON", "", true},
+		{"", "", false},
+		{"*/*", "", false},
+		{"text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", "document", false},
+		{"application/json", "", true},
+		{"application/json, text/plain, */*", "empty", true},
+		{"text/html, application/json;q=0.9", "", false},
+		{"text/html;q=0.5, application/json", "", true},
+		{"application/vnd.api+json", "", true},
+		{"*/*", "empty", true},
+		{"*/*", "image", false},
+		{"text/html, application/json", "", false},
+		{"application/json;q=0", "", false},
+		{"APPLICATION/JSON", "", true},
 	} {
 		r := httptest.NewRequest(http.MethodGet, "/", nil)
 		if c.accept != "" {

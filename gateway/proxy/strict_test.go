@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bufio"
 	"bytes"
 	"io"
 	"net"
@@ -8,8 +9,6 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
-
-	"bufio"
 )
 
 // fake is a connection that only reads.
