@@ -2,6 +2,7 @@ package admin
 
 import (
 	"cmp"
+	"errors"
 	"net/http"
 	"slices"
 	"time"
@@ -83,7 +84,7 @@ func (s *Server) deviceOf(d store.Device) Device {
 	if !ok {
 		return out
 	}
-	out.Status, out.Flows = "connected", st.Flows
+	out.Status, out.Flows, out.LastSeen = "connected", st.Flows, s.cfg.Now().UTC()
 	out.Location = &wire.Location{Address: st.Location.Address, Country: st.Location.Country}
 	for name, sig := range st.Posture.Signals {
 		out.Posture = append(out.Posture, wire.Signal{Name: name, State: sig.State, Value: sig.Value})
@@ -184,6 +185,10 @@ func (s *Server) revokeSession(w http.ResponseWriter, r *http.Request) {
 		reason = "revoked"
 	}
 	err := s.cfg.Sessions.EndSession(r.Context(), store.End{SessionID: id, Reason: reason, By: actor(r), At: s.cfg.Now()}, policy.ReasonSessionRevoked)
+	if errors.Is(err, session.ErrSessionOver) {
+		s.fail(w, http.StatusConflict, "session_over", "That session has ended already.")
+		return
+	}
 	if err != nil {
 		s.failed(w, "ending session "+id, err)
 		return

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"strings"
 
 	"github.com/portvakt/portvakt/gateway/audit"
 )
@@ -24,7 +25,10 @@ func (s *Server) auditTail(w http.ResponseWriter, r *http.Request) {
 	}
 	denied, follow := q.Get("denied") != "", q.Get("follow") != ""
 	s.looked(r, "audit log")
-	wanted := func(rec *audit.Record) bool { return !denied || (rec.Allow != nil && !*rec.Allow) }
+	// What was refused before policy was asked is a refusal too.
+	wanted := func(rec *audit.Record) bool {
+		return !denied || (rec.Allow != nil && !*rec.Allow) || strings.HasSuffix(string(rec.Kind), "_refused")
+	}
 
 	var last [][]byte
 	var seq uint64

@@ -32,6 +32,7 @@ const (
 	KindConnectRefused Kind = "connect_refused" // a connect or a renewal was refused
 	KindLogin          Kind = "login"           // a session began
 	KindLoginRefused   Kind = "login_refused"   // a login failed
+	KindResume         Kind = "resume"          // a session was taken along to a new tunnel key
 	KindLogout         Kind = "logout"          // the worker ended the session
 	KindSessionEnd     Kind = "session_end"     // the session ended otherwise
 	KindPosture        Kind = "posture"         // a posture report changed a signal

@@ -269,7 +269,7 @@ func (a *API) connect(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	nonce := "n-" + randomHex()
-	err = a.register(r.Context(), d, reg, nonce)
+	err = a.register(r, reg, session.Connection{Device: d, Nonce: nonce})
 	switch {
 	case errors.Is(err, store.ErrRevoked):
 		if d, err := a.cfg.Store.Device(r.Context(), d.ID); err == nil {
@@ -311,17 +311,19 @@ func (a *API) connect(w http.ResponseWriter, r *http.Request) {
 }
 
 // register stores a registration and puts it in force, in one order for both.
-func (a *API) register(ctx context.Context, d store.Device, reg store.Registration, nonce string) error {
+func (a *API) register(r *http.Request, reg store.Registration, c session.Connection) error {
+	ctx := r.Context()
 	a.registerMu.Lock()
 	defer a.registerMu.Unlock()
 	resumed, err := a.cfg.Store.PutRegistration(ctx, reg)
 	if err != nil {
 		return err
 	}
-	err = a.cfg.Sessions.Connect(session.Connection{Device: d, Registration: reg, Session: resumed, Nonce: nonce})
+	c.Registration, c.Session, c.Remote = reg, resumed, hostOf(r.RemoteAddr)
+	err = a.cfg.Sessions.Connect(c)
 	if err != nil {
 		// What could not be put in force must not be restored either.
-		err = errors.Join(err, a.cfg.Store.DeleteRegistration(context.WithoutCancel(ctx), d.ID))
+		err = errors.Join(err, a.cfg.Store.DeleteRegistration(context.WithoutCancel(ctx), reg.DeviceID))
 	}
 	return err
 }

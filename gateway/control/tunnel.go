@@ -82,6 +82,9 @@ func (a *API) registration(w http.ResponseWriter, r *http.Request, id string) {
 		a.internal(w, "extending a registration", err)
 		return
 	}
+	if err := a.cfg.Store.TouchDevice(r.Context(), id, a.cfg.Now()); err != nil {
+		a.log.Warn("noting that a device was seen", "device", id, "err", err)
+	}
 	a.answer(w, wire.RegistrationResponse{ExpiresAt: until.UTC()})
 }
 
@@ -230,8 +233,9 @@ func verify(der []byte, signed wire.SignedReport) bool {
 	return ecdsa.VerifyASN1(key, sum[:], signed.Signature)
 }
 
-// maxSignalAge is how old a signal may be within a report and still count.
-const maxSignalAge = 90
+// maxSignalAge is how old a signal may be within a report and still count, in
+// seconds. With the report's own age it bounds how late a change is felt.
+const maxSignalAge = 30
 
 // signalsOf checks a report's signals. A report with one bad signal is refused
 // whole: half a report would let a fact be left out.

@@ -19,6 +19,9 @@ type Connection struct {
 	Device       store.Device
 	Registration store.Registration
 	Session      *store.Session
+	// Remote is the address the connect came from; empty when a restarted
+	// gateway puts a stored registration in force again.
+	Remote string
 	// Nonce is the one its first posture report must carry.
 	Nonce string
 }
@@ -46,10 +49,15 @@ func (m *Manager) Connect(c Connection) error {
 	if old != nil {
 		m.dissolve(old, policy.Decision{}, false)
 		if s, ok := old.sessionNow(); ok && c.Session == nil {
-			r := audit.Record{Kind: audit.KindSessionEnd, Device: d.record.ID, Outcome: store.EndSuperseded}
-			sessionOf(&r, &s)
-			m.cfg.Audit.Note(r)
+			m.noteSuperseded(&s)
 		}
+	}
+	if s, ok := d.sessionNow(); ok && c.Remote != "" {
+		// Whoever copied a laptop's state takes its Session along too; this
+		// line is where security sees from where.
+		r := audit.Record{Kind: audit.KindResume, Device: d.record.ID, Remote: c.Remote}
+		sessionOf(&r, &s)
+		m.cfg.Audit.Note(r)
 	}
 	m.refresh(d)
 	if err := m.cfg.AddPeer(d.key, c.Registration.PresharedKey, d.record.Addresses); err != nil {
@@ -256,10 +264,26 @@ func (m *Manager) bind(ctx context.Context, d *device, s store.Session) error {
 		return fmt.Errorf("storing the session: %w", err)
 	}
 	d.mu.Lock()
-	defer d.mu.Unlock()
+	before := d.session
 	d.session = &s
+	d.mu.Unlock()
+	m.noteSuperseded(before)
 	return nil
 }
+
+// noteSuperseded records that another login or connection took a Session's
+// place. s may be nil.
+func (m *Manager) noteSuperseded(s *store.Session) {
+	if s == nil {
+		return
+	}
+	r := audit.Record{Kind: audit.KindSessionEnd, Device: s.DeviceID, Reason: store.EndSuperseded, Outcome: store.EndSuperseded}
+	sessionOf(&r, s)
+	m.cfg.Audit.Note(r)
+}
+
+// ErrSessionOver is returned for a Session that has ended already.
+var ErrSessionOver = errors.New("the session has ended already")
 
 // EndSession ends a device's Session: in force at once, then stored and
 // recorded. reason is session_revoked for an act of somebody else and
@@ -271,11 +295,18 @@ func (m *Manager) EndSession(ctx context.Context, e store.End, reason policy.Rea
 		kind = audit.KindLogout
 	}
 	r := audit.Record{Kind: kind, Session: e.SessionID, Actor: e.By, Outcome: e.Reason}
+	if kind == audit.KindSessionEnd {
+		r.Reason = string(reason)
+	}
 	m.unbind(&r, reason)
+	wasBound := r.Device != ""
 	stored, err := m.endStored(ctx, e)
 	// What a login or a connect put in force meanwhile: either it saw the end
 	// in the store, or it is seen here.
 	m.unbind(&r, reason)
+	if err == nil && !wasBound && r.Device == "" && !stored.EndedAt.Equal(e.At) {
+		return ErrSessionOver
+	}
 	if err == nil {
 		r.Device, r.Subject = stored.DeviceID, subjectName(stored.Subject)
 	}

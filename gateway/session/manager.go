@@ -343,7 +343,7 @@ func (m *Manager) noteExpired(s *store.Session, now time.Time) {
 	if s == nil {
 		return
 	}
-	r := audit.Record{Kind: audit.KindSessionEnd, Device: s.DeviceID, Outcome: store.EndExpired}
+	r := audit.Record{Kind: audit.KindSessionEnd, Device: s.DeviceID, Reason: store.EndExpired, Outcome: store.EndExpired}
 	sessionOf(&r, s)
 	m.cfg.Audit.Note(r)
 	if _, err := m.cfg.Store.EndSession(context.Background(), store.End{SessionID: s.ID, Reason: store.EndExpired, By: "gateway", At: now}); err != nil {
@@ -427,7 +427,9 @@ func (m *Manager) dissolve(d *device, why policy.Decision, last bool) {
 		m.cfg.Gone(d.record.Addresses)
 	}
 	d.publish(nil)
-	d.farewell()
+	if last {
+		d.farewell() // a superseded connection's agent is the one that superseded it
+	}
 	if err := m.cfg.RemovePeer(d.key); err != nil {
 		m.log.Error("removing a tunnel peer", "device", d.record.ID, "err", err)
 	}

@@ -193,7 +193,7 @@ func (g *gw) reconnect(d store.Device) *laptop {
 	if err != nil {
 		g.t.Fatal(err)
 	}
-	if err := g.m.Connect(session.Connection{Device: d, Registration: l.reg, Session: resumed, Nonce: l.nonce}); err != nil {
+	if err := g.m.Connect(session.Connection{Device: d, Registration: l.reg, Session: resumed, Nonce: l.nonce, Remote: "192.0.2.10"}); err != nil {
 		g.t.Fatal(err)
 	}
 	g.m.Endpoint(l.reg.TunnelKey, netip.MustParseAddr("192.0.2.10"))
@@ -550,6 +550,9 @@ func TestReconnectKeepsTheSession(t *testing.T) {
 	}
 	if s, ok := g.m.SessionOf(l.ID); !ok || s.Subject.ID != "anna" {
 		t.Errorf("the session is gone: %+v", s)
+	}
+	if recs := g.records(audit.KindResume); len(recs) != 1 || recs[0].Remote != "192.0.2.10" || recs[0].Subject != "https://idp#anna" {
+		t.Errorf("the record that the session was taken along: %+v", recs)
 	}
 	if dec, _ := g.m.WhyDevice(l.ID, "crm"); dec.Reason != policy.ReasonPostureStale {
 		t.Errorf("before the first report of the new connection: %s", dec.Reason)
