@@ -19,7 +19,7 @@ func TestTwoHostsAreRefused(t *testing.T) {
 		"https://crm.test/x":     "evil.test",
 		"https://crm.test:443/x": "crm.test:8443",
 	} {
-		if got := w.raw("crm.test", "GET "+target+" HTTP/1.1\r\nHost: "+host+"\r\n\r\n"); !strings.Contains(got, "400") {
+		if got := w.raw("crm.test", "GET "+target+" HTTP/1.1\r\nHost: "+host+"\r\n\r\n"); !strings.HasPrefix(got, "421 misdirected") {
 			t.Errorf("%s beside Host: %s: %s", target, host, got)
 		}
 	}

@@ -112,7 +112,12 @@ func (p *Proxy) serveHTTP(w http.ResponseWriter, r *http.Request) {
 
 func (p *Proxy) examine(r *http.Request, s *strict, app *policy.App) (request, *rejection) {
 	if s != nil {
-		if why, bad := s.malformed(r.RequestURI); bad {
+		switch why, bad := s.malformed(r.RequestURI); {
+		case bad && why == twoHosts:
+			rej := misdirected(r.Host, app)
+			rej.close = true
+			return request{}, rej
+		case bad:
 			return request{}, badRequest(http.StatusBadRequest, "message", why, "an HTTP/1.1 message whose length is clear")
 		}
 	}

@@ -179,7 +179,7 @@ func TestHostMustBeTheApps(t *testing.T) {
 	for _, c := range []struct{ target, want string }{
 		{"https://crm.test/x", "200 "},
 		{"HTTPS://CRM.test:443/x", "200 "},
-		{"https://evil.test/x", "400 bad_request"},
+		{"https://evil.test/x", "421 misdirected"},
 		{"http://crm.test/x", "421 misdirected"},
 		{"https://u@crm.test/x", "4"},
 		{"ftp://crm.test/x", "4"},

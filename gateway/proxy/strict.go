@@ -188,7 +188,7 @@ func checkHead(head []byte) (length int64, chunked bool, why string) {
 			// RFC 9112, 3.2: the two are the same. net/http takes the target's and
 			// drops the other unseen.
 			if u.Host != "" && !strings.EqualFold(plainHost(u.Host), plainHost(value)) {
-				return 0, false, "a Host that is not the target's"
+				return 0, false, twoHosts
 			}
 		case "content-length":
 			lengths++
@@ -214,6 +214,10 @@ func checkHead(head []byte) (length int64, chunked bool, why string) {
 	}
 	return length, chunked, why
 }
+
+// twoHosts is the one fault of framing that is about the host, and answered as
+// such.
+const twoHosts = "a Host that is not the target's"
 
 // plainHost takes the port off that goes without saying on our listeners.
 func plainHost(s string) string {

@@ -34,6 +34,9 @@ var guarded = prefixes(
 	"169.254.0.0/16", "fe80::/10", "fec0::/10",
 	"100.100.100.200/32", "168.63.129.16/32", "192.0.0.192/32", "fd00:ec2::/32", "fd20:ce::254/128",
 	"240.0.0.0/4",
+	// Forms that hide an IPv4 address where it cannot be read off: NAT64 of
+	// local use (RFC 8215) and Teredo (RFC 4380).
+	"64:ff9b:1::/48", "2001::/32",
 )
 
 func prefixes(list ...string) []netip.Prefix {

@@ -31,6 +31,8 @@ func TestDestinations(t *testing.T) {
 		{"64:ff9b::127.0.0.1", nil, false},
 		{"64:ff9b::169.254.169.254", nil, false},
 		{"2002:7f00:1::1", nil, false},
+		{"64:ff9b:1:7f00:0:1::", nil, false},
+		{"2001:0:7f00:1::", nil, false},
 		{"2002:a9fe:a9fe::", nil, false},
 		{"169.254.169.254", nil, false},
 		{"::ffff:169.254.169.254", nil, false},
