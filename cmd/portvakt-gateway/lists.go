@@ -60,7 +60,7 @@ func when(t time.Time) string {
 	if t.IsZero() {
 		return "-"
 	}
-	return t.Local().Format("2006-01-02 15:04:05")
+	return t.Local().Format("2006-01-02 15:04")
 }
 
 func inviteCmd(opt *options) *cobra.Command {
@@ -111,14 +111,14 @@ func devicesCmd(opt *options) *cobra.Command {
 			if err != nil || opt.json {
 				return orJSON(cmd, all, err)
 			}
-			rows := [][]string{{"ID", "NAME", "STATUS", "WHO", "WHERE", "LAST SEEN"}}
+			rows := [][]string{{"ID", "NAME", "STATUS", "WHO", "IN", "SEEN"}}
 			for _, d := range all.Items {
 				who, where := "-", "-"
 				if d.Session != nil {
 					who = d.Session.Name
 				}
 				if d.Location != nil {
-					where = strings.TrimSpace(d.Location.Country + " " + d.Location.Address)
+					where = d.Location.Country
 				}
 				rows = append(rows, []string{d.ID, d.Name, d.Status, who, where, when(d.LastSeen)})
 			}
@@ -198,13 +198,18 @@ func sessionsCmd(opt *options) *cobra.Command {
 			if err != nil || opt.json {
 				return orJSON(cmd, items, err)
 			}
-			rows := [][]string{{"ID", "WHO", "GROUPS", "DEVICE", "UNTIL", "STATE"}}
+			rows := [][]string{{"ID", "WHO", "GROUPS", "UNTIL"}}
+			if all {
+				rows[0] = append(rows[0], "STATE")
+			}
 			for _, s := range items.Items {
-				state := "active"
-				if !s.Active {
-					state = "ended " + s.EndReason
+				row := []string{s.ID, s.Name, strings.Join(s.Groups, ","), when(s.ExpiresAt)}
+				if all && s.Active {
+					row = append(row, "active")
+				} else if all {
+					row = append(row, "ended "+s.EndReason)
 				}
-				rows = append(rows, []string{s.ID, s.Name, strings.Join(s.Groups, ","), s.Device, when(s.ExpiresAt), state})
+				rows = append(rows, row)
 			}
 			return table(cmd.OutOrStdout(), rows)
 		},
