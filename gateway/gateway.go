@@ -121,7 +121,7 @@ func (g *gateway) build() (err error) {
 	g.tunnel, err = tunnel.New(tunnel.Config{
 		PrivateKey: key, Listen: cfg.Tunnel.Listen, Addresses: own, MTU: cfg.Tunnel.MTU, Table: g.table,
 		TCP: g.handleTCP, UDP: func(f *overlay.UDPFlow) { g.proxy.HandleUDP(f) },
-		OnEndpoint: func(key [32]byte, ep netip.AddrPort) { g.sessions.Endpoint(key, ep.Addr().Unmap()) },
+		OnEndpoint: func(key [32]byte, ep netip.AddrPort) { g.sessions.Endpoint(key, ep) },
 		Log:        g.log,
 	})
 	if err != nil {
@@ -130,8 +130,8 @@ func (g *gateway) build() (err error) {
 	g.sessions = session.New(session.Config{
 		Engine: g.engine, Store: g.store, Audit: g.audit, Table: g.table, Gateway: own, ControlPort: wire.ControlPort,
 		Locate: g.places.Lookup, PostureMaxAge: time.Duration(cfg.Posture.MaxAge), Log: g.log,
-		AddPeer: func(key, psk [32]byte, inner [2]netip.Addr) error {
-			return g.tunnel.AddPeer(tunnel.Peer{Key: key, PresharedKey: psk, Addresses: inner})
+		AddPeer: func(r store.Registration, inner [2]netip.Addr) error {
+			return g.tunnel.AddPeer(tunnel.Peer{Key: r.TunnelKey, PresharedKey: r.PresharedKey, Addresses: inner, Endpoint: r.Endpoint})
 		},
 		RemovePeer: func(key [32]byte) error { return g.tunnel.RemovePeer(key) },
 		Gone: func(inner [2]netip.Addr) {

@@ -83,7 +83,7 @@ func newGateway(t *testing.T) *gw {
 	own := g.store.GatewayAddresses()
 	g.sessions = session.New(session.Config{
 		Engine: engine, Store: g.store, Audit: g.audit, Table: segment.NewTable(own), Gateway: own, ControlPort: 80, Locate: locate,
-		AddPeer:    func([32]byte, [32]byte, [2]netip.Addr) error { return nil },
+		AddPeer:    func(store.Registration, [2]netip.Addr) error { return nil },
 		RemovePeer: func([32]byte) error { return nil }, Now: clock,
 	})
 	apps := filepath.Join(dir, "apps")
@@ -143,7 +143,7 @@ func (g *gw) connect(name string) store.Device {
 	_, err = g.store.PutRegistration(g.t.Context(), r)
 	g.must(err)
 	g.must(g.sessions.Connect(session.Connection{Device: d, Registration: r, Nonce: "n"}))
-	g.sessions.Endpoint(id, netip.MustParseAddr("192.0.2.7"))
+	g.sessions.Endpoint(id, netip.MustParseAddrPort("192.0.2.7:4000"))
 	_, err = g.sessions.Posture(d.ID, "n", "boot", map[string]policy.Signal{wire.SignalHostFirewall: {State: wire.SignalPass, Value: "ufw: on"}})
 	g.must(err)
 	return d

@@ -32,8 +32,9 @@ type device struct {
 	session   *store.Session
 	ended     policy.Reason // why there is no session: login_required, session_expired or session_revoked
 	posture   *report
-	nonce     string // of the next posture report
-	outer     netip.Addr
+	nonce     string         // of the next posture report
+	outer     netip.AddrPort // where the tunnel's packets come from
+	moved     bool           // outer is not in the store yet
 	location  policy.Location
 	gone      *policy.Decision // set once; nothing is allowed any more
 	flows     map[*Flow]struct{}

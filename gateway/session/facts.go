@@ -60,7 +60,7 @@ func (m *Manager) Connect(c Connection) error {
 		m.cfg.Audit.Note(r)
 	}
 	m.refresh(d)
-	if err := m.cfg.AddPeer(d.key, c.Registration.PresharedKey, d.record.Addresses); err != nil {
+	if err := m.cfg.AddPeer(c.Registration, d.record.Addresses); err != nil {
 		m.Remove(d.record.ID, policy.Decision{})
 		return fmt.Errorf("adding a tunnel peer: %w", err)
 	}
@@ -113,7 +113,7 @@ func (m *Manager) TokenDevice(inner netip.Addr, tokenHash [32]byte) (id string, 
 
 // Endpoint tells where the peer with that tunnel key sends from now. A changed
 // place is recorded and decides everything again.
-func (m *Manager) Endpoint(key [32]byte, outer netip.Addr) {
+func (m *Manager) Endpoint(key [32]byte, outer netip.AddrPort) {
 	for _, d := range m.all() {
 		if d.key == key {
 			m.setLocation(d, outer)
@@ -122,13 +122,20 @@ func (m *Manager) Endpoint(key [32]byte, outer netip.Addr) {
 	}
 }
 
-func (m *Manager) setLocation(d *device, outer netip.Addr) {
-	loc := m.cfg.Locate(outer)
+func (m *Manager) setLocation(d *device, outer netip.AddrPort) {
+	loc := m.cfg.Locate(outer.Addr().Unmap())
 	d.mu.Lock()
 	old := d.location
+	d.moved = d.moved || d.outer != outer
 	d.outer, d.location = outer, loc
-	session := d.session
+	session, moved := d.session, d.moved
 	d.mu.Unlock()
+	if moved {
+		select {
+		case m.moved <- struct{}{}:
+		default:
+		}
+	}
 	if old == loc {
 		return
 	}

@@ -44,8 +44,9 @@ type Config struct {
 	ControlPort uint16
 	// Locate says where an outer address is.
 	Locate func(netip.Addr) policy.Location
-	// AddPeer makes a tunnel key known to the tunnel, RemovePeer unknown at once.
-	AddPeer    func(key, preshared [32]byte, inner [2]netip.Addr) error
+	// AddPeer makes a registration's tunnel key known to the tunnel, RemovePeer
+	// unknown at once.
+	AddPeer    func(r store.Registration, inner [2]netip.Addr) error
 	RemovePeer func(key [32]byte) error
 	// Gone is told when a device's connection ended, after its Flows were cut:
 	// what idles on its inner addresses has nobody left to serve. May be nil.
@@ -88,6 +89,9 @@ type Manager struct {
 	publishMu sync.Mutex
 	catalogue atomic.Pointer[catalogue]
 
+	// moved wakes Run when a device's outer address changed.
+	moved chan struct{}
+
 	flows   atomic.Int64
 	refused atomic.Uint64
 	cuts    atomic.Uint64
@@ -124,7 +128,7 @@ func New(cfg Config) *Manager {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	m := &Manager{cfg: cfg, log: cfg.Log, devices: map[string]*device{}, inner: map[netip.Addr]*device{}}
+	m := &Manager{cfg: cfg, log: cfg.Log, devices: map[string]*device{}, inner: map[netip.Addr]*device{}, moved: make(chan struct{}, 1)}
 	m.catalogue.Store(&catalogue{})
 	return m
 }
@@ -139,6 +143,9 @@ func (m *Manager) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-m.moved:
+			m.rememberEndpoints(ctx)
+			continue
 		case <-tick.C:
 		}
 		now := m.cfg.Now()
@@ -166,6 +173,23 @@ func (m *Manager) Run(ctx context.Context) error {
 				m.log.Warn("noting which sessions are alive", "err", err)
 			}
 		}
+	}
+}
+
+// rememberEndpoints stores the outer addresses that are not in the store yet, in
+// one write however many they are. One that is lost costs its device some
+// seconds after the next restart.
+func (m *Manager) rememberEndpoints(ctx context.Context) {
+	seen := map[[32]byte]netip.AddrPort{}
+	for _, d := range m.all() {
+		d.mu.Lock()
+		if d.moved {
+			seen[d.key], d.moved = d.outer, false
+		}
+		d.mu.Unlock()
+	}
+	if err := m.cfg.Store.TouchEndpoints(ctx, seen); err != nil && ctx.Err() == nil {
+		m.log.Warn("noting where devices are", "err", err)
 	}
 }
 

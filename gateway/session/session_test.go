@@ -95,13 +95,13 @@ func newGateway(t *testing.T) *gw {
 		Locate: func(a netip.Addr) policy.Location {
 			return policy.Location{Address: a.String(), Country: g.country.Load().(string)}
 		},
-		AddPeer: func(key, _ [32]byte, _ [2]netip.Addr) error {
+		AddPeer: func(r store.Registration, _ [2]netip.Addr) error {
 			if g.beforeAdd != nil {
 				g.beforeAdd()
 			}
 			g.mu.Lock()
 			defer g.mu.Unlock()
-			g.peers[key] = true
+			g.peers[r.TunnelKey] = true
 			return nil
 		},
 		RemovePeer: func(key [32]byte) error {
@@ -196,7 +196,7 @@ func (g *gw) reconnect(d store.Device) *laptop {
 	if err := g.m.Connect(session.Connection{Device: d, Registration: l.reg, Session: resumed, Nonce: l.nonce, Remote: "192.0.2.10"}); err != nil {
 		g.t.Fatal(err)
 	}
-	g.m.Endpoint(l.reg.TunnelKey, netip.MustParseAddr("192.0.2.10"))
+	g.m.Endpoint(l.reg.TunnelKey, netip.MustParseAddrPort("192.0.2.10:4000"))
 	return l
 }
 
@@ -391,7 +391,7 @@ func TestMovedLocationIsDecidedAgain(t *testing.T) {
 		t.Fatalf("%+v %v", dec, err)
 	}
 	g.country.Store("US")
-	g.m.Endpoint(l.reg.TunnelKey, netip.MustParseAddr("198.51.100.7"))
+	g.m.Endpoint(l.reg.TunnelKey, netip.MustParseAddrPort("198.51.100.7:4000"))
 	if dec, ok := f.Cut(); !ok || dec.Reason != policy.ReasonLocationNotAllowed {
 		t.Errorf("cut: %v %+v", ok, dec)
 	}
@@ -657,6 +657,39 @@ func TestRunEndsWhatTimeEnds(t *testing.T) {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// Run remembers where devices are, so that a restarted gateway can call them.
+func TestRunRemembersEndpoints(t *testing.T) {
+	g := newGateway(t)
+	l := g.connect("anna")
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- g.m.Run(ctx) }()
+	stored := func(want string) {
+		t.Helper()
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+			regs, err := g.store.Registrations(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(regs) == 1 && regs[0].Endpoint.String() == want {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("registrations: %+v, want the endpoint %s", regs, want)
+			}
+		}
+	}
+	stored("192.0.2.10:4000")
+	g.m.Endpoint(l.reg.TunnelKey, netip.MustParseAddrPort("192.0.2.10:4001"))
+	stored("192.0.2.10:4001")
+	g.m.Endpoint(l.reg.TunnelKey, netip.MustParseAddrPort("[2001:db8::1]:4001"))
+	stored("[2001:db8::1]:4001")
 	cancel()
 	if err := <-done; err != nil {
 		t.Error(err)

@@ -46,6 +46,7 @@ CREATE TABLE registrations (
   boot_id       TEXT    NOT NULL,
   agent_version TEXT    NOT NULL,
   post_quantum  BOOLEAN NOT NULL,
+  endpoint      TEXT    NOT NULL DEFAULT '', -- outer address and port, last seen
   created_at    BIGINT  NOT NULL,
   expires_at    BIGINT  NOT NULL
 );

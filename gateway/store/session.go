@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"time"
 )
@@ -98,10 +99,23 @@ func (s *Store) DeleteRegistration(ctx context.Context, deviceID string) error {
 	})
 }
 
+// TouchEndpoints notes where devices, by tunnel key, send from now. Keys that
+// are not registered any more change nothing.
+func (s *Store) TouchEndpoints(ctx context.Context, seen map[[32]byte]netip.AddrPort) error {
+	return s.write(ctx, func(tx *sql.Tx) error {
+		for key, ep := range seen {
+			if _, err := tx.ExecContext(ctx, `UPDATE registrations SET endpoint = ? WHERE tunnel_key = ?`, ep.String(), key[:]); err != nil {
+				return fmt.Errorf("noting where devices are: %w", err)
+			}
+		}
+		return nil
+	})
+}
+
 // Registrations returns all registrations, also expired ones, by device.
 func (s *Store) Registrations(ctx context.Context) ([]Registration, error) {
 	rows, err := s.r.QueryContext(ctx,
-		`SELECT device_id, tunnel_key, psk_sealed, token_hash, boot_id, agent_version, post_quantum, created_at, expires_at FROM registrations ORDER BY device_id`)
+		`SELECT device_id, tunnel_key, psk_sealed, token_hash, boot_id, agent_version, post_quantum, endpoint, created_at, expires_at FROM registrations ORDER BY device_id`)
 	if err != nil {
 		return nil, fmt.Errorf("reading registrations: %w", err)
 	}
@@ -110,9 +124,15 @@ func (s *Store) Registrations(ctx context.Context) ([]Registration, error) {
 		var r Registration
 		var key, sealed, token []byte
 		var created, expires int64
-		err := rows.Scan(&r.DeviceID, &key, &sealed, &token, &r.BootID, &r.AgentVersion, &r.PostQuantum, &created, &expires)
+		var endpoint string
+		err := rows.Scan(&r.DeviceID, &key, &sealed, &token, &r.BootID, &r.AgentVersion, &r.PostQuantum, &endpoint, &created, &expires)
 		if err != nil {
 			return err
+		}
+		if endpoint != "" {
+			if r.Endpoint, err = netip.ParseAddrPort(endpoint); err != nil {
+				return fmt.Errorf("the endpoint of device %q: %w", r.DeviceID, err)
+			}
 		}
 		if err := errors.Join(fill(&r.TunnelKey, key), fill(&r.TokenHash, token)); err != nil {
 			return fmt.Errorf("the registration of device %q: %w", r.DeviceID, err)

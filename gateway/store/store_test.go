@@ -85,7 +85,7 @@ func enrol(t *testing.T, s *store.Store, id string) store.Device {
 
 func same(t *testing.T, what string, got, want any) {
 	t.Helper()
-	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
+	if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{})); diff != "" {
 		t.Errorf("%s: -want +got\n%s", what, diff)
 	}
 }

@@ -84,6 +84,7 @@ type Registration struct {
 	TokenHash            [32]byte // of the control token
 	BootID, AgentVersion string
 	PostQuantum          bool
+	Endpoint             netip.AddrPort // where the device was seen last; see [Store.TouchEndpoints]
 	CreatedAt, ExpiresAt time.Time
 }
 

@@ -68,8 +68,14 @@ type ingress struct {
 
 func start(t *testing.T, listen string) *ingress {
 	t.Helper()
-	in := &ingress{table: segment.NewTable(gatewayAddrs), located: make(chan located, 100), conns: make(chan net.Conn, 10)}
 	priv, _ := keyPair()
+	return startAs(t, listen, priv)
+}
+
+// startAs starts an ingress with a key of before, as a restarted gateway does.
+func startAs(t *testing.T, listen string, priv [32]byte) *ingress {
+	t.Helper()
+	in := &ingress{table: segment.NewTable(gatewayAddrs), located: make(chan located, 100), conns: make(chan net.Conn, 10)}
 	var err error
 	in.Tunnel, err = tunnel.New(tunnel.Config{
 		PrivateKey: priv, Listen: listen, Addresses: gatewayAddrs, Table: in.table,
