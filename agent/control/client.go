@@ -19,6 +19,7 @@ import (
 const (
 	callTimeout = 15 * time.Second
 	maxEvent    = 4 << 20
+	askAfter    = 2 * time.Second // below a heartbeat, so that one lost connection costs less than that
 )
 
 // ErrSilent says that the event stream was silent for three heartbeats.
@@ -54,7 +55,21 @@ func NewClient(cfg ClientConfig) *Client {
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 			defer cancel()
-			return cfg.Dial(ctx, to)
+			conn, err := cfg.Dial(ctx, to)
+			if err != nil {
+				return nil, err
+			}
+			// A gateway that was restarted knows nothing of this connection and
+			// says so, but only when it is asked.
+			if k, ok := conn.(interface {
+				SetKeepAliveConfig(net.KeepAliveConfig) error
+			}); ok {
+				err = k.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: askAfter, Interval: askAfter, Count: 5})
+			}
+			if err != nil {
+				return nil, errors.Join(err, conn.Close())
+			}
+			return conn, nil
 		},
 		DisableCompression: true,
 		IdleConnTimeout:    time.Minute,

@@ -383,6 +383,16 @@ func (c *tracked) CloseWrite() error {
 	return errors.ErrUnsupported
 }
 
+// SetKeepAliveConfig sets when silence of a TCP connection is asked about.
+func (c *tracked) SetKeepAliveConfig(cfg net.KeepAliveConfig) error {
+	if k, ok := c.Conn.(interface {
+		SetKeepAliveConfig(net.KeepAliveConfig) error
+	}); ok {
+		return k.SetKeepAliveConfig(cfg)
+	}
+	return errors.ErrUnsupported
+}
+
 // Reset breaks the connection off, so that the other end sees it.
 func (c *tracked) Reset() {
 	if r, ok := c.Conn.(interface{ Reset() }); ok {

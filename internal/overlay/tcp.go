@@ -247,13 +247,31 @@ func (c *Conn) Reset() {
 	c.ep.Close()
 }
 
+// SetKeepAliveConfig sets when silence is asked about, as for a
+// [net.TCPConn]. Fields that are zero keep their value.
+func (c *Conn) SetKeepAliveConfig(cfg net.KeepAliveConfig) error {
+	keepalive(c.ep, cfg)
+	return nil
+}
+
 // tune sets the options of every connection, forwarded or dialled.
 func tune(ep tcpip.Endpoint) {
-	so := ep.SocketOptions()
-	so.SetDelayOption(false)
-	so.SetKeepAlive(true)
-	idle, interval := tcpip.KeepaliveIdleOption(keepaliveIdle), tcpip.KeepaliveIntervalOption(keepaliveInterval)
-	_ = ep.SetSockOpt(&idle)
-	_ = ep.SetSockOpt(&interval)
-	_ = ep.SetSockOptInt(tcpip.KeepaliveCountOption, keepaliveCount)
+	ep.SocketOptions().SetDelayOption(false)
+	keepalive(ep, net.KeepAliveConfig{Enable: true, Idle: keepaliveIdle, Interval: keepaliveInterval, Count: keepaliveCount})
+}
+
+// keepalive sets options that no TCP endpoint of gVisor refuses.
+func keepalive(ep tcpip.Endpoint, cfg net.KeepAliveConfig) {
+	ep.SocketOptions().SetKeepAlive(cfg.Enable)
+	if cfg.Idle > 0 {
+		idle := tcpip.KeepaliveIdleOption(cfg.Idle)
+		_ = ep.SetSockOpt(&idle)
+	}
+	if cfg.Interval > 0 {
+		interval := tcpip.KeepaliveIntervalOption(cfg.Interval)
+		_ = ep.SetSockOpt(&interval)
+	}
+	if cfg.Count > 0 {
+		_ = ep.SetSockOptInt(tcpip.KeepaliveCountOption, cfg.Count)
+	}
 }
