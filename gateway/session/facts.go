@@ -254,6 +254,11 @@ func (m *Manager) Login(ctx context.Context, s store.Session) (store.Session, er
 		return store.Session{}, fmt.Errorf("recording the login: %w", err)
 	}
 	if err := m.bind(ctx, d, s); err != nil {
+		// The record above granted nothing after all.
+		m.cfg.Audit.Note(audit.Record{
+			Kind: audit.KindLoginRefused, Subject: r.Subject, Device: r.Device, Session: r.Session, Remote: remote,
+			Reason: "not_in_force", Outcome: err.Error(),
+		})
 		return store.Session{}, err
 	}
 	m.refresh(d)
