@@ -16,6 +16,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/portvakt/portvakt/certs"
 	"github.com/portvakt/portvakt/gateway/audit"
 	"github.com/portvakt/portvakt/gateway/identity"
@@ -51,6 +53,10 @@ type Config struct {
 
 // Lifetimes of what connect hands out.
 const (
+	// A connect costs two writes; a laptop that changes networks all the time needs
+	// one every few seconds.
+	connectBurst = 30
+	connectEvery = 2 * time.Second
 	// RegistrationLifetime is how long a tunnel key is good for without renewal.
 	RegistrationLifetime = 12 * time.Hour
 	// UnseenLimit is how long a device may stay away and still renew an expired
@@ -67,8 +73,12 @@ type API struct {
 	// registration the same when one device connects twice at once.
 	registerMu sync.Mutex
 
+	// connects bounds how often each device connects; guarded by registerMu. It
+	// holds one limiter per device that ever connected to this process.
+	connects map[string]*rate.Limiter
+
 	// strangers and revoked bound what refusals on the public port write.
-	strangers, revoked *refusals
+	strangers, revoked *audit.Refusals
 }
 
 // New returns an API. It opens nothing.
@@ -79,7 +89,7 @@ func New(cfg Config) *API {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &API{cfg: cfg, log: cfg.Log, strangers: newRefusals(cfg), revoked: newRefusals(cfg)}
+	return &API{cfg: cfg, log: cfg.Log, connects: map[string]*rate.Limiter{}, strangers: audit.NewRefusals(cfg.Audit, cfg.Now), revoked: audit.NewRefusals(cfg.Audit, cfg.Now)}
 }
 
 // Public returns the handler of the public TLS port.

@@ -475,6 +475,26 @@ func TestBadConnects(t *testing.T) {
 	}
 }
 
+func TestConnectsAreBounded(t *testing.T) {
+	g := newGateway(t)
+	l, other := g.enroll(), g.enroll()
+	for range 30 {
+		if status, we := g.connect(l); status != http.StatusOK {
+			t.Fatalf("%d %+v", status, we)
+		}
+	}
+	if status, we := g.connect(l); status != http.StatusTooManyRequests || !we.Retry {
+		t.Errorf("the 31st connect at once: %d %+v", status, we)
+	}
+	if status, we := g.connect(other); status != http.StatusOK {
+		t.Errorf("another device: %d %+v", status, we)
+	}
+	g.now.Add(int64(2 * time.Second))
+	if status, we := g.connect(l); status != http.StatusOK {
+		t.Errorf("two seconds later: %d %+v", status, we)
+	}
+}
+
 func TestInnerCallsNeedTheTokenAndNoPage(t *testing.T) {
 	g := newGateway(t)
 	l, other := g.ready(), g.ready()

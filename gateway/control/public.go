@@ -14,6 +14,8 @@ import (
 	"time"
 	"unicode"
 
+	"golang.org/x/time/rate"
+
 	"github.com/portvakt/portvakt/certs"
 	"github.com/portvakt/portvakt/gateway/audit"
 	"github.com/portvakt/portvakt/gateway/session"
@@ -34,7 +36,7 @@ func (a *API) enroll(w http.ResponseWriter, r *http.Request) {
 	now := a.cfg.Now()
 	remote := hostOf(r.RemoteAddr)
 	refused := func(status int, code, message, remedy string) {
-		a.strangers.note(audit.Record{Kind: audit.KindEnrollRefused, Reason: code, Message: message, Remote: remote})
+		a.strangers.Note(audit.Record{Kind: audit.KindEnrollRefused, Reason: code, Message: message, Remote: remote})
 		a.fail(w, status, &wire.Error{Code: code, Message: message, Remedy: remedy})
 	}
 	hash, err := wire.ParseSecret(req.Code)
@@ -139,7 +141,7 @@ func (a *API) grantCertificate(w http.ResponseWriter, rec *audit.Record, d store
 func (a *API) device(w http.ResponseWriter, r *http.Request, kind audit.Kind) (store.Device, certs.DeviceIdentity, bool) {
 	remote := hostOf(r.RemoteAddr)
 	refused := func(status int, e *wire.Error, device string) (store.Device, certs.DeviceIdentity, bool) {
-		a.strangers.note(audit.Record{Kind: kind, Reason: e.Code, Message: e.Message, Device: device, Remote: remote})
+		a.strangers.Note(audit.Record{Kind: kind, Reason: e.Code, Message: e.Message, Device: device, Remote: remote})
 		a.fail(w, status, e)
 		return store.Device{}, certs.DeviceIdentity{}, false
 	}
@@ -167,7 +169,7 @@ func (a *API) device(w http.ResponseWriter, r *http.Request, kind audit.Kind) (s
 		dec := revokedDecision(d, a.cfg.Now())
 		rec := audit.Record{Kind: kind, Device: d.ID, Remote: remote}
 		rec.SetDecision(dec)
-		a.revoked.note(rec)
+		a.revoked.Note(rec)
 		a.refuse(w, http.StatusForbidden, dec)
 		return store.Device{}, certs.DeviceIdentity{}, false
 	}
@@ -236,6 +238,12 @@ func (a *API) connect(w http.ResponseWriter, r *http.Request) {
 	if id.Expired {
 		a.fail(w, http.StatusUnauthorized, &wire.Error{
 			Code: "certificate_expired", Message: "The device's certificate has expired.", Remedy: "Renew it first; the agent does so by itself.",
+		})
+		return
+	}
+	if !a.mayConnect(d.ID) {
+		a.fail(w, http.StatusTooManyRequests, &wire.Error{
+			Code: "too_many_connects", Message: "This laptop connects too often.", Remedy: "Wait a moment; the agent tries again by itself.", Retry: true,
 		})
 		return
 	}
@@ -308,6 +316,17 @@ func (a *API) connect(w http.ResponseWriter, r *http.Request) {
 		resp.RedirectPorts = a.cfg.RedirectPorts
 	}
 	a.answer(w, resp)
+}
+
+func (a *API) mayConnect(device string) bool {
+	a.registerMu.Lock()
+	defer a.registerMu.Unlock()
+	l := a.connects[device]
+	if l == nil {
+		l = rate.NewLimiter(rate.Every(connectEvery), connectBurst)
+		a.connects[device] = l
+	}
+	return l.AllowN(a.cfg.Now(), 1)
 }
 
 // register stores a registration and puts it in force, in one order for both.

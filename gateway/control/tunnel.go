@@ -137,7 +137,7 @@ func (a *API) loginFailed(w http.ResponseWriter, id string, err error) {
 		return
 	}
 	a.log.Info("a login was refused", "device", id, "reason", e.Code, "err", err)
-	a.cfg.Audit.Note(audit.Record{Kind: audit.KindLoginRefused, Device: id, Reason: e.Code, Message: e.Message})
+	a.cfg.Sessions.NoteRefusal(id, audit.Record{Kind: audit.KindLoginRefused, Reason: e.Code, Message: e.Message})
 	status := http.StatusForbidden
 	switch {
 	case e.Code == "bad_redirect":
@@ -181,7 +181,7 @@ func (a *API) posture(w http.ResponseWriter, r *http.Request, id string) {
 		return
 	}
 	refused := func(status int, code, message, nonce string) {
-		a.cfg.Audit.Note(audit.Record{Kind: audit.KindPostureRefused, Device: id, Reason: code, Message: message})
+		a.cfg.Sessions.NoteRefusal(id, audit.Record{Kind: audit.KindPostureRefused, Reason: code, Message: message})
 		a.fail(w, status, &wire.Error{Code: code, Message: message, PostureNonce: nonce})
 	}
 	d, err := a.cfg.Store.Device(r.Context(), id)

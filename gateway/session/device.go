@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/portvakt/portvakt/gateway/audit"
 	"github.com/portvakt/portvakt/gateway/store"
 	"github.com/portvakt/portvakt/policy"
 )
@@ -18,6 +19,9 @@ type device struct {
 	key       [32]byte
 	bootID    string
 	tokenHash [32]byte
+
+	// refusals bounds what this device writes into the log by being refused.
+	refusals *audit.Refusals
 
 	// epoch grows with every change; raised with mu held, read without.
 	epoch atomic.Uint64

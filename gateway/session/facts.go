@@ -41,6 +41,10 @@ func (m *Manager) Connect(c Connection) error {
 		tokenHash: c.Registration.TokenHash, expires: c.Registration.ExpiresAt,
 		session: c.Session, ended: policy.ReasonLoginRequired, nonce: c.Nonce,
 		flows: map[*Flow]struct{}{}, watchers: map[*Watch]struct{}{},
+		refusals: audit.NewRefusals(m.cfg.Audit, m.cfg.Now),
+	}
+	if before, err := m.device(d.record.ID); err == nil {
+		d.refusals = before.refusals // connecting anew buys no new bound
 	}
 	old, err := m.install(d)
 	if err != nil {
@@ -97,6 +101,17 @@ func (m *Manager) install(d *device) (old *device, err error) {
 		m.inner[a] = d
 	}
 	return old, nil
+}
+
+// NoteRefusal records that a call of a connected device was refused, within
+// that device's bound.
+func (m *Manager) NoteRefusal(id string, r audit.Record) {
+	r.Device = id
+	if d, err := m.device(id); err == nil {
+		d.refusals.Note(r)
+		return
+	}
+	m.cfg.Audit.Note(r)
 }
 
 // TokenDevice returns the device that sits at an inner address when the hash of

@@ -134,7 +134,7 @@ func (f *Flow) Authorize(ctx context.Context, req *policy.Request) (policy.Decis
 		in, dec := f.decide(ctx, f.m.cfg.Now(), req)
 		if !dec.Allow {
 			f.m.refused.Add(1)
-			f.m.cfg.Audit.Note(*f.record(in, dec, f.openKind(req)))
+			f.d.refusals.Note(*f.record(in, dec, f.openKind(req)))
 			return dec, nil
 		}
 		if err := f.m.cfg.Audit.Append(f.record(in, dec, f.openKind(req))); err != nil {
@@ -425,7 +425,11 @@ func (m *Manager) Reject(r Rejection) policy.Decision {
 		d.mu.Unlock()
 	}
 	m.refused.Add(1)
-	m.cfg.Audit.Note(rec)
+	if d == nil {
+		m.cfg.Audit.Note(rec) // it went between its packet and this; that bounds itself
+		return dec
+	}
+	d.refusals.Note(rec)
 	return dec
 }
 

@@ -575,6 +575,45 @@ func TestFlowsAreBounded(t *testing.T) {
 	g.open(other, "desk")
 }
 
+// One laptop's refusals fill neither the log nor another laptop's bound, also
+// when it connects anew; what is left out is counted.
+func TestRefusalsAreBounded(t *testing.T) {
+	g := newGateway(t)
+	l, other := g.connect("anna"), g.connect("other")
+	g.login(l, "support")
+	g.login(other, "support")
+	refuse := func(l *laptop) {
+		t.Helper()
+		f := g.flow(l, "desk")
+		if dec, err := f.Authorize(t.Context(), nil); err != nil || dec.Allow {
+			t.Fatalf("%+v %v", dec, err)
+		}
+		f.End(session.Result{})
+	}
+	for i := range 700 {
+		if i == 300 {
+			l = g.reconnect(l.Device)
+		}
+		refuse(l)
+	}
+	refuse(other)
+	of := func(id string) int {
+		return len(slices.DeleteFunc(g.records(audit.KindFlowOpen), func(r audit.Record) bool { return r.Device != id }))
+	}
+	if got := of(l.ID); got != 500 {
+		t.Errorf("%d of 700 refusals at once were recorded", got)
+	}
+	if got := of(other.ID); got != 1 {
+		t.Errorf("%d of the other laptop's", got)
+	}
+	g.now.Add(int64(time.Second))
+	refuse(l)
+	recs := g.records(audit.KindFlowOpen)
+	if last := recs[len(recs)-1]; last.Detail["unrecorded_before"] != "200" {
+		t.Errorf("what was left out: %+v", last)
+	}
+}
+
 func TestWatchSeesTheLatestAndTheEnd(t *testing.T) {
 	g := newGateway(t)
 	l := g.connect("anna")

@@ -116,7 +116,7 @@ func (m *Manager) noteWhy(d *device, dec policy.Decision, in *policy.Input) {
 	if in != nil {
 		r.Remote, r.Input = in.Location.Address, encodeInput(in)
 	}
-	m.cfg.Audit.Note(r)
+	d.refusals.Note(r)
 }
 
 // Status is one connected device for administrators.
