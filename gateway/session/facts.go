@@ -137,9 +137,19 @@ func (m *Manager) Endpoint(key [32]byte, outer netip.AddrPort) {
 	}
 }
 
+// setLocation looks up where a device is; an outer that is not valid stands for
+// the one it has. The look-up is made with mu held, so that what is stored last
+// has the newer address and the newer database.
 func (m *Manager) setLocation(d *device, outer netip.AddrPort) {
-	loc := m.cfg.Locate(outer.Addr().Unmap())
 	d.mu.Lock()
+	if !outer.IsValid() {
+		outer = d.outer
+	}
+	if !outer.IsValid() {
+		d.mu.Unlock()
+		return
+	}
+	loc := m.cfg.Locate(outer.Addr().Unmap())
 	old := d.location
 	d.moved = d.moved || d.outer != outer
 	d.outer, d.location = outer, loc

@@ -241,12 +241,7 @@ func (m *Manager) AppAddresses(name string) [2]netip.Addr {
 // changed.
 func (m *Manager) Relocate() {
 	for _, d := range m.all() {
-		d.mu.Lock()
-		outer := d.outer
-		d.mu.Unlock()
-		if outer.IsValid() {
-			m.setLocation(d, outer)
-		}
+		m.setLocation(d, netip.AddrPort{})
 	}
 }
 

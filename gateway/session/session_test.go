@@ -67,6 +67,7 @@ type gw struct {
 	peers map[[32]byte]bool
 
 	beforeAdd func() // runs before the tunnel learns of a peer
+	locating  func() // runs in every look-up of an address
 }
 
 func newGateway(t *testing.T) *gw {
@@ -93,6 +94,9 @@ func newGateway(t *testing.T) *gw {
 	g.m = session.New(session.Config{
 		Engine: g.engine, Store: g.store, Audit: g.audit, Table: g.table, Gateway: own, ControlPort: 80,
 		Locate: func(a netip.Addr) policy.Location {
+			if g.locating != nil {
+				g.locating()
+			}
 			return policy.Location{Address: a.String(), Country: g.country.Load().(string)}
 		},
 		AddPeer: func(r store.Registration, _ [2]netip.Addr) error {
@@ -732,5 +736,33 @@ func TestRunRemembersEndpoints(t *testing.T) {
 	cancel()
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+// A device that moves while the location database is replaced stays where it
+// moved to.
+func TestRelocateDoesNotBringAnOldPlaceBack(t *testing.T) {
+	g := newGateway(t)
+	l := g.connect("mover")
+	moved := make(chan struct{})
+	var first atomic.Bool
+	g.locating = func() {
+		if !first.CompareAndSwap(false, true) {
+			return
+		}
+		go func() {
+			defer close(moved)
+			g.m.Endpoint(l.reg.TunnelKey, netip.MustParseAddrPort("198.51.100.7:4000"))
+		}()
+		select {
+		case <-moved:
+		case <-time.After(50 * time.Millisecond): // it waits for this look-up, as it should
+		}
+	}
+	g.m.Relocate()
+	<-moved
+	st, _ := g.m.Status(l.ID)
+	if st.Location.Address != "198.51.100.7" {
+		t.Errorf("the device is at %s, want where it moved to", st.Location.Address)
 	}
 }
