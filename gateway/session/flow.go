@@ -160,6 +160,7 @@ func (f *Flow) Authorize(ctx context.Context, req *policy.Request) (policy.Decis
 	// Facts that move eight times within one Decision are no ground to allow on.
 	dec := policy.NewDecision(policy.ReasonPolicyError, &policy.Fact{Name: "facts", Value: "changing", Wanted: "settled"})
 	dec.ID, dec.App, dec.Time = newID("d-"), f.begin.App.Name, f.m.cfg.Now()
+	f.m.refused.Add(1)
 	f.m.cfg.Audit.Note(*f.record(nil, dec, f.openKind(req)))
 	return dec, nil
 }
