@@ -283,17 +283,6 @@ func (m *Manager) device(id string) (*device, error) {
 	return d, nil
 }
 
-// DeviceByInner returns the connected device that owns an inner address.
-func (m *Manager) DeviceByInner(addr netip.Addr) (id string, ok bool) {
-	m.mu.RLock()
-	defer m.mu.RUnlock()
-	d, ok := m.inner[addr.Unmap()]
-	if !ok {
-		return "", false
-	}
-	return d.record.ID, true
-}
-
 func (m *Manager) refreshAll() {
 	// A publish touches everyone; two workers use both of a small machine's
 	// cores without starving the tunnel.

@@ -155,12 +155,3 @@ func (m *Manager) Input(id string, a policy.App) (*policy.Input, error) {
 	}
 	return d.input(m.cfg.Now(), a, policy.ActionReach), nil
 }
-
-// Connected lists the connected devices' IDs.
-func (m *Manager) Connected() []string {
-	var out []string
-	for _, d := range m.all() {
-		out = append(out, d.record.ID)
-	}
-	return out
-}
