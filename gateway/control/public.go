@@ -280,11 +280,13 @@ func (a *API) connect(w http.ResponseWriter, r *http.Request) {
 	err = a.register(r, reg, session.Connection{Device: d, Nonce: nonce})
 	switch {
 	case errors.Is(err, store.ErrRevoked):
-		if d, err := a.cfg.Store.Device(r.Context(), d.ID); err == nil {
-			a.refuse(w, http.StatusForbidden, revokedDecision(d, now))
+		d, err := a.cfg.Store.Device(r.Context(), d.ID)
+		if err != nil {
+			a.internal(w, "looking a revoked device up", err)
 			return
 		}
-		fallthrough
+		a.refuse(w, http.StatusForbidden, revokedDecision(d, now))
+		return
 	case errors.Is(err, store.ErrKeyTaken):
 		a.fail(w, http.StatusConflict, &wire.Error{Code: "key_taken", Message: "The tunnel key is in use by another device.", Remedy: "Make a fresh key for every connect."})
 		return
@@ -294,8 +296,14 @@ func (a *API) connect(w http.ResponseWriter, r *http.Request) {
 	}
 	// A revocation that was stored while this connected is seen here: the peer
 	// is registered first and the device looked at after.
-	if now, err := a.cfg.Store.Device(r.Context(), d.ID); err != nil || !now.RevokedAt.IsZero() {
-		dec := revokedDecision(now, a.cfg.Now())
+	after, err := a.cfg.Store.Device(r.Context(), d.ID)
+	if err != nil {
+		a.cfg.Sessions.Remove(d.ID, policy.Decision{}) // nobody knows, so nobody gets in; it may connect again
+		a.internal(w, "looking at a device that connected", err)
+		return
+	}
+	if !after.RevokedAt.IsZero() {
+		dec := revokedDecision(after, now)
 		a.cfg.Sessions.Remove(d.ID, dec)
 		a.refuse(w, http.StatusForbidden, dec)
 		return
