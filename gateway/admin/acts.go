@@ -2,6 +2,7 @@ package admin
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"net/http"
 	"slices"
@@ -117,7 +118,8 @@ func (s *Server) revokeDevice(w http.ResponseWriter, r *http.Request) {
 	dec := policy.NewDecision(policy.ReasonDeviceRevoked, &policy.Fact{Name: "device", Value: value, Wanted: "enrolled"})
 	dec.Time = now
 	s.cfg.Sessions.Remove(id, dec)
-	d, err := s.cfg.Store.RevokeDevice(r.Context(), store.Revocation{DeviceID: id, Reason: req.Reason, By: actor(r), At: now})
+	// An administrator who hangs up now has still revoked.
+	d, err := s.cfg.Store.RevokeDevice(context.WithoutCancel(r.Context()), store.Revocation{DeviceID: id, Reason: req.Reason, By: actor(r), At: now})
 	rec := audit.Record{Kind: audit.KindRevoke, Device: id, Actor: actor(r), Outcome: req.Reason}
 	if err != nil {
 		rec.Detail = map[string]string{"stored": "no: " + err.Error()}
@@ -184,7 +186,7 @@ func (s *Server) revokeSession(w http.ResponseWriter, r *http.Request) {
 	if reason == "" {
 		reason = "revoked"
 	}
-	err := s.cfg.Sessions.EndSession(r.Context(), store.End{SessionID: id, Reason: reason, By: actor(r), At: s.cfg.Now()}, policy.ReasonSessionRevoked)
+	err := s.cfg.Sessions.EndSession(context.WithoutCancel(r.Context()), store.End{SessionID: id, Reason: reason, By: actor(r), At: s.cfg.Now()}, policy.ReasonSessionRevoked)
 	if errors.Is(err, session.ErrSessionOver) {
 		s.fail(w, http.StatusConflict, "session_over", "That session has ended already.")
 		return

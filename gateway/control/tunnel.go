@@ -1,6 +1,7 @@
 package control
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/sha256"
 	"crypto/x509"
@@ -150,7 +151,7 @@ func (a *API) loginFailed(w http.ResponseWriter, id string, err error) {
 
 func (a *API) logout(w http.ResponseWriter, r *http.Request, id string) {
 	if s, ok := a.cfg.Sessions.SessionOf(id); ok {
-		err := a.cfg.Sessions.EndSession(r.Context(), store.End{SessionID: s.ID, Reason: "logout", By: "subject", At: a.cfg.Now()}, policy.ReasonLoginRequired)
+		err := a.cfg.Sessions.EndSession(context.WithoutCancel(r.Context()), store.End{SessionID: s.ID, Reason: "logout", By: "subject", At: a.cfg.Now()}, policy.ReasonLoginRequired)
 		if err != nil {
 			a.internal(w, "logging out", err)
 			return
