@@ -169,10 +169,12 @@ func (g *gateway) run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("opening public.listen: %w", err)
 	}
+	defer public.Close() // a start that fails has no server yet that would
 	health, err := lc.Listen(ctx, "tcp", g.cfg.Health.Listen)
 	if err != nil {
-		return errors.Join(fmt.Errorf("opening health.listen: %w", err), public.Close())
+		return fmt.Errorf("opening health.listen: %w", err)
 	}
+	defer health.Close()
 	grp, ctx := errgroup.WithContext(ctx)
 	grp.Go(func() error { return g.audit.Run(ctx) })
 	grp.Go(func() error { return g.sessions.Run(ctx) })
