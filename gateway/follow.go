@@ -157,19 +157,18 @@ func (g *gateway) dnsSuffixes() []string {
 
 // lastError is the outcome of the newest policy revision, for readiness.
 type lastError struct {
-	mu    sync.Mutex
-	err   error
-	known bool
+	mu  sync.Mutex
+	err error // guarded by mu
 }
 
 func (l *lastError) set(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.err, l.known = err, true
+	l.err = err
 }
 
-func (l *lastError) get() (err error, known bool) {
+func (l *lastError) get() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.err, l.known
+	return l.err
 }

@@ -58,7 +58,7 @@ func (g *gateway) ready() Health {
 		h.OK, h.Checks["policy"] = false, "no revision is in force; everything is refused"
 	}
 	// A newer revision that was refused is said, but the gateway serves.
-	if err, known := g.policyState.get(); known && err != nil {
+	if err := g.policyState.get(); err != nil {
 		h.Checks["policy"] = "the newest revision was refused: " + err.Error()
 	}
 	return h
