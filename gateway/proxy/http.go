@@ -99,10 +99,6 @@ func (p *Proxy) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	defer x.end()
 	d, err := flow.Authorize(r.Context(), req.policy())
 	if err != nil || !d.Allow {
-		if err != nil && d.Reason == "" {
-			d = policy.NewDecision(policy.ReasonAuditUnavailable, nil)
-			d.App, d.Time = app.Name, time.Now()
-		}
 		p.refuse(w, r, statusOf(d.Reason), &app, d, false)
 		return
 	}
