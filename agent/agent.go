@@ -190,7 +190,6 @@ func (a *agent) keepConnected(ctx context.Context) error {
 	for attempt := 0; ctx.Err() == nil; attempt++ {
 		began := time.Now()
 		err := a.connect(ctx, resumed)
-		a.dropLink()
 		if ctx.Err() != nil {
 			return nil
 		}

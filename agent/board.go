@@ -126,15 +126,6 @@ func (a *agent) setLink(l *link) {
 	a.linked = make(chan struct{})
 }
 
-func (a *agent) dropLink() {
-	a.mu.Lock()
-	had := a.link != nil
-	a.mu.Unlock()
-	if had {
-		a.setLink(nil)
-	}
-}
-
 // waitLink returns the link, waiting for the next one when there is none. The
 // error is the trouble in the way.
 func (a *agent) waitLink(ctx context.Context, patience time.Duration) (*link, error) {

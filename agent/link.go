@@ -150,7 +150,7 @@ func (a *agent) live(ctx context.Context, l *link, resumed bool) error {
 		return err
 	})
 	err := g.Wait()
-	a.dropLink()
+	a.setLink(nil)
 	return err
 }
 
