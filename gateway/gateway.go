@@ -257,7 +257,7 @@ func (g *gateway) restore(ctx context.Context) error {
 		// anew.
 		if err := g.sessions.Connect(c); err != nil && ctx.Err() == nil {
 			g.log.Error("restoring a connection; the device must connect anew", "device", r.DeviceID, "err", err)
-			if err := g.store.DeleteRegistration(ctx, r.DeviceID); err != nil {
+			if err := g.store.DeleteRegistration(ctx, r.TunnelKey); err != nil {
 				return fmt.Errorf("forgetting a registration: %w", err)
 			}
 		}

@@ -350,7 +350,7 @@ func (a *API) register(r *http.Request, reg store.Registration, c session.Connec
 	err = a.cfg.Sessions.Connect(c)
 	if err != nil {
 		// What could not be put in force must not be restored either.
-		err = errors.Join(err, a.cfg.Store.DeleteRegistration(context.WithoutCancel(ctx), reg.DeviceID))
+		err = errors.Join(err, a.cfg.Store.DeleteRegistration(context.WithoutCancel(ctx), reg.TunnelKey))
 	}
 	return err
 }

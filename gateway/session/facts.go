@@ -407,13 +407,13 @@ func (m *Manager) Extend(ctx context.Context, id string, until time.Time) error 
 	return nil
 }
 
-// expired lists the devices whose registration has ended.
-func (m *Manager) expired(now time.Time) []string {
-	var out []string
+// expired lists the connections whose registration has ended.
+func (m *Manager) expired(now time.Time) []*device {
+	var out []*device
 	for _, d := range m.all() {
 		d.mu.Lock()
 		if !now.Before(d.expires) {
-			out = append(out, d.record.ID)
+			out = append(out, d)
 		}
 		d.mu.Unlock()
 	}

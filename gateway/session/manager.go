@@ -152,11 +152,11 @@ func (m *Manager) Run(ctx context.Context) error {
 		edge := !now.Truncate(time.Minute).Equal(minute)
 		minute = now.Truncate(time.Minute)
 		var alive []string
-		for _, id := range m.expired(now) {
-			if err := m.cfg.Store.DeleteRegistration(ctx, id); err != nil && ctx.Err() == nil {
-				m.log.Warn("deleting an ended registration", "device", id, "err", err)
+		for _, d := range m.expired(now) {
+			if err := m.cfg.Store.DeleteRegistration(ctx, d.key); err != nil && ctx.Err() == nil {
+				m.log.Warn("deleting an ended registration", "device", d.record.ID, "err", err)
 			}
-			m.Remove(id, policy.Decision{})
+			m.remove(d.record.ID, d, policy.Decision{})
 		}
 		for _, d := range m.all() {
 			if d.due(now, m.cfg.Elapsed(), m.cfg.PostureMaxAge) || edge {
@@ -391,9 +391,14 @@ func reachable(a policy.App, addrs [2]netip.Addr, allowed bool) []segment.Entry 
 // Remove forgets a device's connection: its Flows are cut with the Decision,
 // its segment emptied, its peer removed, its event streams told. A Decision of
 // the zero value means that the registration merely ended.
-func (m *Manager) Remove(id string, why policy.Decision) {
+func (m *Manager) Remove(id string, why policy.Decision) { m.remove(id, nil, why) }
+
+// remove does nothing when only is given and a newer connection has taken its
+// place.
+func (m *Manager) remove(id string, only *device, why policy.Decision) {
 	m.mu.Lock()
 	d, ok := m.devices[id]
+	ok = ok && (only == nil || d == only)
 	if ok {
 		delete(m.devices, id)
 		for _, a := range d.record.Addresses {
@@ -426,7 +431,13 @@ func (m *Manager) dissolve(d *device, why policy.Decision, last bool) {
 	}
 	d.mu.Unlock()
 	if last {
-		m.cfg.Table.Delete(d.record.Addresses)
+		m.mu.RLock()
+		// Whoever connected since Remove took d out of the maps sets its segment
+		// after mu, and keeps it.
+		if m.devices[d.record.ID] == nil {
+			m.cfg.Table.Delete(d.record.Addresses)
+		}
+		m.mu.RUnlock()
 	}
 	for _, f := range flows {
 		f.cutWith(nil, why)

@@ -68,6 +68,7 @@ type gw struct {
 
 	beforeAdd func() // runs before the tunnel learns of a peer
 	locating  func() // runs in every look-up of an address
+	removing  func(key [32]byte)
 }
 
 func newGateway(t *testing.T) *gw {
@@ -109,6 +110,9 @@ func newGateway(t *testing.T) *gw {
 			return nil
 		},
 		RemovePeer: func(key [32]byte) error {
+			if g.removing != nil {
+				g.removing(key)
+			}
 			g.mu.Lock()
 			defer g.mu.Unlock()
 			delete(g.peers, key)
@@ -764,5 +768,44 @@ func TestRelocateDoesNotBringAnOldPlaceBack(t *testing.T) {
 	st, _ := g.m.Status(l.ID)
 	if st.Location.Address != "198.51.100.7" {
 		t.Errorf("the device is at %s, want where it moved to", st.Location.Address)
+	}
+}
+
+// A device that connects anew while its old registration is being cleared away
+// keeps the new one, in force and in the store.
+func TestAnEndedRegistrationTakesNoNewerOneAlong(t *testing.T) {
+	g := newGateway(t)
+	pair := [2]*laptop{g.connect("anna"), g.connect("berta")}
+	var first atomic.Bool
+	again := make(chan *laptop, 1)
+	g.removing = func(key [32]byte) {
+		if !first.CompareAndSwap(false, true) {
+			return
+		}
+		for _, l := range pair {
+			if l.reg.TunnelKey != key {
+				again <- g.reconnect(l.Device)
+			}
+		}
+	}
+	g.now.Add(int64(12 * time.Hour))
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- g.m.Run(ctx) }()
+	l := <-again
+	time.Sleep(1500 * time.Millisecond) // one more round
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if _, ok := g.m.Status(l.ID); !ok {
+		t.Error("the new connection was taken along")
+	}
+	regs, err := g.store.Registrations(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(regs) != 1 || regs[0].TunnelKey != l.reg.TunnelKey {
+		t.Errorf("stored: %+v", regs)
 	}
 }

@@ -89,11 +89,11 @@ func (s *Store) ExtendRegistration(ctx context.Context, deviceID string, until t
 	})
 }
 
-// DeleteRegistration forgets the device's tunnel key, if it has one.
-func (s *Store) DeleteRegistration(ctx context.Context, deviceID string) error {
+// DeleteRegistration forgets a tunnel key. A newer one of the same device stays.
+func (s *Store) DeleteRegistration(ctx context.Context, key [32]byte) error {
 	return s.write(ctx, func(tx *sql.Tx) error {
-		if _, err := tx.ExecContext(ctx, `DELETE FROM registrations WHERE device_id = ?`, deviceID); err != nil {
-			return fmt.Errorf("deleting the registration of device %q: %w", deviceID, err)
+		if _, err := tx.ExecContext(ctx, `DELETE FROM registrations WHERE tunnel_key = ?`, key[:]); err != nil {
+			return fmt.Errorf("deleting a registration: %w", err)
 		}
 		return nil
 	})

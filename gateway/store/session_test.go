@@ -77,7 +77,7 @@ func TestRegistrationIsReplaced(t *testing.T) {
 	same(t, "registrations", rs, []store.Registration{r1, registration("d2", "k2", "b2", t0)})
 
 	for range 2 { // the second time there is nothing to delete
-		if err := s.DeleteRegistration(t.Context(), "d2"); err != nil {
+		if err := s.DeleteRegistration(t.Context(), registration("d2", "k2", "b2", t0).TunnelKey); err != nil {
 			t.Error(err)
 		}
 	}
