@@ -117,6 +117,9 @@ type helper struct {
 func listenHelper(cfg HelperConfig) (*net.UnixListener, error) {
 	dir := filepath.Dir(cfg.Socket)
 	info, err := os.Stat(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("%s does not exist; run: install -d -m 755 %s", dir, dir)
+	}
 	if err != nil {
 		return nil, err
 	}
