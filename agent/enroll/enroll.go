@@ -141,7 +141,7 @@ func lost(err error) error {
 	if errors.As(err, &clock) || errors.As(err, &untrusted) || errors.As(err, &op) && op.Op == "dial" {
 		// Nothing was sent.
 		t := control.Diagnose(err)
-		return fmt.Errorf("enrolling: %w. %s The code was not sent and is still good", err, t.Remedy)
+		return fmt.Errorf("enrolling: %w. %s The code was not sent and is still good: run the command again", err, t.Remedy)
 	}
 	return fmt.Errorf("enrolling: %w. Nothing is lost: run the same command again; if the code is then refused as used, ask your IT support for a new one", err)
 }

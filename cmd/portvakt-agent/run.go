@@ -13,7 +13,7 @@ import (
 	"github.com/portvakt/portvakt/agent/posture"
 )
 
-// defaultHelperSocket is where the shipped unit of the posture helper listens.
+// defaultHelperSocket is where the posture helper listens unless it is told otherwise.
 const defaultHelperSocket = "/run/portvakt/posture.sock"
 
 func newRun(o *options) *cobra.Command {

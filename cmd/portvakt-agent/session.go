@@ -20,7 +20,8 @@ func newLogin(o *options) *cobra.Command {
 done. Ctrl-C gives up. The agent must be running ("portvakt-agent run").
 
 With --no-browser the page's address is printed instead; open it in a browser
-on this same laptop. The address works only here and only once.`,
+on this same laptop, as the same user. The address works only there and only
+once.`,
 		Example: `  portvakt-agent login
   portvakt-agent login --no-browser`,
 		Args: cobra.NoArgs,
