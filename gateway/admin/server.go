@@ -173,7 +173,7 @@ func (s *Server) fail(w http.ResponseWriter, status int, code, message string) {
 // the rest the gateway's.
 func (s *Server) failed(w http.ResponseWriter, what string, err error) {
 	if errors.Is(err, store.ErrNotFound) {
-		s.fail(w, http.StatusNotFound, "not_found", what+": there is no such thing.")
+		s.fail(w, http.StatusNotFound, "not_found", what+": there is no such thing; it is known by the ID that a list shows, not by a name.")
 		return
 	}
 	s.log.Error("an administrator's call failed", "err", fmt.Errorf("%s: %w", what, err))
