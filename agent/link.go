@@ -267,6 +267,11 @@ func (a *agent) follow(ctx context.Context, l *link) error {
 			if d == nil {
 				d = &wire.Denial{Reason: codeRevoked, Message: "The gateway refuses this laptop.", Remedy: "Ask your IT support.", Time: a.cfg.Now()}
 			}
+			if d.Reason != codeRevoked {
+				// The registration ended, or a newer one took its place: connecting
+				// again tells whether this laptop may.
+				return fmt.Errorf("the gateway ended the connection: %s", d.Message)
+			}
 			return &revokedError{d}
 		case e.Type == wire.EventState && e.State != nil:
 			return a.apply(l, e.State)

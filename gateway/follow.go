@@ -66,6 +66,9 @@ func (g *gateway) refusedPolicy(err error) {
 func (g *gateway) resume(ctx context.Context) {
 	rev, err := policy.Load(g.dirs.lastGood(), policyOptions())
 	if errors.Is(err, os.ErrNotExist) {
+		rev, err = policy.Load(g.dirs.lastGood()+".before", policyOptions())
+	}
+	if errors.Is(err, os.ErrNotExist) {
 		return // the first start: there is nothing good yet
 	}
 	if err == nil && len(rev.Apps()) > 0 {
@@ -106,7 +109,13 @@ func (g *gateway) keepFiles(rev *policy.Revision) error {
 	if copied, err := policy.Load(next, policyOptions()); err != nil || copied.ID() != rev.ID() {
 		return err
 	}
-	if err := os.RemoveAll(g.dirs.lastGood()); err != nil {
+	// A crash between the two renames leaves the copy of before, which resume
+	// finds too.
+	before := g.dirs.lastGood() + ".before"
+	if err := os.RemoveAll(before); err != nil {
+		return err
+	}
+	if err := os.Rename(g.dirs.lastGood(), before); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	return os.Rename(next, g.dirs.lastGood())

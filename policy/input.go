@@ -66,6 +66,9 @@ type Subject struct {
 	AuthenticatedAt time.Time `json:"authenticated_at"`
 }
 
+// Key names the person outside of policy, in logs and to apps: ISSUER#SUBJECT.
+func (s Subject) Key() string { return s.Issuer + "#" + s.ID }
+
 // Session is the grant that binds Subject, Device and OS user.
 type Session struct {
 	ID        string    `json:"id"`

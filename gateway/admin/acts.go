@@ -59,6 +59,7 @@ func (s *Server) devices(w http.ResponseWriter, r *http.Request) {
 	for _, d := range all {
 		out.Items = append(out.Items, s.deviceOf(d))
 	}
+	s.looked(r, "devices")
 	s.answer(w, out)
 }
 
@@ -68,6 +69,7 @@ func (s *Server) device(w http.ResponseWriter, r *http.Request) {
 		s.failed(w, "device "+r.PathValue("id"), err)
 		return
 	}
+	s.looked(r, "device "+d.ID)
 	s.answer(w, s.deviceOf(d))
 }
 
@@ -76,7 +78,7 @@ func (s *Server) deviceOf(d store.Device) Device {
 		ID: d.ID, Name: d.Name, Serial: d.Serial, OS: d.OS, KeyTier: d.KeyTier, Status: "enrolled",
 		EnrolledAt: d.EnrolledAt.UTC(), LastSeen: d.LastSeen.UTC(), Addresses: []string{d.Addresses[0].String(), d.Addresses[1].String()},
 	}
-	if !d.RevokedAt.IsZero() {
+	if d.Revoked() {
 		at := d.RevokedAt.UTC()
 		out.Status, out.RevokedAt, out.RevokedBy, out.Reason = "revoked", &at, d.RevokedBy, d.RevokedReason
 		return out
@@ -107,20 +109,17 @@ func (s *Server) revokeDevice(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	id, now := r.PathValue("id"), s.cfg.Now()
-	if _, err := s.cfg.Store.Device(r.Context(), id); err != nil {
+	d, err := s.cfg.Store.Device(r.Context(), id)
+	if err != nil {
 		s.failed(w, "device "+id, err)
 		return
 	}
-	value := "revoked"
-	if req.Reason != "" {
-		value += ": " + req.Reason
-	}
-	dec := policy.NewDecision(policy.ReasonDeviceRevoked, &policy.Fact{Name: "device", Value: value, Wanted: "enrolled"})
-	dec.Time = now
+	d.RevokedAt, d.RevokedReason = now, req.Reason
+	dec := session.RevokedDecision(d, now)
 	s.cfg.Sessions.Remove(id, dec)
 	// An administrator who hangs up now has still revoked.
-	d, err := s.cfg.Store.RevokeDevice(context.WithoutCancel(r.Context()), store.Revocation{DeviceID: id, Reason: req.Reason, By: actor(r), At: now})
-	rec := audit.Record{Kind: audit.KindRevoke, Device: id, Actor: actor(r), Outcome: req.Reason}
+	d, err = s.cfg.Store.RevokeDevice(context.WithoutCancel(r.Context()), store.Revocation{DeviceID: id, Reason: req.Reason, By: actor(r), At: now})
+	rec := audit.Record{Kind: audit.KindRevoke, Decision: dec.ID, Device: id, Actor: actor(r), Outcome: req.Reason}
 	if err != nil {
 		rec.Detail = map[string]string{"stored": "no: " + err.Error()}
 	}
@@ -161,7 +160,7 @@ func (s *Server) session(w http.ResponseWriter, r *http.Request) {
 
 func (s *Server) sessionOf(x store.Session) Session {
 	out := Session{
-		ID: x.ID, Subject: x.Subject.Issuer + "#" + x.Subject.ID, Name: x.Subject.Name, Groups: x.Subject.Groups, Device: x.DeviceID, OSUser: x.OSUser,
+		ID: x.ID, Subject: x.Subject.Key(), Name: x.Subject.Name, Groups: x.Subject.Groups, Device: x.DeviceID, OSUser: x.OSUser,
 		StartedAt: x.StartedAt.UTC(), ExpiresAt: x.ExpiresAt.UTC(), EndReason: x.EndReason, EndedBy: x.EndedBy,
 		Active: x.EndedAt.IsZero() && s.cfg.Now().Before(x.ExpiresAt),
 	}

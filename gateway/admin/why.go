@@ -43,7 +43,7 @@ func (s *Server) why(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if in.Subject != nil {
-		rec.Subject = in.Subject.Issuer + "#" + in.Subject.ID
+		rec.Subject = in.Subject.Key()
 	}
 	s.cfg.Audit.Note(rec)
 	s.answer(w, Because{Denial: *session.Denial(dec), Rule: dec.Rule, Basis: basis, Input: in})
@@ -109,7 +109,7 @@ func (s *Server) find(ctx context.Context, q Why) (device string, subject *polic
 	var latest *store.Session
 	names := map[string]bool{}
 	for i, x := range all {
-		iss := x.Subject.Issuer + "#" + x.Subject.ID
+		iss := x.Subject.Key()
 		if q.Subject != iss && !strings.EqualFold(q.Subject, x.Subject.Name) && !strings.EqualFold(q.Subject, x.Subject.Email) {
 			continue
 		}

@@ -73,9 +73,10 @@ type API struct {
 	// registration the same when one device connects twice at once.
 	registerMu sync.Mutex
 
-	// connects bounds how often each device connects; guarded by registerMu. It
-	// holds one limiter per device that ever connected to this process.
-	connects map[string]*rate.Limiter
+	// connects bounds how often each device connects: one limiter per device that
+	// ever connected to this process; guarded by connectsMu.
+	connectsMu sync.Mutex
+	connects   map[string]*rate.Limiter
 
 	// strangers and revoked bound what refusals on the public port write.
 	strangers, revoked *audit.Refusals

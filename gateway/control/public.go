@@ -110,7 +110,7 @@ func (a *API) redeemedBy(r *http.Request, secret, key [32]byte) (store.Device, b
 		return store.Device{}, false
 	}
 	d, err := a.cfg.Store.Device(r.Context(), inv.DeviceID)
-	if err != nil || d.KeyHash != key || !d.RevokedAt.IsZero() {
+	if err != nil || d.KeyHash != key || d.Revoked() {
 		return store.Device{}, false
 	}
 	return d, true
@@ -165,8 +165,8 @@ func (a *API) device(w http.ResponseWriter, r *http.Request, kind audit.Kind) (s
 	case err != nil:
 		a.internal(w, "looking a device up", err)
 		return store.Device{}, certs.DeviceIdentity{}, false
-	case !d.RevokedAt.IsZero():
-		dec := revokedDecision(d, a.cfg.Now())
+	case d.Revoked():
+		dec := session.RevokedDecision(d, a.cfg.Now())
 		rec := audit.Record{Kind: kind, Device: d.ID, Remote: remote}
 		rec.SetDecision(dec)
 		a.revoked.Note(rec)
@@ -174,22 +174,6 @@ func (a *API) device(w http.ResponseWriter, r *http.Request, kind audit.Kind) (s
 		return store.Device{}, certs.DeviceIdentity{}, false
 	}
 	return d, id, true
-}
-
-// revokedDecision says why a revoked device is refused.
-func revokedDecision(d store.Device, now time.Time) policy.Decision {
-	dec := policy.NewDecision(policy.ReasonDeviceRevoked, &policy.Fact{
-		Name: "device", Value: "revoked " + d.RevokedAt.UTC().Format(time.RFC3339) + reasonSuffix(d.RevokedReason), Wanted: "enrolled",
-	})
-	dec.ID, dec.Time = "d-"+randomHex(), now
-	return dec
-}
-
-func reasonSuffix(s string) string {
-	if s == "" {
-		return ""
-	}
-	return " (" + s + ")"
 }
 
 // renew issues a new certificate for the same key, also to an expired one of a
@@ -285,7 +269,7 @@ func (a *API) connect(w http.ResponseWriter, r *http.Request) {
 			a.internal(w, "looking a revoked device up", err)
 			return
 		}
-		a.refuse(w, http.StatusForbidden, revokedDecision(d, now))
+		a.refuse(w, http.StatusForbidden, session.RevokedDecision(d, now))
 		return
 	case errors.Is(err, store.ErrKeyTaken):
 		a.fail(w, http.StatusConflict, &wire.Error{Code: "key_taken", Message: "The tunnel key is in use by another device.", Remedy: "Make a fresh key for every connect."})
@@ -302,8 +286,8 @@ func (a *API) connect(w http.ResponseWriter, r *http.Request) {
 		a.internal(w, "looking at a device that connected", err)
 		return
 	}
-	if !after.RevokedAt.IsZero() {
-		dec := revokedDecision(after, now)
+	if after.Revoked() {
+		dec := session.RevokedDecision(after, now)
 		a.cfg.Sessions.Remove(d.ID, dec)
 		a.refuse(w, http.StatusForbidden, dec)
 		return
@@ -327,8 +311,8 @@ func (a *API) connect(w http.ResponseWriter, r *http.Request) {
 }
 
 func (a *API) mayConnect(device string) bool {
-	a.registerMu.Lock()
-	defer a.registerMu.Unlock()
+	a.connectsMu.Lock()
+	defer a.connectsMu.Unlock()
 	l := a.connects[device]
 	if l == nil {
 		l = rate.NewLimiter(rate.Every(connectEvery), connectBurst)

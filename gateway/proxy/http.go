@@ -88,9 +88,6 @@ func (p *Proxy) serveHTTP(w http.ResponseWriter, r *http.Request) {
 			panic(http.ErrAbortHandler)
 		}
 		d := refused.Decision
-		if d.Time.IsZero() {
-			d.Time = time.Now()
-		}
 		// The device is gone or holds too much: nothing more on this connection.
 		p.refuse(w, r, statusOf(d.Reason), &app, d, true)
 		return
@@ -156,7 +153,7 @@ func (p *Proxy) proceed(w http.ResponseWriter, r *http.Request, x *exchange) {
 func claims(app *policy.App, f session.Facts) assertion.Claims {
 	c := assertion.Claims{Audience: app.Name, Device: f.Device.ID}
 	if f.Subject != nil {
-		c.Subject = f.Subject.Issuer + "#" + f.Subject.ID
+		c.Subject = f.Subject.Key()
 		c.Name, c.Email, c.Groups = f.Subject.Name, f.Subject.Email, f.Subject.Groups
 	}
 	if f.Session != nil {

@@ -60,7 +60,7 @@ func (m *Manager) Connect(c Connection) error {
 		// Whoever copied a laptop's state takes its Session along too; this
 		// line is where security sees from where.
 		r := audit.Record{Kind: audit.KindResume, Device: d.record.ID, Remote: c.Remote}
-		sessionOf(&r, &s)
+		noteSession(&r, &s)
 		m.cfg.Audit.Note(r)
 	}
 	m.refresh(d)
@@ -101,6 +101,17 @@ func (m *Manager) install(d *device) (old *device, err error) {
 		m.inner[a] = d
 	}
 	return old, nil
+}
+
+// RevokedDecision says why a revoked device is refused.
+func RevokedDecision(d store.Device, now time.Time) policy.Decision {
+	value := "revoked " + d.RevokedAt.UTC().Format(time.RFC3339)
+	if d.RevokedReason != "" {
+		value += " (" + d.RevokedReason + ")"
+	}
+	dec := policy.NewDecision(policy.ReasonDeviceRevoked, &policy.Fact{Name: "device", Value: value, Wanted: "enrolled"})
+	dec.ID, dec.Time = newID("d-"), now
+	return dec
 }
 
 // NoteRefusal records that a call of a connected device was refused, within
@@ -168,7 +179,7 @@ func (m *Manager) setLocation(d *device, outer netip.AddrPort) {
 		Kind: audit.KindLocation, Device: d.record.ID, Remote: loc.Address,
 		Detail: map[string]string{"country": orUnknown(loc.Country), "before": orUnknown(old.Country), "before_address": old.Address},
 	}
-	sessionOf(&r, session)
+	noteSession(&r, session)
 	m.cfg.Audit.Note(r)
 	m.refresh(d)
 }
@@ -180,13 +191,11 @@ func orUnknown(s string) string {
 	return s
 }
 
-func sessionOf(r *audit.Record, s *store.Session) {
+func noteSession(r *audit.Record, s *store.Session) {
 	if s != nil {
-		r.Session, r.Subject = s.ID, subjectName(s.Subject)
+		r.Session, r.Subject = s.ID, s.Subject.Key()
 	}
 }
-
-func subjectName(s policy.Subject) string { return s.Issuer + "#" + s.ID }
 
 // ErrNonce is returned for a report whose nonce is not the one that was given
 // out last.
@@ -223,7 +232,7 @@ func (m *Manager) Posture(id, nonce, bootID string, signals map[string]policy.Si
 		for name, s := range signals {
 			r.Detail[name] = strings.TrimSuffix(s.State+": "+s.Value, ": ")
 		}
-		sessionOf(&r, session)
+		noteSession(&r, session)
 		if err := m.cfg.Audit.Append(&r); err != nil {
 			m.log.Error("recording a posture report; only its failures count", "device", id, "err", err)
 			signals = onlyFailures(signals)
@@ -272,7 +281,7 @@ func (m *Manager) Login(ctx context.Context, s store.Session) (store.Session, er
 	remote := d.location.Address
 	d.mu.Unlock()
 	r := &audit.Record{
-		Kind: audit.KindLogin, Subject: subjectName(s.Subject), Device: s.DeviceID, Session: s.ID, Remote: remote,
+		Kind: audit.KindLogin, Subject: s.Subject.Key(), Device: s.DeviceID, Session: s.ID, Remote: remote,
 		Detail: map[string]string{"name": s.Subject.Name, "groups": strings.Join(s.Subject.Groups, ","), "os_user": s.OSUser, "expires": s.ExpiresAt.UTC().Format(time.RFC3339)},
 	}
 	if err := m.cfg.Audit.Append(r); err != nil {
@@ -315,7 +324,7 @@ func (m *Manager) noteSuperseded(s *store.Session) {
 		return
 	}
 	r := audit.Record{Kind: audit.KindSessionEnd, Device: s.DeviceID, Reason: store.EndSuperseded, Outcome: store.EndSuperseded}
-	sessionOf(&r, s)
+	noteSession(&r, s)
 	m.cfg.Audit.Note(r)
 }
 
@@ -345,7 +354,7 @@ func (m *Manager) EndSession(ctx context.Context, e store.End, reason policy.Rea
 		return ErrSessionOver
 	}
 	if err == nil {
-		r.Device, r.Subject = stored.DeviceID, subjectName(stored.Subject)
+		r.Device, r.Subject = stored.DeviceID, stored.Subject.Key()
 	}
 	if errors.Is(err, store.ErrNotFound) && r.Device == "" {
 		return fmt.Errorf("ending the session: %w", err) // there never was one: nothing ended
@@ -373,7 +382,7 @@ func (m *Manager) unbind(r *audit.Record, reason policy.Reason) {
 		r.Remote = d.location.Address
 		d.mu.Unlock()
 		m.refresh(d)
-		r.Device, r.Subject = d.record.ID, subjectName(s.Subject)
+		r.Device, r.Subject = d.record.ID, s.Subject.Key()
 	}
 }
 

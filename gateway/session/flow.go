@@ -88,30 +88,41 @@ func (m *Manager) Begin(b Begin) (*Flow, error) {
 	m.mu.RUnlock()
 	if d == nil {
 		m.refused.Add(1)
-		return nil, &Refused{policy.NewDecision(policy.ReasonLoginRequired, nil)}
+		dec := policy.NewDecision(policy.ReasonLoginRequired, nil)
+		dec.App, dec.Time = b.App.Name, m.cfg.Now()
+		return nil, &Refused{dec}
 	}
 	f := &Flow{m: m, d: d, id: newID("f-"), begin: b, opened: m.cfg.Now(), longLive: b.Action == policy.ActionFlow}
 	f.ctx, f.cancel = context.WithCancelCause(context.Background())
+	refusal := m.register(f)
+	if refusal == nil {
+		return f, nil
+	}
+	f.cancel(ErrCut)
+	m.refused.Add(1)
+	dec := *refusal
+	dec.ID, dec.App, dec.Time = newID("d-"), b.App.Name, f.opened
+	d.refusals.Note(*f.record(nil, dec, f.openKind(nil)))
+	return nil, &Refused{dec}
+}
+
+// register puts f among its device's open Flows, or says why not.
+func (m *Manager) register(f *Flow) (refusal *policy.Decision) {
+	d := f.d
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	var refusal *policy.Decision
 	switch {
 	case d.gone != nil:
-		refusal = d.gone
+		return d.gone
 	case len(d.flows) >= m.cfg.MaxFlows:
 		dec := policy.NewDecision(policy.ReasonTooManyFlows, &policy.Fact{
 			Name: "open connections", Value: fmt.Sprint(len(d.flows)), Wanted: fmt.Sprintf("fewer than %d", m.cfg.MaxFlows),
 		})
-		refusal = &dec
-	}
-	if refusal != nil {
-		f.cancel(ErrCut)
-		m.refused.Add(1)
-		return nil, &Refused{*refusal}
+		return &dec
 	}
 	d.flows[f] = struct{}{}
 	m.flows.Add(1)
-	return f, nil
+	return nil
 }
 
 // ID names the Flow in records.
@@ -196,7 +207,7 @@ func (f *Flow) record(in *policy.Input, dec policy.Decision, kind audit.Kind) *a
 	if in != nil {
 		r.Remote = in.Location.Address
 		if in.Subject != nil {
-			r.Subject = in.Subject.Issuer + "#" + in.Subject.ID
+			r.Subject = in.Subject.Key()
 		}
 		if in.Session != nil {
 			r.Session = in.Session.ID
@@ -344,7 +355,7 @@ func (f *Flow) noteCut(in *policy.Input, dec policy.Decision, facts Facts, req *
 	r := f.record(in, dec, audit.KindFlowCut)
 	r.Remote = facts.Outer
 	if facts.Subject != nil {
-		r.Subject = facts.Subject.Issuer + "#" + facts.Subject.ID
+		r.Subject = facts.Subject.Key()
 	}
 	if facts.Session != nil {
 		r.Session = facts.Session.ID
@@ -388,7 +399,7 @@ func (f *Flow) End(res Result) {
 		DurationMS: f.m.cfg.Now().Sub(f.opened).Milliseconds(), Remote: facts.Outer,
 	}
 	if facts.Subject != nil {
-		r.Subject = facts.Subject.Issuer + "#" + facts.Subject.ID
+		r.Subject = facts.Subject.Key()
 	}
 	if facts.Session != nil {
 		r.Session = facts.Session.ID
@@ -421,7 +432,7 @@ func (m *Manager) Reject(r Rejection) policy.Decision {
 		rec.Remote = d.location.Address
 		if d.session != nil {
 			rec.Session = d.session.ID
-			rec.Subject = d.session.Subject.Issuer + "#" + d.session.Subject.ID
+			rec.Subject = d.session.Subject.Key()
 		}
 		d.mu.Unlock()
 	}

@@ -352,7 +352,7 @@ func (m *Manager) noteExpired(s *store.Session, now time.Time) {
 		return
 	}
 	r := audit.Record{Kind: audit.KindSessionEnd, Device: s.DeviceID, Reason: store.EndExpired, Outcome: store.EndExpired}
-	sessionOf(&r, s)
+	noteSession(&r, s)
 	m.cfg.Audit.Note(r)
 	if _, err := m.cfg.Store.EndSession(context.Background(), store.End{SessionID: s.ID, Reason: store.EndExpired, By: "gateway", At: now}); err != nil {
 		m.log.Warn("storing that a session expired", "session", s.ID, "err", err)

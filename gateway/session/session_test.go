@@ -577,8 +577,11 @@ func TestFlowsAreBounded(t *testing.T) {
 	}
 	_, err := g.m.Begin(session.Begin{Peer: netip.AddrPortFrom(l.Addresses[0], 1), App: g.app("desk")})
 	var r *session.Refused
-	if !errors.As(err, &r) || r.Decision.Reason != policy.ReasonTooManyFlows {
+	if !errors.As(err, &r) || r.Decision.Reason != policy.ReasonTooManyFlows || r.Decision.ID == "" || r.Decision.Time.IsZero() {
 		t.Errorf("the 51st flow: %v", err)
+	}
+	if recs := g.records(audit.KindDecision); len(recs) != 1 || recs[0].Decision != r.Decision.ID || recs[0].Device != l.ID {
+		t.Errorf("its record: %+v", recs)
 	}
 	g.open(other, "desk")
 }

@@ -33,7 +33,7 @@ func (m *Manager) State(id string) (wire.State, error) {
 	}
 	if s := d.session; s != nil {
 		st.Session = &wire.Session{
-			ID: s.ID, Subject: subjectName(s.Subject), Name: s.Subject.Name, Groups: s.Subject.Groups,
+			ID: s.ID, Subject: s.Subject.Key(), Name: s.Subject.Name, Groups: s.Subject.Groups,
 			OSUser: s.OSUser, StartedAt: s.StartedAt.UTC(), ExpiresAt: s.ExpiresAt.UTC(),
 		}
 	}
@@ -111,7 +111,7 @@ func (m *Manager) noteWhy(d *device, dec policy.Decision, in *policy.Input) {
 	r := audit.Record{Kind: audit.KindWhy, Device: d.record.ID}
 	r.SetDecision(dec)
 	if s, ok := d.sessionNow(); ok {
-		sessionOf(&r, &s)
+		noteSession(&r, &s)
 	}
 	if in != nil {
 		r.Remote, r.Input = in.Location.Address, encodeInput(in)
