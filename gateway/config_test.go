@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/portvakt/portvakt/certs"
 	"github.com/portvakt/portvakt/gateway"
 )
 
@@ -95,6 +96,43 @@ func TestBadConfigSaysWhereAndWhat(t *testing.T) {
 				t.Errorf("got  %v\nwant %s", err, c.want)
 			}
 		})
+	}
+}
+
+// An app's CA that cannot be read is said by check, not found out by a worker.
+func TestCheckLooksAtTheAppsFiles(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	app := func(file string) error {
+		t.Helper()
+		text := "name: crm\ntitle: CRM\nprotocol: http\nhosts: [crm.example.com]\nupstream: https://crm.internal\nupstream_ca_file: " + file + "\naccess:\n  - groups: [sales]\n"
+		if err := os.WriteFile(filepath.Join(dir, "crm.yaml"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := gateway.LoadPolicy(&gateway.Config{Policy: gateway.PolicyConfig{Directory: dir}})
+		return err
+	}
+	empty, other := filepath.Join(dir, "empty.pem"), t.TempDir()
+	if err := os.WriteFile(empty, []byte("no certificate"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for file, want := range map[string]string{filepath.Join(other, "nowhere.pem"): "no such file", empty: "holds no certificate"} {
+		if err := app(file); err == nil || !strings.Contains(err.Error(), "app crm: upstream_ca_file") || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", file, err)
+		}
+	}
+	ca, err := certs.OpenCA(certs.CAConfig{Dir: filepath.Join(other, "ca")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := filepath.Join(other, "good.pem")
+	if err := os.WriteFile(good, ca.RootPEM(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := app(good); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"os"
@@ -41,6 +42,9 @@ func (g *gateway) followPolicy(ctx context.Context, first chan<- struct{}) error
 
 // publish puts a revision in force.
 func (g *gateway) publish(ctx context.Context, rev *policy.Revision, actor string) error {
+	if err := checkFiles(rev); err != nil {
+		return err
+	}
 	if err := g.keepBundle(rev); err != nil {
 		return err
 	}
@@ -49,6 +53,25 @@ func (g *gateway) publish(ctx context.Context, rev *policy.Revision, actor strin
 	}
 	g.log.Info("a policy revision is in force", "revision", rev.ID())
 	return nil
+}
+
+// checkFiles looks at what a revision names outside the policy directory: an app
+// whose CA cannot be read would be down, and nobody would know why.
+func checkFiles(rev *policy.Revision) error {
+	var errs []error
+	for _, a := range rev.Apps() {
+		if a.UpstreamCAFile == "" {
+			continue
+		}
+		pem, err := os.ReadFile(a.UpstreamCAFile)
+		if err == nil && !x509.NewCertPool().AppendCertsFromPEM(pem) {
+			err = fmt.Errorf("%s holds no certificate in PEM", a.UpstreamCAFile)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("app %s: upstream_ca_file: wanted a PEM file the gateway can read: %w", a.Name, err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (g *gateway) refusedPolicy(err error) {

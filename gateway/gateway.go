@@ -33,9 +33,14 @@ import (
 	"github.com/portvakt/portvakt/policy"
 )
 
-// LoadPolicy compiles the policy a configuration names, without activating it.
+// LoadPolicy compiles the policy a configuration names, without activating it,
+// and looks at the files its apps name.
 func LoadPolicy(cfg *Config) (*policy.Revision, error) {
-	return policy.Load(cfg.Policy.Directory, policyOptions())
+	rev, err := policy.Load(cfg.Policy.Directory, policyOptions())
+	if err != nil {
+		return nil, err
+	}
+	return rev, checkFiles(rev)
 }
 
 // Policy files decide who gets in, so who may write them is checked each time.

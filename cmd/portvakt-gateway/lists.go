@@ -126,7 +126,7 @@ func devicesCmd(opt *options) *cobra.Command {
 		},
 	}
 	show := &cobra.Command{
-		Use: "show ID", Short: "Show one device with its facts", Args: cobra.ExactArgs(1),
+		Use: "show ID|NAME", Short: "Show one device with its facts", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			cl, err := opt.client()
 			if err != nil {
@@ -164,7 +164,7 @@ func devicesCmd(opt *options) *cobra.Command {
 	}
 	var req admin.Revoke
 	revoke := &cobra.Command{
-		Use: "revoke ID", Short: "Cut a device off at once and for good", Args: cobra.ExactArgs(1),
+		Use: "revoke ID|NAME", Short: "Cut a device off at once and for good", Args: cobra.ExactArgs(1),
 		Long: `Cut every open flow of a device, remove its tunnel and refuse it from now on.
 It comes back only by enrolling anew with a new code.`,
 		Example: "  portvakt-gateway devices revoke dev-0123456789abcdef --reason 'laptop stolen'",

@@ -64,13 +64,34 @@ func (s *Server) devices(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Server) device(w http.ResponseWriter, r *http.Request) {
-	d, err := s.cfg.Store.Device(r.Context(), r.PathValue("id"))
+	d, err := s.named(r.Context(), r.PathValue("id"))
 	if err != nil {
 		s.failed(w, "device "+r.PathValue("id"), err)
 		return
 	}
 	s.looked(r, "device "+d.ID)
 	s.answer(w, s.deviceOf(d))
+}
+
+// named finds a device by its ID, or by a name that only one enrolled device
+// has: whoever is told "Anna's laptop was stolen" has the name.
+func (s *Server) named(ctx context.Context, idOrName string) (store.Device, error) {
+	d, err := s.cfg.Store.Device(ctx, idOrName)
+	if !errors.Is(err, store.ErrNotFound) {
+		return d, err
+	}
+	all, err := s.cfg.Store.Devices(ctx)
+	if err != nil {
+		return store.Device{}, err
+	}
+	all = slices.DeleteFunc(all, func(d store.Device) bool { return d.Name != idOrName || d.Revoked() })
+	switch len(all) {
+	case 0:
+		return store.Device{}, store.ErrNotFound
+	case 1:
+		return all[0], nil
+	}
+	return store.Device{}, errAmbiguous
 }
 
 func (s *Server) deviceOf(d store.Device) Device {
@@ -108,12 +129,13 @@ func (s *Server) revokeDevice(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, http.StatusBadRequest, "bad_request", err.Error())
 		return
 	}
-	id, now := r.PathValue("id"), s.cfg.Now()
-	d, err := s.cfg.Store.Device(r.Context(), id)
+	now := s.cfg.Now()
+	d, err := s.named(r.Context(), r.PathValue("id"))
 	if err != nil {
-		s.failed(w, "device "+id, err)
+		s.failed(w, "device "+r.PathValue("id"), err)
 		return
 	}
+	id := d.ID
 	d.RevokedAt, d.RevokedReason = now, req.Reason
 	dec := session.RevokedDecision(d, now)
 	s.cfg.Sessions.Remove(id, dec)

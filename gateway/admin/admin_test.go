@@ -480,3 +480,30 @@ func TestBadCalls(t *testing.T) {
 		t.Errorf("nobody there: %v", err)
 	}
 }
+
+// Whoever is told "Anna's laptop was stolen" has the name, not the ID. A name
+// of several, or of a revoked one alone, names nothing.
+func TestDevicesByName(t *testing.T) {
+	g := newGateway(t)
+	ctx := t.Context()
+	d := g.connect("anna")
+	if got, err := g.Device(ctx, "anna"); err != nil || got.ID != d.ID {
+		t.Errorf("by name: %+v %v", got, err)
+	}
+	g.must(g.store.CreateInvite(ctx, store.Invite{SecretHash: [32]byte{7}, Name: "anna", CreatedBy: "test", CreatedAt: now, ExpiresAt: now.Add(time.Hour)}))
+	twin, err := g.store.RedeemInvite(ctx, store.Redeem{SecretHash: [32]byte{7}, Now: now, Device: store.Device{ID: "dev-twin", KeyHash: [32]byte{7}}})
+	g.must(err)
+	var we *wire.Error
+	if _, err := g.RevokeDevice(ctx, "anna", admin.Revoke{}); !errors.As(err, &we) || we.Code != "ambiguous" {
+		t.Errorf("a name of two: %v", err)
+	}
+	if _, err := g.RevokeDevice(ctx, twin.ID, admin.Revoke{}); err != nil {
+		t.Error(err)
+	}
+	if got, err := g.RevokeDevice(ctx, "anna", admin.Revoke{Reason: "stolen"}); err != nil || got.ID != d.ID || got.Status != "revoked" {
+		t.Errorf("the one that is left: %+v %v", got, err)
+	}
+	if _, err := g.Device(ctx, "anna"); !errors.As(err, &we) || we.Code != "not_found" {
+		t.Errorf("a name of revoked ones: %v", err)
+	}
+}

@@ -169,11 +169,18 @@ func (s *Server) fail(w http.ResponseWriter, status int, code, message string) {
 	}
 }
 
+// errAmbiguous is a name that several devices have.
+var errAmbiguous = errors.New("several devices have that name; use the ID that the list shows")
+
 // failed answers an error; what was not found is the administrator's to mend,
 // the rest the gateway's.
 func (s *Server) failed(w http.ResponseWriter, what string, err error) {
 	if errors.Is(err, store.ErrNotFound) {
-		s.fail(w, http.StatusNotFound, "not_found", what+": there is no such thing; it is known by the ID that a list shows, not by a name.")
+		s.fail(w, http.StatusNotFound, "not_found", what+": there is no such thing; the list shows the IDs.")
+		return
+	}
+	if errors.Is(err, errAmbiguous) {
+		s.fail(w, http.StatusConflict, "ambiguous", fmt.Sprintf("%s: %v.", what, err))
 		return
 	}
 	s.log.Error("an administrator's call failed", "err", fmt.Errorf("%s: %w", what, err))

@@ -36,6 +36,9 @@ func (s *Server) why(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	dec := s.cfg.Engine.Decide(r.Context(), in)
+	if dec.Reason == policy.ReasonUnknownApp {
+		dec.Remedy = "The policy in force has no such app; list them with: portvakt-gateway apps list" // the table's is for a laptop
+	}
 	rec := audit.Record{Kind: audit.KindWhy, Actor: actor(r), Device: in.Device.ID}
 	rec.SetDecision(dec)
 	if rec.Input, err = json.Marshal(in); err != nil {
