@@ -50,7 +50,7 @@ func Diagnose(err error) Trouble {
 	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET):
 		return Trouble{
 			"refused", "The gateway's machine answers, but the gateway does not.",
-			"It may be restarting: the agent keeps trying. If it persists, tell your IT support.",
+			"It may be restarting; a running agent tries again by itself. If it persists, tell your IT support.",
 		}
 	case errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETDOWN):
 		return Trouble{
@@ -70,5 +70,5 @@ func Diagnose(err error) Trouble {
 	case err == nil:
 		return Trouble{}
 	}
-	return Trouble{"error", "The connection to the gateway failed: " + err.Error() + ".", "The agent keeps trying."}
+	return Trouble{"error", "The connection to the gateway failed: " + err.Error() + ".", "A running agent tries again by itself."}
 }
