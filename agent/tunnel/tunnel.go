@@ -217,26 +217,6 @@ func (t *Tunnel) setAllowed(want map[netip.Addr]struct{}) (gone []*tracked, err 
 	return gone, nil
 }
 
-// SetEndpoint resolves host:port again and sends there from now on; for a new
-// network, or a gateway that moved.
-func (t *Tunnel) SetEndpoint(endpoint string) error {
-	ep, err := resolve(endpoint)
-	if err != nil {
-		return fmt.Errorf("setting endpoint: %w", err)
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.closed {
-		return fmt.Errorf("setting endpoint: %w", net.ErrClosed)
-	}
-	if err := t.dev.IpcSet(fmt.Sprintf("public_key=%s\nupdate_only=true\nendpoint=%s\n", t.peer, ep)); err != nil {
-		return fmt.Errorf("setting endpoint: %w", err)
-	}
-	// An empty packet tells the gateway where this device is now.
-	t.dev.SendKeepalivesToPeersWithCurrentKeypair()
-	return nil
-}
-
 // DialTCP connects through the tunnel. An address outside the allowed set
 // fails at once with syscall.ENETUNREACH, a refusal of the gateway's with
 // syscall.ECONNREFUSED.
