@@ -382,6 +382,7 @@ func TestUDPFlow(t *testing.T) {
 // a byte of it arrives afterwards, at either end.
 func TestCut(t *testing.T) {
 	var uploaded, datagrams atomic.Int64
+	var reached sync.Map // what has reached the app, by its query: only that was decided on
 	app := http.NewServeMux()
 	app.HandleFunc("/ws", func(w http.ResponseWriter, r *http.Request) {
 		c, err := websocket.Accept(w, r, &websocket.AcceptOptions{InsecureSkipVerify: true})
@@ -397,6 +398,7 @@ func TestCut(t *testing.T) {
 		}
 	})
 	app.HandleFunc("/down", func(w http.ResponseWriter, r *http.Request) {
+		reached.Store(r.URL.RawQuery, true)
 		chunk := make([]byte, 32<<10)
 		for r.Context().Err() == nil {
 			if _, err := w.Write(chunk); err != nil {
@@ -412,6 +414,7 @@ func TestCut(t *testing.T) {
 		for {
 			n, err := r.Body.Read(buf)
 			uploaded.Add(int64(n))
+			reached.Store(r.URL.RawQuery, true)
 			if err != nil {
 				return
 			}
@@ -496,11 +499,13 @@ func TestCut(t *testing.T) {
 					if _, err := wr.Write(make([]byte, 8<<10)); err != nil {
 						return
 					}
-					got(1)
+					if _, ok := reached.Load(name[1:]); ok {
+						got(1)
+					}
 					time.Sleep(time.Millisecond)
 				}
 			}()
-			res, err := w.client(h2).Post("https://crm.test/up", "", r)
+			res, err := w.client(h2).Post("https://crm.test/up?"+name[1:], "", r)
 			if err == nil {
 				res.Body.Close()
 				t.Errorf("the upload%s ended with %s", name, res.Status)
@@ -532,6 +537,14 @@ func TestCut(t *testing.T) {
 		case <-p.first:
 		case <-time.After(5 * time.Second):
 			t.Fatalf("%s did not begin", p.name)
+		}
+	}
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		if _, ok := reached.Load("flood"); ok {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("the connection that nobody reads did not begin")
 		}
 	}
 	time.Sleep(50 * time.Millisecond)

@@ -129,7 +129,9 @@ func (p *Proxy) fault(w http.ResponseWriter, r *http.Request, err error) {
 	x.mu.Lock()
 	clientErr := x.clientErr
 	x.mu.Unlock()
-	if x.flow.Context().Err() != nil || r.Context().Err() != nil || clientErr != nil {
+	// A cut is known to the Flow before its context ends; a body that was
+	// refused a chunk in between is no fault of the app's either.
+	if _, cut := x.flow.Cut(); cut || x.flow.Context().Err() != nil || r.Context().Err() != nil || clientErr != nil {
 		x.note(0, outcomeDone) // cut, or the device went away: no fault of the app's
 		panic(http.ErrAbortHandler)
 	}
