@@ -42,6 +42,21 @@ type Facts struct {
 	Outer string
 }
 
+func factsOf(in *policy.Input) Facts {
+	return Facts{Subject: in.Subject, Session: in.Session, Device: in.Device, Outer: in.Location.Address}
+}
+
+// note says in a record who and from where.
+func (f Facts) note(r *audit.Record) {
+	r.Remote = f.Outer
+	if f.Subject != nil {
+		r.Subject = f.Subject.Key()
+	}
+	if f.Session != nil {
+		r.Session = f.Session.ID
+	}
+}
+
 // Refused is the error of a Flow that was refused before it was decided.
 type Refused struct{ Decision policy.Decision }
 
@@ -157,7 +172,7 @@ func (f *Flow) Authorize(ctx context.Context, req *policy.Request) (policy.Decis
 		}
 		f.mu.Lock()
 		f.decided, f.request, f.last = true, req, dec
-		f.facts = Facts{Subject: in.Subject, Session: in.Session, Device: in.Device, Outer: in.Location.Address}
+		f.facts = factsOf(in)
 		f.longLive = f.longLive || (req != nil && req.Upgrade != "")
 		f.mu.Unlock()
 		f.renew()
@@ -205,13 +220,7 @@ func (f *Flow) record(in *policy.Input, dec policy.Decision, kind audit.Kind) *a
 	r := &audit.Record{Kind: kind, Device: f.d.record.ID, Flow: f.id, App: f.begin.App.Name}
 	r.SetDecision(dec)
 	if in != nil {
-		r.Remote = in.Location.Address
-		if in.Subject != nil {
-			r.Subject = in.Subject.Key()
-		}
-		if in.Session != nil {
-			r.Session = in.Session.ID
-		}
+		factsOf(in).note(r)
 		if in.Request != nil {
 			r.Method, r.Host, r.Path = in.Request.Method, in.Request.Host, in.Request.Path
 		}
@@ -353,13 +362,7 @@ func (f *Flow) cutWith(in *policy.Input, dec policy.Decision) {
 
 func (f *Flow) noteCut(in *policy.Input, dec policy.Decision, facts Facts, req *policy.Request) {
 	r := f.record(in, dec, audit.KindFlowCut)
-	r.Remote = facts.Outer
-	if facts.Subject != nil {
-		r.Subject = facts.Subject.Key()
-	}
-	if facts.Session != nil {
-		r.Session = facts.Session.ID
-	}
+	facts.note(r)
 	if req != nil {
 		r.Method, r.Host, r.Path = req.Method, req.Host, req.Path
 	}
@@ -396,14 +399,9 @@ func (f *Flow) End(res Result) {
 	r := audit.Record{
 		Kind: kind, Decision: last.ID, Device: f.d.record.ID, Flow: f.id, App: f.begin.App.Name, Revision: last.Revision,
 		Outcome: res.Outcome, Status: res.Status, BytesIn: res.BytesIn, BytesOut: res.BytesOut,
-		DurationMS: f.m.cfg.Now().Sub(f.opened).Milliseconds(), Remote: facts.Outer,
+		DurationMS: f.m.cfg.Now().Sub(f.opened).Milliseconds(),
 	}
-	if facts.Subject != nil {
-		r.Subject = facts.Subject.Key()
-	}
-	if facts.Session != nil {
-		r.Session = facts.Session.ID
-	}
+	facts.note(&r)
 	f.m.cfg.Audit.Note(r)
 }
 
@@ -430,10 +428,7 @@ func (m *Manager) Reject(r Rejection) policy.Decision {
 		rec.Device = d.record.ID
 		d.mu.Lock()
 		rec.Remote = d.location.Address
-		if d.session != nil {
-			rec.Session = d.session.ID
-			rec.Subject = d.session.Subject.Key()
-		}
+		noteSession(&rec, d.session)
 		d.mu.Unlock()
 	}
 	m.refused.Add(1)
