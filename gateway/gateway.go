@@ -270,21 +270,13 @@ func (g *gateway) restore(ctx context.Context) error {
 	return nil
 }
 
-// forbidden are the gateway's own prefixes: no app may live on one unless it
-// names it.
+// forbidden are the tunnel's pools: no app may live in one unless it names it.
+// The machine's own addresses are the proxy's to look at, at every dial.
 func (g *gateway) forbidden() []netip.Prefix {
 	var out []netip.Prefix
 	for _, s := range []string{g.cfg.Tunnel.IPv4, g.cfg.Tunnel.IPv6} {
 		if p, err := netip.ParsePrefix(s); err == nil {
 			out = append(out, p)
-		}
-	}
-	if addrs, err := net.InterfaceAddrs(); err == nil {
-		for _, a := range addrs {
-			if p, err := netip.ParsePrefix(a.String()); err == nil {
-				addr := p.Addr().Unmap()
-				out = append(out, netip.PrefixFrom(addr, addr.BitLen()))
-			}
 		}
 	}
 	return out

@@ -51,7 +51,7 @@ type Config struct {
 	Log  *slog.Logger
 }
 
-// Lifetimes of what connect hands out.
+// Limits of connecting and of staying away.
 const (
 	// A connect costs two writes; a laptop that changes networks all the time needs
 	// one every few seconds.
