@@ -245,14 +245,14 @@ func (t *Tunnel) stop() error {
 }
 
 // filter runs for every packet on its peer's receiving goroutine.
-func (t *Tunnel) filter(packet []byte) (bool, []byte) {
+func (t *Tunnel) filter(packet []byte) (overlay.Action, []byte) {
 	switch v, _ := t.cfg.Table.Filter(packet); v {
 	case segment.Pass:
-		return true, nil
+		return overlay.Pass, nil
 	case segment.Reset:
-		return false, segment.ResetFor(packet)
+		return overlay.Drop, segment.ResetFor(packet)
 	default:
-		return false, nil
+		return overlay.Drop, nil
 	}
 }
 

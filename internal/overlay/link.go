@@ -39,11 +39,11 @@ func (o outbound) release() {
 	}
 }
 
-// reset reports whether the packet is a TCP reset: the one packet that is not
-// sent again when lost.
+// reset reports whether the packet must not wait: a TCP reset, the one segment
+// that is not sent again when lost, or an injected packet.
 func (o outbound) reset() bool {
 	if o.packet == nil {
-		return true // Options.Filter replies with nothing else
+		return true // an injected packet: whoever made it goes on meanwhile
 	}
 	if o.packet.TransportProtocolNumber != header.TCPProtocolNumber {
 		return false
@@ -328,12 +328,16 @@ func (d *device) enter(packet []byte) {
 		return
 	}
 	if f := d.stack.opts.Filter; f != nil {
-		pass, reply := f(packet)
-		if !pass {
+		action, reply := f(packet)
+		if reply != nil {
+			d.link.push(outbound{raw: reply})
+		}
+		switch action {
+		case Pass:
+		case Taken:
+			return
+		default:
 			d.refused.Add(1)
-			if reply != nil {
-				d.link.push(outbound{raw: reply})
-			}
 			return
 		}
 	}

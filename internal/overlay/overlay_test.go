@@ -486,8 +486,8 @@ func checksum(b []byte) uint16 {
 }
 
 // answers writes packet into a gateway stack and returns what comes back
-// within a moment.
-func answers(t *testing.T, o overlay.Options, packet []byte) [][]byte {
+// within a moment, and what the stack counted.
+func answers(t *testing.T, o overlay.Options, packet []byte) ([][]byte, overlay.Stats) {
 	t.Helper()
 	o.Addresses, o.Gateway = gateway, true
 	s, err := overlay.New(o)
@@ -512,12 +512,12 @@ func answers(t *testing.T, o overlay.Options, packet []byte) [][]byte {
 	time.Sleep(30 * time.Millisecond)
 	_ = s.Close()
 	<-done
-	return got
+	return got, s.Stats()
 }
 
 func TestICMPEcho(t *testing.T) {
 	for i := range gateway {
-		got := answers(t, overlay.Options{}, icmpEcho(device[i], gateway[i]))
+		got, _ := answers(t, overlay.Options{}, icmpEcho(device[i], gateway[i]))
 		if len(got) != 1 {
 			t.Fatalf("echo to %v: %d answers, want 1", gateway[i], len(got))
 		}
@@ -525,7 +525,7 @@ func TestICMPEcho(t *testing.T) {
 		if want := []byte{0, 129}[i]; l4[0] != want {
 			t.Errorf("echo to %v is answered with type %d", gateway[i], l4[0])
 		}
-		if got := answers(t, overlay.Options{}, icmpEcho(device[i], app[i])); len(got) != 0 {
+		if got, _ := answers(t, overlay.Options{}, icmpEcho(device[i], app[i])); len(got) != 0 {
 			t.Errorf("echo to an app is answered: %x", got)
 		}
 	}
@@ -534,24 +534,72 @@ func TestICMPEcho(t *testing.T) {
 func TestFilter(t *testing.T) {
 	reply := icmpEcho(gateway[0], device[0])
 	packet := icmpEcho(device[0], gateway[0])
-	got := answers(t, overlay.Options{Filter: func(b []byte) (bool, []byte) {
-		if !bytes.Equal(b, packet) {
-			t.Errorf("the filter saw %x", b)
-		}
-		return false, reply
-	}}, packet)
-	if len(got) != 1 || !bytes.Equal(got[0], reply) {
-		t.Errorf("got %x, want the filter's reply", got)
+	for _, tc := range []struct {
+		name    string
+		action  overlay.Action
+		reply   []byte
+		want    int // answers
+		refused uint64
+	}{
+		{"dropped", overlay.Drop, nil, 0, 1},
+		{"dropped with a reply", overlay.Drop, reply, 1, 1},
+		{"taken", overlay.Taken, nil, 0, 0},
+		{"taken with a reply", overlay.Taken, reply, 1, 0},
+		{"passed", overlay.Pass, nil, 1, 0},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			got, stats := answers(t, overlay.Options{Filter: func(b []byte) (overlay.Action, []byte) {
+				if !bytes.Equal(b, packet) {
+					t.Errorf("the filter saw %x", b)
+				}
+				return tc.action, tc.reply
+			}}, packet)
+			if len(got) != tc.want || stats.Refused != tc.refused {
+				t.Fatalf("%d answers, %d refused; want %d, %d", len(got), stats.Refused, tc.want, tc.refused)
+			}
+			if tc.reply != nil && !bytes.Equal(got[0], reply) {
+				t.Errorf("got %x, want the filter's reply", got[0])
+			}
+		})
 	}
-	if got := answers(t, overlay.Options{Filter: func([]byte) (bool, []byte) { return false, nil }}, packet); len(got) != 0 {
-		t.Errorf("got %x to a dropped packet", got)
+}
+
+func TestInject(t *testing.T) {
+	s, err := overlay.New(overlay.Options{Addresses: gateway, Gateway: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Nobody reads yet: the newest packets stay.
+	const sent = 3000
+	for i := range sent {
+		p := []byte{0x45, byte(i >> 8), byte(i)}
+		if n := s.Inject([][]byte{p, {}}); n != 1 {
+			t.Fatalf("Inject took %d, want 1", n)
+		}
+		clear(p) // it has been copied
+	}
+	kept := sent - int(s.Stats().Dropped)
+	if kept < 64 || kept == sent {
+		t.Fatalf("%d of %d are kept", kept, sent)
+	}
+	buf, sizes := [][]byte{make([]byte, 2048)}, []int{0}
+	for i := sent - kept; i < sent; i++ {
+		if n, err := s.Device().Read(buf, sizes, 0); n != 1 || err != nil || !bytes.Equal(buf[0][:sizes[0]], []byte{0x45, byte(i >> 8), byte(i)}) {
+			t.Fatalf("packet %d is %x, %v", i, buf[0][:sizes[0]], err)
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if n := s.Inject([][]byte{{0x45}}); n != 0 {
+		t.Errorf("a closed stack took %d packets", n)
 	}
 }
 
 func TestMalformedPacketsAreSurvived(t *testing.T) {
 	base := icmpEcho(device[1], gateway[1])
 	for _, b := range [][]byte{{}, {0x45}, {0x60}, {0x00}, {0xff}, base[:4], base[:39], bytes.Repeat([]byte{0x45}, 20), bytes.Repeat([]byte{0x60}, 64)} {
-		if got := answers(t, overlay.Options{TCP: echo}, b); len(got) != 0 {
+		if got, _ := answers(t, overlay.Options{TCP: echo}, b); len(got) != 0 {
 			t.Errorf("%x is answered with %x", b, got)
 		}
 	}

@@ -9,6 +9,7 @@
 package overlay
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -75,14 +76,23 @@ type Options struct {
 	UDP func(*UDPFlow)
 	// Filter judges every packet that comes out of the tunnel before the stack
 	// sees it. It must neither change nor keep the packet and must not block.
-	// With pass false a reply that is not nil, a whole IP packet, goes back
-	// into the tunnel; it belongs to the Stack then.
-	Filter func(packet []byte) (pass bool, reply []byte)
+	// A reply that is not nil, a whole IP packet, goes back into the tunnel; it
+	// belongs to the Stack then.
+	Filter func(packet []byte) (Action, []byte)
 	// MaxHalfOpen is how many connections of one source address may wait for a
 	// decision or for their handshake's end; more are refused with a reset.
 	// 0 means 64.
 	MaxHalfOpen int
 }
+
+// Action is what becomes of a packet that came out of the tunnel.
+type Action uint8
+
+const (
+	Drop  Action = iota // it is refused, and counted in [Stats]
+	Pass                // the stack gets it
+	Taken               // the filter has dealt with it itself
+)
 
 // ErrClosed is returned by everything after Close. It is [net.ErrClosed].
 var ErrClosed = net.ErrClosed
@@ -215,6 +225,19 @@ func (s *Stack) configure(has4, has6 bool) error {
 // stack sends and writes to it what arrived. Closing it closes the stack's
 // link, not the stack.
 func (s *Stack) Device() tun.Device { return s.dev }
+
+// Inject sends whole IP packets into the tunnel past the stack and returns how
+// many were queued: answers made from a packet alone. It copies them and never
+// blocks. When the queue is full they take the place of the oldest packets in
+// it, which counts as dropped; none is queued after Close.
+func (s *Stack) Inject(packets [][]byte) (accepted int) {
+	for _, p := range packets {
+		if len(p) > 0 && s.link.push(outbound{raw: bytes.Clone(p)}) {
+			accepted++
+		}
+	}
+	return accepted
+}
 
 // Stats counts packets since the stack was made.
 type Stats struct {
