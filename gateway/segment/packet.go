@@ -22,7 +22,8 @@ const (
 
 // parsed is what the filter needs of a packet. Its slices alias the packet.
 type parsed struct {
-	src, dst addrKey
+	src, dst address
+	v6       bool
 	proto    uint8
 	header   int    // length of the IP header
 	l4       []byte // everything after it
@@ -64,9 +65,9 @@ func parse4(packet []byte, p *parsed) Cause {
 	if binary.BigEndian.Uint16(packet[6:])&0xbfff != 0 {
 		return CauseFragment
 	}
-	copy(p.src[:4], packet[12:16])
-	copy(p.dst[:4], packet[16:20])
-	p.src[16], p.dst[16] = 4, 4
+	p.src = address{lo: uint64(binary.BigEndian.Uint32(packet[12:]))}
+	p.dst = address{lo: uint64(binary.BigEndian.Uint32(packet[16:]))}
+	p.v6 = false
 	p.proto = packet[9]
 	p.header = ipv4HeaderLen
 	p.l4 = packet[ipv4HeaderLen:]
@@ -83,9 +84,9 @@ func parse6(packet []byte, p *parsed) Cause {
 	if int(binary.BigEndian.Uint16(packet[4:]))+ipv6HeaderLen != len(packet) {
 		return CauseMalformed
 	}
-	copy(p.src[:16], packet[8:24])
-	copy(p.dst[:16], packet[24:40])
-	p.src[16], p.dst[16] = 6, 6
+	p.src = address{hi: binary.BigEndian.Uint64(packet[8:]), lo: binary.BigEndian.Uint64(packet[16:])}
+	p.dst = address{hi: binary.BigEndian.Uint64(packet[24:]), lo: binary.BigEndian.Uint64(packet[32:])}
+	p.v6 = true
 	p.proto = packet[6]
 	p.header = ipv6HeaderLen
 	p.l4 = packet[ipv6HeaderLen:]
@@ -143,9 +144,9 @@ func (p *parsed) echo() bool {
 		return false
 	}
 	switch {
-	case p.dst[16] == 4 && p.proto == protoICMP:
+	case !p.v6 && p.proto == protoICMP:
 		return p.l4[0] == 8
-	case p.dst[16] == 6 && p.proto == protoICMPv6:
+	case p.v6 && p.proto == protoICMPv6:
 		return p.l4[0] == 128
 	}
 	return false

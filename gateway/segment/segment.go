@@ -1,17 +1,18 @@
 // Package segment decides, packet by packet, what a device may speak to.
 //
-// A [Segment] is the immutable set of (app address, protocol, port) one device
-// may use now; a [Table] finds the Segment of the device a packet came from.
-// Everything that is not allowed looks closed, and looks the same whether the
-// address is unknown, hidden, another device's or merely has no such port: a
-// reset for TCP, silence for everything else.
+// A [Table] holds for every device the immutable set of (app address,
+// protocol, port) it may use now: its segment. Devices that may use the same
+// share one. Everything that is not allowed looks closed, and looks the same
+// whether the address is unknown, hidden, another device's or merely has no
+// such port: a reset for TCP, silence for everything else.
 //
-// The Table is read by every packet and locks nothing there: a shard of
-// addresses and a device's Segment each hang on an atomic pointer.
+// The Table is read by every packet and locks nothing there: a device's
+// segment hangs on an atomic pointer beside its address.
 package segment
 
 import (
 	"encoding/binary"
+	"math/bits"
 	"net/netip"
 )
 
@@ -21,83 +22,101 @@ const (
 	ProtoUDP uint8 = 17
 )
 
-// An Entry is one thing a device may speak to.
+// An Entry is one thing a device may speak to. An Entry with an invalid or
+// v4-mapped address or port 0 can match no packet.
 type Entry struct {
 	Addr  netip.Addr // of the app, or one of the gateway's own
 	Proto uint8      // ProtoTCP or ProtoUDP
-	Port  uint16     // never 0: port 0 is refused by [Table.Filter]
+	Port  uint16
 }
 
-// A Segment is the immutable set of entries of one device. The nil Segment
-// allows nothing.
-type Segment struct {
-	entries map[entryKey]struct{}
+// address is an IP address in two words; an IPv4 address is in the last four
+// bytes. Which family it is of is told beside it.
+type address struct{ hi, lo uint64 }
+
+// hash spreads addresses that follow one another, as devices' and apps' do.
+func (a address) hash() uint64 {
+	return (a.lo ^ bits.RotateLeft64(a.hi, 29)) * 0x9e3779b97f4a7c15
 }
 
-// entryKey is an Entry as one comparable run of bytes: address (IPv4 in the
-// first four), family, protocol, port. The family byte keeps 4-byte and
-// v4-mapped addresses apart.
-type entryKey [20]byte
+func addressOf(a netip.Addr) (ip address, v6 bool) {
+	if a.Is4() {
+		b := a.As4()
+		return address{lo: uint64(binary.BigEndian.Uint32(b[:]))}, false
+	}
+	b := a.As16()
+	return address{hi: binary.BigEndian.Uint64(b[:8]), lo: binary.BigEndian.Uint64(b[8:])}, true
+}
 
-// addrKey is an address as bytes with its family last.
-type addrKey [17]byte
+// entry is an Entry in three words.
+type entry struct {
+	to   address
+	what uint64 // family, protocol and port; never 0
+}
 
-// New compiles entries. Entries with an invalid or v4-mapped address or port 0
-// can match no packet and are left out.
-func New(entries []Entry) *Segment {
-	s := &Segment{entries: make(map[entryKey]struct{}, len(entries))}
+func what(v6 bool, proto uint8, port uint16) uint64 {
+	w := 1<<32 | uint64(proto)<<16 | uint64(port)
+	if v6 {
+		w |= 1 << 33
+	}
+	return w
+}
+
+func (e entry) hash() uint64 { return e.to.hash() + e.what*0xd6e8feb86659fd93 }
+
+// segment is a hash table with open addressing, at most half full, so that a
+// look-up touches one or two cache lines. It never changes.
+type segment struct {
+	cells []entry // a power of two of them; empty ones have what == 0
+	shift uint8
+
+	// The table's: its entries as text, and how many addresses lead here.
+	key  string
+	uses int
+}
+
+func newSegment(entries []Entry, key string) *segment {
+	size := 1 << bits.Len(uint(2*len(entries)))
+	s := &segment{cells: make([]entry, size), shift: uint8(64 - bits.Len(uint(size-1))), key: key}
 	for _, e := range entries {
 		if !e.Addr.IsValid() || e.Addr.Is4In6() || e.Port == 0 {
 			continue
 		}
-		s.entries[keyOf(e.Proto, netip.AddrPortFrom(e.Addr, e.Port))] = struct{}{}
+		to, v6 := addressOf(e.Addr)
+		c := entry{to: to, what: what(v6, e.Proto, e.Port)}
+		for i := c.hash() >> s.shift; ; i = (i + 1) % uint64(size) {
+			if s.cells[i] == c {
+				break
+			}
+			if s.cells[i].what == 0 {
+				s.cells[i] = c
+				break
+			}
+		}
 	}
 	return s
 }
 
-// Allows reports whether the segment holds (dst, proto).
-func (s *Segment) Allows(proto uint8, dst netip.AddrPort) bool {
-	if !dst.Addr().IsValid() || dst.Addr().Is4In6() {
-		return false
+func (s *segment) allows(e entry) bool {
+	mask := uint64(len(s.cells) - 1)
+	for i := e.hash() >> s.shift; ; i++ {
+		c := &s.cells[i&mask]
+		if c.what == 0 {
+			return false
+		}
+		if *c == e {
+			return true
+		}
 	}
-	return s.allows(keyOf(proto, dst))
 }
 
-// Len is the number of entries.
-func (s *Segment) Len() int {
-	if s == nil {
-		return 0
+// text is entries as bytes, so that equal lists are found to be equal.
+func text(to []byte, entries []Entry) []byte {
+	for _, e := range entries {
+		ip, v6 := addressOf(e.Addr)
+		to = binary.BigEndian.AppendUint64(to, ip.hi)
+		to = binary.BigEndian.AppendUint64(to, ip.lo)
+		to = binary.BigEndian.AppendUint64(to, what(v6, e.Proto, e.Port))
 	}
-	return len(s.entries)
-}
-
-func (s *Segment) allows(k entryKey) bool {
-	if s == nil {
-		return false
-	}
-	_, ok := s.entries[k]
-	return ok
-}
-
-func keyOf(proto uint8, dst netip.AddrPort) entryKey {
-	var k entryKey
-	a := addrKeyOf(dst.Addr())
-	copy(k[:17], a[:])
-	k[17] = proto
-	binary.BigEndian.PutUint16(k[18:], dst.Port())
-	return k
-}
-
-func addrKeyOf(a netip.Addr) addrKey {
-	var k addrKey
-	if a.Is4() {
-		b := a.As4()
-		copy(k[:], b[:])
-		k[16] = 4
-		return k
-	}
-	b := a.As16()
-	copy(k[:], b[:])
-	k[16] = 6
-	return k
+	return to
 }

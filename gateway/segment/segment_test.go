@@ -3,6 +3,7 @@ package segment_test
 import (
 	"encoding/binary"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"sync"
 	"testing"
@@ -30,7 +31,7 @@ func newTable() *segment.Table {
 			segment.Entry{Addr: gateway[i], Proto: segment.ProtoTCP, Port: 80},
 		)
 	}
-	t.Set(device, segment.New(es))
+	t.Set(device, es)
 	t.Set(other, nil)
 	return t
 }
@@ -256,8 +257,8 @@ func TestClosedLooksTheSame(t *testing.T) {
 
 func TestSetAndDelete(t *testing.T) {
 	table := segment.NewTable(gateway)
-	allow := func(i int) *segment.Segment {
-		return segment.New([]segment.Entry{{Addr: app[i], Proto: segment.ProtoTCP, Port: 443}})
+	allow := func(i int) []segment.Entry {
+		return []segment.Entry{{Addr: app[i], Proto: segment.ProtoTCP, Port: 443}}
 	}
 	verdict := func(i int) segment.Verdict {
 		v, _ := table.Filter(tcp(at(device[i], 9), at(app[i], 443), syn, 0, 0, ""))
@@ -285,30 +286,75 @@ func TestSetAndDelete(t *testing.T) {
 	}
 }
 
-func TestAllows(t *testing.T) {
-	s := segment.New([]segment.Entry{
+func TestEntriesThatMatchNothing(t *testing.T) {
+	table := segment.NewTable(gateway)
+	table.Set(device, []segment.Entry{
 		{Addr: app[0], Proto: segment.ProtoTCP, Port: 443},
+		{Addr: app[0], Proto: segment.ProtoTCP, Port: 443}, // twice is once
 		{Addr: netip.AddrFrom16(hidden[0].As16()), Proto: segment.ProtoTCP, Port: 443},
 		{Addr: app[1], Proto: segment.ProtoUDP},
 		{},
 	})
-	if s.Len() != 1 || !s.Allows(segment.ProtoTCP, at(app[0], 443)) {
-		t.Fatalf("segment of %d entries does not allow what it was made of", s.Len())
+	if v, _ := table.Filter(tcp(at(device[0], 9), at(app[0], 443), syn, 0, 0, "")); v != segment.Pass {
+		t.Errorf("what is in the segment: verdict %v, want Pass", v)
 	}
-	for _, dst := range []netip.AddrPort{{}, at(app[0], 80), at(hidden[0], 443), at(netip.AddrFrom16(app[0].As16()), 443), at(app[1], 0)} {
-		if s.Allows(segment.ProtoTCP, dst) {
-			t.Errorf("Allows(%v) = true", dst)
+	for _, dst := range []netip.AddrPort{at(app[0], 80), at(app[0], 0), at(hidden[0], 443), at(hidden[0], 0)} {
+		if v, _ := table.Filter(tcp(at(device[0], 9), dst, syn, 0, 0, "")); v == segment.Pass {
+			t.Errorf("%v passed", dst)
 		}
 	}
-	if (*segment.Segment)(nil).Allows(segment.ProtoTCP, at(app[0], 443)) {
-		t.Error("the nil segment allows something")
+	for _, dst := range []netip.AddrPort{at(app[1], 0), at(app[1], 5004), at(netip.AddrFrom16(hidden[0].As16()), 443)} {
+		if v, _ := table.Filter(udp(at(device[1], 9), dst, "x")); v == segment.Pass {
+			t.Errorf("%v passed", dst)
+		}
+	}
+}
+
+// TestManyDevices compares a table that grows, shrinks and grows again with a
+// plain map.
+func TestManyDevices(t *testing.T) {
+	table := segment.NewTable(gateway)
+	rnd := rand.New(rand.NewPCG(1, 2))
+	const devices, apps = 3000, 5
+	may := map[int]int{}
+	dev := func(i int) [2]netip.Addr {
+		return [2]netip.Addr{netip.AddrFrom4([4]byte{100, 70, byte(i >> 8), byte(i)}), netip.MustParseAddr(fmt.Sprintf("fd00:70::%x", i+1))}
+	}
+	dst := func(a, f int) netip.Addr {
+		return [2]netip.Addr{netip.AddrFrom4([4]byte{100, 64, 2, byte(a + 1)}), netip.MustParseAddr(fmt.Sprintf("fd00:64::2:%x", a+1))}[f]
+	}
+	for range 20000 {
+		i, a := rnd.IntN(devices), rnd.IntN(apps+1)
+		if a == apps {
+			table.Delete(dev(i))
+			delete(may, i)
+			continue
+		}
+		table.Set(dev(i), []segment.Entry{{Addr: dst(a, 0), Proto: segment.ProtoTCP, Port: 443}, {Addr: dst(a, 1), Proto: segment.ProtoTCP, Port: 443}})
+		may[i] = a
+	}
+	for i := range devices {
+		for a := range apps {
+			want := segment.Drop
+			if allowed, ok := may[i]; ok {
+				want = segment.Reset
+				if allowed == a {
+					want = segment.Pass
+				}
+			}
+			for f := range 2 {
+				if v, c := table.Filter(tcp(at(dev(i)[f], 9), at(dst(a, f), 443), syn, 0, 0, "")); v != want {
+					t.Fatalf("device %d, app %d, family %d: verdict %v (%v), want %v", i, a, f, v, c, want)
+				}
+			}
+		}
 	}
 }
 
 func TestConcurrentUse(t *testing.T) {
 	table := newTable()
 	packet := tcp(at(device[0], 9), at(app[0], 443), syn, 0, 0, "")
-	seg := segment.New([]segment.Entry{{Addr: app[0], Proto: segment.ProtoTCP, Port: 443}})
+	seg := []segment.Entry{{Addr: app[0], Proto: segment.ProtoTCP, Port: 443}}
 	var wg sync.WaitGroup
 	for range 4 {
 		wg.Go(func() {
@@ -389,7 +435,7 @@ func BenchmarkFilter(b *testing.B) {
 			es = append(es, segment.Entry{Addr: netip.AddrFrom4([4]byte{100, 64, 2, byte(a + 1)}), Proto: segment.ProtoTCP, Port: 443},
 				segment.Entry{Addr: netip.MustParseAddr(fmt.Sprintf("fd00:64::2:%x", a+1)), Proto: segment.ProtoTCP, Port: 443})
 		}
-		table.Set(dev, segment.New(es))
+		table.Set(dev, es)
 		a := i%30 + 1
 		packets = append(packets,
 			tcp(at(dev[0], 40000), at(netip.AddrFrom4([4]byte{100, 64, 2, byte(a)}), 443), ack, 1, 1, "data"),
@@ -412,16 +458,33 @@ func BenchmarkFilter(b *testing.B) {
 		}
 	})
 	b.Run("change of one device", func(b *testing.B) {
-		s := segment.New(nil)
 		dev := [2]netip.Addr{netip.MustParseAddr("100.65.0.7"), netip.MustParseAddr("fd00:65::8")}
-		for range b.N {
-			table.Set(dev, s)
+		some := [2][]segment.Entry{nil, {{Addr: app[0], Proto: segment.ProtoTCP, Port: 443}}}
+		for i := range b.N {
+			table.Set(dev, some[i%2])
+		}
+	})
+	b.Run("publish to all 10,000", func(b *testing.B) {
+		var lists [2][]segment.Entry
+		for k := range lists {
+			for a := range 30 {
+				lists[k] = append(lists[k], segment.Entry{Addr: netip.AddrFrom4([4]byte{100, 64, byte(2 + k), byte(a + 1)}), Proto: segment.ProtoTCP, Port: 443},
+					segment.Entry{Addr: netip.MustParseAddr(fmt.Sprintf("fd00:64::%x:%x", 2+k, a+1)), Proto: segment.ProtoTCP, Port: 443})
+			}
+		}
+		devices := make([][2]netip.Addr, 10000)
+		for i := range devices {
+			devices[i] = [2]netip.Addr{netip.AddrFrom4([4]byte{100, 65, byte(i >> 8), byte(i)}), netip.MustParseAddr(fmt.Sprintf("fd00:65::%x", i+1))}
+		}
+		for n := range b.N {
+			for i := range devices {
+				table.Set(devices[i], lists[(n+i)%2])
+			}
 		}
 	})
 	b.Run("a device comes and goes", func(b *testing.B) {
-		s := segment.New(nil)
 		for range b.N {
-			table.Set(device, s)
+			table.Set(device, nil)
 			table.Delete(device)
 		}
 	})

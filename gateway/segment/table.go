@@ -1,8 +1,7 @@
 package segment
 
 import (
-	"encoding/binary"
-	"maps"
+	"math/bits"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -67,65 +66,82 @@ func (c Cause) String() string {
 // A Table holds the segments of all registered devices. Its methods may be
 // called from any goroutine.
 type Table struct {
-	gateway [2]addrKey
+	gateway [2]netip.Addr
+	own     [2]address // the same, by family
 
-	mu     sync.Mutex // serialises writers
-	shards [256]atomic.Pointer[shard]
-
+	mu      sync.Mutex                   // serialises writers and guards the next line
+	shared  map[string]*segment          // by their text
+	devices [2]atomic.Pointer[directory] // by address, IPv4 and IPv6
 	refused [causes]atomic.Uint64
 }
 
-// shard maps the addresses that end in the same byte. It is never changed, only
-// replaced: a new device copies a 256th of the addresses.
-type shard map[addrKey]*slot
+// directory finds the segment of an address: a hash table with open
+// addressing, at most half full. A cell's address is written once, before its
+// segment: who sees the segment sees the address. Cells are emptied only by
+// making a new directory.
+type directory struct {
+	cells []cell // a power of two of them
+	shift uint8
+	used  int // cells with an address
+}
 
-// slot is a registered device; both its addresses lead to the same one, so
-// that a new segment holds for both from one moment on.
-type slot struct {
-	segment atomic.Pointer[Segment]
+type cell struct {
+	at      address
+	segment atomic.Pointer[segment] // nil in a cell never used
+	_       uint64                  // two cells to a cache line
+}
+
+// departed marks the address of a device that is registered no more.
+var departed = newSegment(nil, "")
+
+func newDirectory(size int) *directory {
+	return &directory{cells: make([]cell, size), shift: uint8(64 - bits.Len(uint(size-1)))}
+}
+
+// find returns the cell of an address, or the empty one where it would be.
+func (d *directory) find(a address) (c *cell, s *segment) {
+	mask := uint64(len(d.cells) - 1)
+	for i := a.hash() >> d.shift; ; i++ {
+		c = &d.cells[i&mask]
+		s = c.segment.Load()
+		if s == nil || c.at == a {
+			return c, s
+		}
+	}
 }
 
 // NewTable returns a table without devices. ICMP echo requests to the gateway's
 // own addresses pass; what else the gateway serves on them is in the segments.
 func NewTable(gateway [2]netip.Addr) *Table {
-	t := &Table{}
+	t := &Table{gateway: gateway, shared: map[string]*segment{}}
 	for i, a := range gateway {
 		if a.IsValid() {
-			t.gateway[i] = addrKeyOf(a)
+			t.own[i], _ = addressOf(a)
 		}
+		t.devices[i].Store(newDirectory(64))
 	}
 	return t
 }
 
-// Set gives the device with these addresses a segment, in place of any it had.
-// An invalid address of the pair is left out; a nil segment lets the device
-// reach nothing.
-func (t *Table) Set(addrs [2]netip.Addr, s *Segment) {
-	if s == nil {
-		s = &Segment{}
-	}
+// Set lets the device with these addresses speak to entries, and to nothing
+// else from its return on. An invalid address of the pair is left out.
+func (t *Table) Set(addrs [2]netip.Addr, entries []Entry) {
+	var room [4096]byte
+	key := text(room[:0], entries)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if sl := t.shared(addrs); sl != nil {
-		sl.segment.Store(s)
-		return
+	s := t.shared[string(key)]
+	if s == nil {
+		s = newSegment(entries, string(key))
+		t.shared[s.key] = s
 	}
-	t.remove(addrs)
-	sl := &slot{}
-	sl.segment.Store(s)
+	s.uses++ // so that replacing it by itself does not drop it
 	for _, a := range addrs {
-		if !a.IsValid() {
-			continue
+		if a.IsValid() {
+			t.put(a, s)
 		}
-		k := addrKeyOf(a)
-		p := t.shard(k)
-		next := shard{k: sl}
-		if old := p.Load(); old != nil {
-			next = maps.Clone(*old)
-			next[k] = sl
-		}
-		p.Store(&next)
 	}
+	t.drop(s)
 }
 
 // Delete forgets the device with these addresses: from its return on no packet
@@ -133,7 +149,73 @@ func (t *Table) Set(addrs [2]netip.Addr, s *Segment) {
 func (t *Table) Delete(addrs [2]netip.Addr) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.remove(addrs)
+	for _, a := range addrs {
+		if !a.IsValid() {
+			continue
+		}
+		ip, v6 := addressOf(a)
+		if c, old := t.directory(v6).Load().find(ip); old != nil && old != departed {
+			c.segment.Store(departed)
+			t.drop(old)
+		}
+	}
+}
+
+// put gives one address a segment. Callers hold mu.
+func (t *Table) put(a netip.Addr, s *segment) {
+	ip, v6 := addressOf(a)
+	d := t.directory(v6).Load()
+	c, old := d.find(ip)
+	if old == nil {
+		if 2*(d.used+1) > len(d.cells) {
+			d = d.grown()
+			t.directory(v6).Store(d)
+			c, _ = d.find(ip)
+		}
+		d.used++
+		c.at = ip
+	}
+	s.uses++
+	c.segment.Store(s)
+	if old != nil && old != departed {
+		t.drop(old)
+	}
+}
+
+// drop ends one use of a segment. Callers hold mu.
+func (t *Table) drop(s *segment) {
+	if s.uses--; s.uses == 0 {
+		delete(t.shared, s.key)
+	}
+}
+
+// grown is a directory of the addresses in use with room for as many again.
+// Readers may go on in the old one meanwhile: the writer holds the table's mu
+// until the new one is in its place.
+func (d *directory) grown() *directory {
+	live := 0
+	for i := range d.cells {
+		if s := d.cells[i].segment.Load(); s != nil && s != departed {
+			live++
+		}
+	}
+	next := newDirectory(1 << bits.Len(uint(max(32, 4*live))))
+	for i := range d.cells {
+		if s := d.cells[i].segment.Load(); s != nil && s != departed {
+			c, _ := next.find(d.cells[i].at)
+			c.at = d.cells[i].at
+			c.segment.Store(s)
+		}
+	}
+	next.used = live
+	return next
+}
+
+func (t *Table) directory(v6 bool) *atomic.Pointer[directory] {
+	if v6 {
+		return &t.devices[1]
+	}
+	return &t.devices[0]
 }
 
 // Filter judges a packet that came out of the tunnel. It allocates nothing and
@@ -163,8 +245,9 @@ func (t *Table) judge(packet []byte) (Verdict, Cause) {
 	if parseCause != CauseNone {
 		return Drop, parseCause
 	}
-	s := t.segment(p.src)
-	if s == nil {
+	devices := t.directory(p.v6).Load()
+	_, s := devices.find(p.src)
+	if s == nil || s == departed {
 		return Drop, CauseSource
 	}
 	closed := Drop
@@ -173,7 +256,7 @@ func (t *Table) judge(packet []byte) (Verdict, Cause) {
 		closed = Reset
 	case ProtoUDP:
 	case protoICMP, protoICMPv6:
-		if p.echo() && (p.dst == t.gateway[0] || p.dst == t.gateway[1]) {
+		if p.echo() && t.ownAddress(&p) {
 			return Pass, CauseNone
 		}
 		return Drop, CauseICMP
@@ -184,79 +267,22 @@ func (t *Table) judge(packet []byte) (Verdict, Cause) {
 	if c != CauseNone {
 		return Drop, c
 	}
-	var k entryKey
-	copy(k[:17], p.dst[:])
-	k[17] = p.proto
-	binary.BigEndian.PutUint16(k[18:], port)
-	if s.allows(k) && t.segment(p.dst) == nil {
-		return Pass, CauseNone
-	}
-	if t.segment(p.dst) != nil {
+	// Both are looked up whatever the first says: what is refused takes the
+	// same time whether it is hidden, unknown, closed or another device's.
+	allowed := s.allows(entry{to: p.dst, what: what(p.v6, p.proto, port)})
+	_, other := devices.find(p.dst)
+	switch {
+	case other != nil && other != departed:
 		return closed, CauseOtherDevice
+	case !allowed:
+		return closed, CauseClosed
 	}
-	return closed, CauseClosed
+	return Pass, CauseNone
 }
 
-// segment is the segment of a registered device, or nil.
-func (t *Table) segment(k addrKey) *Segment {
-	m := t.shard(k).Load()
-	if m == nil {
-		return nil
+func (t *Table) ownAddress(p *parsed) bool {
+	if p.v6 {
+		return t.gateway[1].IsValid() && p.dst == t.own[1]
 	}
-	sl := (*m)[k]
-	if sl == nil {
-		return nil
-	}
-	return sl.segment.Load()
-}
-
-func (t *Table) shard(k addrKey) *atomic.Pointer[shard] {
-	if k[16] == 4 {
-		return &t.shards[k[3]]
-	}
-	return &t.shards[k[15]]
-}
-
-// shared is the slot both addresses already lead to. Callers hold mu.
-func (t *Table) shared(addrs [2]netip.Addr) *slot {
-	var found *slot
-	for _, a := range addrs {
-		if !a.IsValid() {
-			continue
-		}
-		m := t.shard(addrKeyOf(a)).Load()
-		if m == nil {
-			return nil
-		}
-		sl := (*m)[addrKeyOf(a)]
-		if sl == nil || found != nil && sl != found {
-			return nil
-		}
-		found = sl
-	}
-	return found
-}
-
-// remove takes the addresses out and empties their slots, so that a packet
-// that already holds a slot finds nothing in it. Callers hold mu.
-func (t *Table) remove(addrs [2]netip.Addr) {
-	for _, a := range addrs {
-		if !a.IsValid() {
-			continue
-		}
-		k := addrKeyOf(a)
-		p := t.shard(k)
-		old := p.Load()
-		if old == nil {
-			continue
-		}
-		sl, ok := (*old)[k]
-		if !ok {
-			continue
-		}
-		sl.segment.Store(nil)
-		next := maps.Clone(*old)
-		delete(next, k)
-		p.Store(&next)
-	}
+	return t.gateway[0].IsValid() && p.dst == t.own[0]
 }

@@ -337,7 +337,7 @@ func (m *Manager) refresh(d *device) {
 	for _, g := range m.cfg.Gateway {
 		entries = append(entries, segment.Entry{Addr: g, Proto: protoTCP, Port: m.cfg.ControlPort})
 	}
-	m.cfg.Table.Set(d.record.Addresses, segment.New(entries))
+	m.cfg.Table.Set(d.record.Addresses, entries)
 	for _, f := range flows {
 		f.confirm(now)
 	}

@@ -360,7 +360,7 @@ func TestRestartCallsRememberedPeers(t *testing.T) {
 
 	again := startAs(t, listen, priv)
 	restarted := time.Now()
-	again.table.Set(inner(1), segment.New([]segment.Entry{{Addr: app[0], Proto: segment.ProtoTCP, Port: 443}}))
+	again.table.Set(inner(1), []segment.Entry{{Addr: app[0], Proto: segment.ProtoTCP, Port: 443}})
 	if err := again.AddPeer(tunnel.Peer{Key: c.pub, PresharedKey: c.psk, Addresses: inner(1), Endpoint: there.ep}); err != nil {
 		t.Fatal(err)
 	}

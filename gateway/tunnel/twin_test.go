@@ -136,7 +136,7 @@ func (in *ingress) admit(t *testing.T, c *client, i int) {
 		es = append(es, segment.Entry{Addr: app[f], Proto: segment.ProtoUDP, Port: 5004},
 			segment.Entry{Addr: gatewayAddrs[f], Proto: segment.ProtoTCP, Port: 80})
 	}
-	in.table.Set(inner(i), segment.New(es))
+	in.table.Set(inner(i), es)
 	if err := in.AddPeer(tunnel.Peer{Key: c.pub, PresharedKey: c.psk, Addresses: inner(i)}); err != nil {
 		t.Fatal(err)
 	}
