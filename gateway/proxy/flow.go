@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/portvakt/portvakt/gateway/dial"
 	"github.com/portvakt/portvakt/gateway/session"
 	"github.com/portvakt/portvakt/policy"
 )
@@ -31,13 +32,13 @@ func (p *Proxy) openFlow(ctx context.Context, network string, b session.Begin, d
 	}
 	decided()
 	// The flow's own context ends the dial when the flow is cut meanwhile.
-	dial, cancel := context.WithCancel(ctx)
+	dialing, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(flow.Context(), cancel)()
-	up, err := dialer(p.cfg.Timeouts.Dial, b.App.Allow, p.cfg.Forbidden).DialContext(dial, network, b.App.UpstreamFor(b.Port))
+	up, err := dial.New(p.cfg.Timeouts.Dial, b.App.Allow, p.cfg.Forbidden).DialContext(dialing, network, b.App.UpstreamFor(b.Port))
 	if err != nil {
 		outcome := outcomeUnreachable
-		if errors.Is(err, errForbidden) {
+		if errors.Is(err, dial.ErrForbidden) {
 			outcome = outcomeForbidden
 		}
 		p.log.Warn("an app does not answer", "app", b.App.Name, "flow", flow.ID(), "decision", d.ID, "err", err)

@@ -14,6 +14,7 @@ import (
 	"sync"
 
 	"github.com/portvakt/portvakt/gateway/assertion"
+	"github.com/portvakt/portvakt/gateway/dial"
 	"github.com/portvakt/portvakt/policy"
 )
 
@@ -139,7 +140,7 @@ func (p *Proxy) fault(w http.ResponseWriter, r *http.Request, err error) {
 	var op *net.OpError
 	var timeout net.Error
 	switch {
-	case errors.Is(err, errForbidden):
+	case errors.Is(err, dial.ErrForbidden):
 		outcome, reason = outcomeForbidden, policy.ReasonUpstreamForbidden
 	case errors.As(err, &op) && op.Op == "dial":
 	case errors.As(err, &timeout) && timeout.Timeout():

@@ -1,4 +1,4 @@
-package proxy
+package dial
 
 import (
 	"context"
@@ -64,8 +64,8 @@ func TestDestinations(t *testing.T) {
 		{"224.0.0.1", prefixes("0.0.0.0/0"), false},
 		{"255.255.255.255", prefixes("0.0.0.0/0"), false},
 	} {
-		err := checkDestination(netip.MustParseAddr(c.addr), c.allow, forbidden, own)
-		if (err == nil) != c.ok || (err != nil && !errors.Is(err, errForbidden)) {
+		err := check(netip.MustParseAddr(c.addr), c.allow, forbidden, own)
+		if (err == nil) != c.ok || (err != nil && !errors.Is(err, ErrForbidden)) {
 			t.Errorf("%s with allow %v: %v", c.addr, c.allow, err)
 		}
 	}
@@ -79,8 +79,8 @@ func TestDialChecksAfterResolution(t *testing.T) {
 	}
 	defer l.Close()
 	_, port, _ := net.SplitHostPort(l.Addr().String())
-	_, err = dialer(time.Second, nil, nil).DialContext(context.Background(), "tcp", net.JoinHostPort("localhost", port))
-	if !errors.Is(err, errForbidden) {
+	_, err = New(time.Second, nil, nil).DialContext(context.Background(), "tcp", net.JoinHostPort("localhost", port))
+	if !errors.Is(err, ErrForbidden) {
 		t.Fatalf("localhost: %v", err)
 	}
 	_ = l.(*net.TCPListener).SetDeadline(time.Now().Add(50 * time.Millisecond))
@@ -88,9 +88,22 @@ func TestDialChecksAfterResolution(t *testing.T) {
 		c.Close()
 		t.Fatal("a connection arrived")
 	}
-	c, err := dialer(time.Second, prefixes("127.0.0.0/8"), nil).DialContext(context.Background(), "tcp", l.Addr().String())
+	c, err := New(time.Second, prefixes("127.0.0.0/8"), nil).DialContext(context.Background(), "tcp", l.Addr().String())
 	if err != nil {
 		t.Fatalf("allowed: %v", err)
 	}
 	c.Close()
+}
+
+// Datagrams go where a connection would, and nowhere else.
+func TestDatagram(t *testing.T) {
+	ctx := context.Background()
+	for to, want := range map[string]string{"127.0.0.1:5004": "127.0.0.1:5004", "localhost:5004": "127.0.0.1:5004"} {
+		if got, err := Datagram(ctx, time.Second, prefixes("127.0.0.0/8"), nil, to); err != nil || got.String() != want {
+			t.Errorf("%s: %v, %v", to, got, err)
+		}
+		if got, err := Datagram(ctx, time.Second, nil, nil, to); !errors.Is(err, ErrForbidden) {
+			t.Errorf("%s without allow: %v, %v", to, got, err)
+		}
+	}
 }
