@@ -103,6 +103,7 @@ type catalogue struct {
 	apps   []policy.App
 	addrs  map[string][2]netip.Addr
 	byAddr map[netip.Addr]policy.App
+	byHost map[string]string // app by host name
 }
 
 // ErrUnknownDevice is returned for a device that is not connected.
@@ -207,8 +208,11 @@ func (m *Manager) Publish(ctx context.Context, rev *policy.Revision, actor strin
 	if err != nil {
 		return fmt.Errorf("giving apps their addresses: %w", err)
 	}
-	next := &catalogue{apps: apps, addrs: addrs, byAddr: map[netip.Addr]policy.App{}}
+	next := &catalogue{apps: apps, addrs: addrs, byAddr: map[netip.Addr]policy.App{}, byHost: map[string]string{}}
 	for _, a := range apps {
+		for _, h := range a.Hosts {
+			next.byHost[h] = a.Name
+		}
 		for _, addr := range addrs[a.Name] {
 			next.byAddr[addr] = a
 		}
@@ -335,7 +339,9 @@ func (m *Manager) refresh(d *device) {
 		entries = append(entries, reachable(a, cat.addrs[a.Name], dec.Allow)...)
 	}
 	for _, g := range m.cfg.Gateway {
-		entries = append(entries, segment.Entry{Addr: g, Proto: protoTCP, Port: m.cfg.ControlPort})
+		entries = append(entries,
+			segment.Entry{Addr: g, Proto: protoTCP, Port: m.cfg.ControlPort},
+			segment.Entry{Addr: g, Proto: protoUDP, Port: dnsPort})
 	}
 	m.cfg.Table.Set(d.record.Addresses, entries)
 	for _, f := range flows {
@@ -362,6 +368,9 @@ func (m *Manager) noteExpired(s *store.Session, now time.Time) {
 const (
 	protoTCP = 6
 	protoUDP = 17
+
+	// dnsPort of the gateway's own addresses answers every connected device.
+	dnsPort = 53
 )
 
 // reachable lists what a device may send to for one app. An explained http app
@@ -452,6 +461,32 @@ func (m *Manager) dissolve(d *device, why policy.Decision, last bool) {
 	if err := m.cfg.RemovePeer(d.key); err != nil {
 		m.log.Error("removing a tunnel peer", "device", d.record.ID, "err", err)
 	}
+}
+
+// Resolve returns the virtual addresses of the app with that host name, in
+// lower case, if the device at an inner address may know of it. A name that is
+// hidden from the device takes the same look-ups as one that is no app's.
+func (m *Manager) Resolve(inner netip.Addr, host string) (addrs [2]netip.Addr, ok bool) {
+	m.mu.RLock()
+	d := m.inner[inner]
+	m.mu.RUnlock()
+	if d == nil {
+		return addrs, false
+	}
+	cat := m.catalogue.Load()
+	name := cat.byHost[host]
+	dec, reached := d.reachNow()[name]
+	addrs = cat.addrs[name]
+	if !reached || !dec.Allow && !cat.explains(addrs[0]) {
+		return [2]netip.Addr{}, false
+	}
+	return addrs, true
+}
+
+// explains says whether the app at a virtual address explains itself to
+// devices that may not use it.
+func (c *catalogue) explains(addr netip.Addr) bool {
+	return c.byAddr[addr].Visibility == policy.VisibilityExplain
 }
 
 // visible returns the apps a device may know of, by name: those it reaches and
