@@ -61,6 +61,9 @@ type Config struct {
 	// platforms that cannot name the owner of one (all but Linux, where it has
 	// no effect). Without it the agent refuses to run there.
 	AllowAnyLocalUser bool
+	// Language is what the gateway is asked to explain refusals in, as in
+	// Accept-Language ("sv", "nl-BE, en;q=0.5"); empty is the gateway's choice.
+	Language string
 	// Notify is told of every change of the connection, the session and the
 	// apps, by one goroutine at a time. It may be nil.
 	Notify func(localapi.Status, []localapi.App)
@@ -291,5 +294,5 @@ func (a *agent) dial(ctx context.Context, network string, addr netip.AddrPort) (
 }
 
 func (a *agent) enrollConfig() enroll.Config {
-	return enroll.Config{State: a.cfg.State, Dial: a.cfg.Dial, Now: a.cfg.Now}
+	return enroll.Config{State: a.cfg.State, Language: a.cfg.Language, Dial: a.cfg.Dial, Now: a.cfg.Now}
 }

@@ -109,7 +109,7 @@ func (a *agent) connect(ctx context.Context, resumed bool) error {
 		return fmt.Errorf("setting the tunnel's addresses: %w", err)
 	}
 	l.client = control.NewClient(control.ClientConfig{
-		Dial: l.tun.dialTCP, Gateway: answer.Gateway.Addresses[0], Token: answer.ControlToken, Silence: a.cfg.silence,
+		Dial: l.tun.dialTCP, Gateway: answer.Gateway.Addresses[0], Token: answer.ControlToken, Language: a.cfg.Language, Silence: a.cfg.silence,
 	})
 	defer l.client.Close()
 	return a.live(ctx, l, resumed)

@@ -164,7 +164,8 @@ func decisionOf(result any) Decision {
 	case !ruleOK || !messageOK || !remedyOK || !factOK:
 		return badResult("a text is no text")
 	}
-	d := Decision{Allow: allow, Reason: Reason(code), Rule: clean(rule), Fact: fact, Message: entry.Message, Remedy: entry.Remedy}
+	said := entry[Languages[0]]
+	d := Decision{Allow: allow, Reason: Reason(code), Rule: clean(rule), Fact: fact, Message: said.Message, Remedy: said.Remedy}
 	if message != "" && d.Reason == ReasonPolicyDenied {
 		d.Message = clean(message)
 	}

@@ -132,8 +132,20 @@ func TestReasonsComplete(t *testing.T) {
 	}
 	for r := range constants {
 		e, ok := Reasons[r]
-		if !ok || e.Message == "" || (e.Remedy == "") != (r == ReasonAllowed) {
-			t.Errorf("reason %s: entry %+v", r, e)
+		if !ok || len(e) != len(Languages) {
+			t.Errorf("reason %s has %d languages of %d", r, len(e), len(Languages))
+		}
+		for _, l := range Languages {
+			text := e[l]
+			if text.Message == "" || (text.Remedy == "") != (r == ReasonAllowed) {
+				t.Errorf("reason %s in %s: %+v", r, l, text)
+			}
+			// What is typed is the same in every language.
+			for _, typed := range []string{"portvakt-agent login", "portvakt-agent apps", "`allow`"} {
+				if strings.Contains(text.Remedy, typed) != strings.Contains(e["en"].Remedy, typed) {
+					t.Errorf("reason %s in %s: %q differs from English in %q", r, l, text.Remedy, typed)
+				}
+			}
 		}
 	}
 	for r := range Reasons {
@@ -382,4 +394,31 @@ func regexpMatch(t *testing.T, pattern, s string) bool {
 		t.Fatal(err)
 	}
 	return ok
+}
+
+func TestLanguage(t *testing.T) {
+	for accept, want := range map[string]string{
+		"": "en", "sv": "sv", "sv-FI, en;q=0.5": "sv", "fi-FI;q=0.3, nl-BE;q=0.9": "nl", "no": "nb", "nn-NO": "nb", "nb-NO,nb;q=0.9,en;q=0.5": "nb",
+		"da-DK": "da", "de": "en", "de, sv;q=0.1": "sv", "*": "en", "en-US,en;q=0.9,sv;q=0.8": "en",
+		"\x00, ;;;": "en", strings.Repeat("sv,", 1000): "en",
+	} {
+		if got := Language(accept); got != want {
+			t.Errorf("Language(%.40q) = %s, want %s", accept, got, want)
+		}
+	}
+}
+
+func TestDecisionIn(t *testing.T) {
+	d := NewDecision(ReasonOutsideHours, &Fact{Name: "time", Value: "03:00"})
+	if sv := d.In("sv"); sv.Message != Reasons[d.Reason]["sv"].Message || sv.Remedy != Reasons[d.Reason]["sv"].Remedy || sv.Fact != d.Fact {
+		t.Errorf("in Swedish: %+v", sv)
+	}
+	if diff := cmp.Diff(d, d.In("tlh")); diff != "" {
+		t.Error(diff)
+	}
+	own := NewDecision(ReasonPolicyDenied, nil)
+	own.Message = "Travel is not announced."
+	if sv := own.In("sv"); sv.Message != own.Message || sv.Remedy != Reasons[own.Reason]["sv"].Remedy {
+		t.Errorf("a custom module's text: %+v", sv)
+	}
 }

@@ -33,6 +33,9 @@ type ClientConfig struct {
 	Gateway netip.Addr
 	// Token is the registration's control token. It is never logged.
 	Token string
+	// Language is what refusals are asked for in, as in Accept-Language; empty
+	// is the gateway's choice.
+	Language string
 	// Silence is how long the event stream may be silent; 0 means three times
 	// [wire.EventHeartbeat].
 	Silence time.Duration
@@ -81,7 +84,7 @@ func NewClient(cfg ClientConfig) *Client {
 	}
 	c := &Client{
 		base:    &url.URL{Scheme: "http", Host: host},
-		head:    http.Header{wire.TokenHeader: {cfg.Token}},
+		head:    speaking(http.Header{wire.TokenHeader: {cfg.Token}}, cfg.Language),
 		calls:   &http.Client{Transport: transport, Timeout: callTimeout, CheckRedirect: noRedirect},
 		events:  &http.Client{Transport: transport, CheckRedirect: noRedirect},
 		silence: cfg.Silence,
@@ -90,6 +93,14 @@ func NewClient(cfg ClientConfig) *Client {
 		c.silence = 3 * wire.EventHeartbeat
 	}
 	return c
+}
+
+// speaking asks for answers in a language.
+func speaking(h http.Header, language string) http.Header {
+	if language != "" {
+		h.Set("Accept-Language", language)
+	}
+	return h
 }
 
 // Close lets go of idle connections.

@@ -40,6 +40,9 @@ type PublicConfig struct {
 	CAHash [32]byte
 	// Certificate is the device's; nil before enrolment.
 	Certificate *tls.Certificate
+	// Language is what refusals are asked for in, as in Accept-Language; empty
+	// is the gateway's choice.
+	Language string
 	// Dial replaces the network in tests; nil dials directly.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// Now is the laptop's clock; nil means time.Now.
@@ -52,6 +55,7 @@ type PublicConfig struct {
 type Public struct {
 	base *url.URL
 	http *http.Client
+	head http.Header
 
 	mu     sync.Mutex
 	remote netip.AddrPort // guarded by mu: where the last connection went
@@ -91,7 +95,7 @@ func NewPublic(cfg PublicConfig) (*Public, error) {
 	if dial == nil {
 		dial = (&net.Dialer{Timeout: dialTimeout}).DialContext
 	}
-	p := &Public{base: base}
+	p := &Public{base: base, head: speaking(http.Header{}, cfg.Language)}
 	conf := &tls.Config{
 		MinVersion: tls.VersionTLS13,
 		ServerName: wire.InternalName,
@@ -154,17 +158,17 @@ func (p *Public) Close() { p.http.CloseIdleConnections() }
 
 // Enroll redeems an enrolment code.
 func (p *Public) Enroll(ctx context.Context, req wire.EnrollRequest) (*wire.EnrollResponse, error) {
-	return post[wire.EnrollResponse](ctx, p.http, p.base.JoinPath(wire.PathEnroll), nil, req)
+	return post[wire.EnrollResponse](ctx, p.http, p.base.JoinPath(wire.PathEnroll), p.head, req)
 }
 
 // Renew asks for a new certificate for the same key.
 func (p *Public) Renew(ctx context.Context, req wire.RenewRequest) (*wire.EnrollResponse, error) {
-	return post[wire.EnrollResponse](ctx, p.http, p.base.JoinPath(wire.PathRenew), nil, req)
+	return post[wire.EnrollResponse](ctx, p.http, p.base.JoinPath(wire.PathRenew), p.head, req)
 }
 
 // Connect registers a fresh tunnel key.
 func (p *Public) Connect(ctx context.Context, req wire.ConnectRequest) (*wire.ConnectResponse, error) {
-	return post[wire.ConnectResponse](ctx, p.http, p.base.JoinPath(wire.PathConnect), nil, req)
+	return post[wire.ConnectResponse](ctx, p.http, p.base.JoinPath(wire.PathConnect), p.head, req)
 }
 
 // UntrustedError says that whoever answered is not the gateway.

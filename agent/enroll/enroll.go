@@ -36,6 +36,8 @@ type Config struct {
 	Info wire.DeviceInfo
 	// Force enrols again, as a new device with a new key.
 	Force bool
+	// Language is what refusals are asked for in, as in Accept-Language.
+	Language string
 	// Dial replaces the network in tests.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// Now is the laptop's clock; nil means time.Now.
@@ -180,7 +182,7 @@ func Renew(ctx context.Context, cfg Config, cred *state.Credentials) (*state.Cre
 // its certificate.
 func Public(cfg Config, cred *state.Credentials) (*control.Public, error) {
 	return control.NewPublic(control.PublicConfig{
-		URL: cred.Identity.Gateway, CAHash: control.SPKIHash(cred.CA), Dial: cfg.Dial, Now: cfg.Now,
+		URL: cred.Identity.Gateway, CAHash: control.SPKIHash(cred.CA), Language: cfg.Language, Dial: cfg.Dial, Now: cfg.Now,
 		Certificate: &tls.Certificate{Certificate: [][]byte{cred.Device.Raw}, PrivateKey: cred.Key, Leaf: cred.Device},
 	})
 }

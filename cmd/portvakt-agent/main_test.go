@@ -189,6 +189,24 @@ func TestColorOnlyOnRequest(t *testing.T) {
 	}
 }
 
+func TestLanguageOfTheEnvironment(t *testing.T) {
+	for _, c := range []struct {
+		env  map[string]string
+		want string
+	}{
+		{nil, ""},
+		{map[string]string{"LANG": "sv_SE.UTF-8"}, "sv-SE"},
+		{map[string]string{"LANG": "sv_SE.UTF-8", "LC_MESSAGES": "nl_BE@euro"}, "nl-BE"},
+		{map[string]string{"LANG": "sv_SE.UTF-8", "LC_ALL": "C.UTF-8"}, ""},
+		{map[string]string{"LANG": "POSIX"}, ""},
+		{map[string]string{"LANG": "fi"}, "fi"},
+	} {
+		if got := languageOf(func(k string) string { return c.env[k] }); got != c.want {
+			t.Errorf("%v: %q, want %q", c.env, got, c.want)
+		}
+	}
+}
+
 func TestTellerSaysEachThingOnce(t *testing.T) {
 	var out bytes.Buffer
 	tl := &teller{out: &out}

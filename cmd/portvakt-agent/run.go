@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -65,10 +67,30 @@ from "portvakt-agent posture-helper".`,
 	f.StringVar(&cfg.Endpoint, "endpoint", "", "UDP endpoint of the tunnel, host:port, instead of the gateway's word")
 	f.StringVar(&cfg.PostureRoot, "posture-root", "/", "root directory the posture checks read below, for containers and tests")
 	f.StringVar(&cfg.HelperSocket, "helper-socket", defaultHelperSocket, "Unix socket of the posture helper")
+	f.StringVar(&cfg.Language, "language", languageOf(os.Getenv), "language of refusals: en, sv, nb, da, fi or nl (default that of the environment)")
+	f.Lookup("language").DefValue = "" // what the environment says is told above
 	o.addQuery(cmd)
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	f.BoolVar(&cfg.AllowAnyLocalUser, "allow-any-local-user", false, "on systems that cannot name the owner of a connection (all but Linux): let every account of this laptop use the apps")
 	return cmd
+}
+
+// languageOf is the language of the person's environment in the form of
+// Accept-Language: the variables of POSIX 8.2 in their order.
+func languageOf(getenv func(string) string) string {
+	for _, name := range []string{"LC_ALL", "LC_MESSAGES", "LANG"} {
+		v := getenv(name)
+		if v == "" {
+			continue
+		}
+		v, _, _ = strings.Cut(v, ".")
+		v, _, _ = strings.Cut(v, "@")
+		if v == "C" || v == "POSIX" {
+			return ""
+		}
+		return strings.ReplaceAll(v, "_", "-")
+	}
+	return ""
 }
 
 // teller says what happens to the person who watches `run`.

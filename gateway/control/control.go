@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"strings"
 	"sync"
 	"time"
 
@@ -202,7 +203,13 @@ func (a *API) internal(w http.ResponseWriter, task string, err error) {
 	})
 }
 
+// language is the one a device asks to be answered in.
+func language(r *http.Request) string {
+	return policy.Language(strings.Join(r.Header["Accept-Language"], ","))
+}
+
 // refuse answers with a Reason of the table.
-func (a *API) refuse(w http.ResponseWriter, status int, dec policy.Decision) {
+func (a *API) refuse(w http.ResponseWriter, r *http.Request, status int, dec policy.Decision) {
+	dec = dec.In(language(r))
 	a.fail(w, status, &wire.Error{Code: string(dec.Reason), Message: dec.Message, Remedy: dec.Remedy, Denial: session.Denial(dec)})
 }

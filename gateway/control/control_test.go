@@ -449,6 +449,21 @@ func TestRevokedDeviceIsToldWhy(t *testing.T) {
 	}
 }
 
+// A device is refused in the language it asks for.
+func TestRefusalsSpeakTheDevicesLanguage(t *testing.T) {
+	g := newGateway(t)
+	l := g.ready()
+	h := l.token()
+	h.Set("Accept-Language", "sv-SE,en;q=0.5")
+	var d wire.Denial
+	if status, we := g.call(http.MethodGet, wire.PathWhy+"?app=nosuch", l.conn.Addresses[0], h, nil, &d); status != http.StatusOK {
+		t.Fatalf("why: %d %+v", status, we)
+	}
+	if want := policy.Reasons[policy.ReasonUnknownApp]["sv"]; d.Message != want.Message || d.Remedy != want.Remedy || d.Reason != "unknown_app" {
+		t.Errorf("%+v", d)
+	}
+}
+
 func TestBadConnects(t *testing.T) {
 	g := newGateway(t)
 	l := g.enroll()

@@ -170,7 +170,7 @@ func (a *API) device(w http.ResponseWriter, r *http.Request, kind audit.Kind) (s
 		rec := audit.Record{Kind: kind, Device: d.ID, Remote: remote}
 		rec.SetDecision(dec)
 		a.revoked.Note(rec)
-		a.refuse(w, http.StatusForbidden, dec)
+		a.refuse(w, r, http.StatusForbidden, dec)
 		return store.Device{}, certs.DeviceIdentity{}, false
 	}
 	return d, id, true
@@ -269,7 +269,7 @@ func (a *API) connect(w http.ResponseWriter, r *http.Request) {
 			a.internal(w, "looking a revoked device up", err)
 			return
 		}
-		a.refuse(w, http.StatusForbidden, session.RevokedDecision(d, now))
+		a.refuse(w, r, http.StatusForbidden, session.RevokedDecision(d, now))
 		return
 	case errors.Is(err, store.ErrKeyTaken):
 		a.fail(w, http.StatusConflict, &wire.Error{Code: "key_taken", Message: "The tunnel key is in use by another device.", Remedy: "Make a fresh key for every connect."})
@@ -289,7 +289,7 @@ func (a *API) connect(w http.ResponseWriter, r *http.Request) {
 	if after.Revoked() {
 		dec := session.RevokedDecision(after, now)
 		a.cfg.Sessions.Remove(d.ID, dec)
-		a.refuse(w, http.StatusForbidden, dec)
+		a.refuse(w, r, http.StatusForbidden, dec)
 		return
 	}
 	if err := a.cfg.Store.TouchDevice(r.Context(), d.ID, now); err != nil {

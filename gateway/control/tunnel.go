@@ -27,8 +27,8 @@ func hostOf(remote string) string {
 	return remote
 }
 
-func (a *API) state(w http.ResponseWriter, _ *http.Request, id string) {
-	st, err := a.cfg.Sessions.State(id)
+func (a *API) state(w http.ResponseWriter, r *http.Request, id string) {
+	st, err := a.cfg.Sessions.State(id, language(r))
 	if err != nil {
 		a.internal(w, "reading a device's state", err)
 		return
@@ -48,6 +48,7 @@ func (a *API) events(w http.ResponseWriter, r *http.Request, id string) {
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	rc := http.NewResponseController(w)
 	enc := json.NewEncoder(w)
+	lang := language(r)
 	send := func(e wire.Event) bool {
 		_ = rc.SetWriteDeadline(time.Now().Add(2 * wire.EventHeartbeat)) // not every writer can; then TCP's own timeouts hold
 		return enc.Encode(e) == nil && rc.Flush() == nil
@@ -62,10 +63,10 @@ func (a *API) events(w http.ResponseWriter, r *http.Request, id string) {
 		case <-beat.C:
 		case <-watch.C:
 			if dec, gone := watch.Gone(); gone {
-				send(wire.Event{Type: wire.EventRevoked, Denial: session.Denial(dec)})
+				send(wire.Event{Type: wire.EventRevoked, Denial: session.Denial(dec.In(lang))})
 				return
 			}
-			st, err := a.cfg.Sessions.State(id)
+			st, err := a.cfg.Sessions.State(id, lang)
 			if err != nil {
 				return
 			}
@@ -171,7 +172,7 @@ func (a *API) why(w http.ResponseWriter, r *http.Request, id string) {
 		a.internal(w, "explaining", err)
 		return
 	}
-	a.answer(w, session.Denial(dec))
+	a.answer(w, session.Denial(dec.In(language(r))))
 }
 
 // posture takes a report: signed by the device's key, for this nonce, this

@@ -62,10 +62,13 @@ type refusal struct {
 	policy.Decision
 	Status int
 	Title  string // of the app
+	Lang   string // one of policy.Languages
 	CSS    template.CSS
 }
 
-func (r refusal) When() string    { return r.Time.UTC().Format("2 January 2006, 15:04:05 UTC") }
+func (r refusal) Words() labels { return words[r.Lang] }
+
+func (r refusal) When() string    { return r.Time.UTC().Format(r.Words().Stamp) }
 func (r refusal) Machine() string { return r.Time.UTC().Format(time.RFC3339) }
 
 // Heading says whose turn it is: a refusal is the policy's, the rest are
@@ -73,11 +76,11 @@ func (r refusal) Machine() string { return r.Time.UTC().Format(time.RFC3339) }
 func (r refusal) Heading() string {
 	switch {
 	case r.Status >= 500:
-		return "This app cannot be reached now"
+		return r.Words().Down
 	case r.Status == http.StatusForbidden:
-		return "Access refused"
+		return r.Words().Refused
 	}
-	return "This request was refused"
+	return r.Words().Fault
 }
 
 // command finds the commands that remedies name, so that they can be shown as
@@ -101,11 +104,12 @@ func prose(s string) []piece {
 	return append([]piece{{Text: s[:m[0]]}, {Text: s[m[0]:m[1]], Command: true}}, prose(s[m[1]:])...)
 }
 
-func renderPage(w io.Writer, status int, title string, d policy.Decision) error {
-	return refusalPage.Execute(w, refusal{Decision: d, Status: status, Title: title, CSS: template.CSS(refusalCSS)})
+func renderPage(w io.Writer, lang string, status int, title string, d policy.Decision) error {
+	return refusalPage.Execute(w, refusal{Decision: d.In(lang), Status: status, Title: title, Lang: lang, CSS: template.CSS(refusalCSS)})
 }
 
-// writeRefusal answers a request that goes no further.
+// writeRefusal answers a request that goes no further, in the language the
+// browser asks for.
 func writeRefusal(w http.ResponseWriter, r *http.Request, status int, app *policy.App, d policy.Decision, closing bool) error {
 	h := w.Header()
 	clear(h)
@@ -113,7 +117,9 @@ func writeRefusal(w http.ResponseWriter, r *http.Request, status int, app *polic
 		h.Set("Connection", "close")
 	}
 	h.Set("Cache-Control", "no-store")
-	h.Set("Vary", "Accept, Sec-Fetch-Dest")
+	h.Set("Vary", "Accept, Accept-Language, Sec-Fetch-Dest")
+	lang := policy.Language(strings.Join(r.Header["Accept-Language"], ","))
+	h.Set("Content-Language", lang)
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Referrer-Policy", "no-referrer")
 	h.Set("Content-Security-Policy", refusalCSP)
@@ -132,7 +138,7 @@ func writeRefusal(w http.ResponseWriter, r *http.Request, status int, app *polic
 		h.Set("Content-Type", "application/json")
 		enc := json.NewEncoder(&body)
 		enc.SetEscapeHTML(true)
-		if err := enc.Encode(d); err != nil {
+		if err := enc.Encode(d.In(lang)); err != nil {
 			return fmt.Errorf("encoding a refusal: %w", err)
 		}
 	} else {
@@ -141,7 +147,7 @@ func writeRefusal(w http.ResponseWriter, r *http.Request, status int, app *polic
 		if title == "" {
 			title = app.Name
 		}
-		if err := renderPage(&body, status, title, d); err != nil {
+		if err := renderPage(&body, lang, status, title, d); err != nil {
 			return fmt.Errorf("rendering a refusal: %w", err)
 		}
 	}

@@ -34,9 +34,16 @@ func TestPageGolden(t *testing.T) {
 	for name, d := range map[string]policy.Decision{
 		"posture_failed": decision(policy.ReasonPostureFailed, &policy.Fact{Name: "host_firewall", Value: "fail: ufw: off", Wanted: "pass"}),
 		"login_required": decision(policy.ReasonLoginRequired, nil),
+
+		"posture_failed.sv":   decision(policy.ReasonPostureFailed, &policy.Fact{Name: "host_firewall", Value: "fail: ufw: off", Wanted: "pass"}),
+		"location_unknown.fi": decision(policy.ReasonLocationUnknown, &policy.Fact{Name: "country", Value: "", Wanted: "SE"}),
 	} {
 		var got bytes.Buffer
-		if err := renderPage(&got, statusOf(d.Reason), "Customer register", d); err != nil {
+		lang := "en"
+		if _, l, ok := strings.Cut(name, "."); ok {
+			lang = l
+		}
+		if err := renderPage(&got, lang, statusOf(d.Reason), "Customer register", d); err != nil {
 			t.Fatal(err)
 		}
 		file := filepath.Join("testdata", "refusal_"+name+".html")
@@ -129,7 +136,7 @@ func TestPageEscapes(t *testing.T) {
 	d := decision(policy.ReasonPolicyDenied, &policy.Fact{Name: evil, Value: evil, Wanted: evil})
 	d.Message, d.Remedy = evil, evil
 	var b bytes.Buffer
-	if err := renderPage(&b, 403, evil, d); err != nil {
+	if err := renderPage(&b, "en", 403, evil, d); err != nil {
 		t.Fatal(err)
 	}
 	doc, err := html.Parse(&b)
@@ -186,6 +193,42 @@ func TestRefusalForm(t *testing.T) {
 			if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil || cmp.Diff(got, d) != "" {
 				t.Errorf("%s: %v", w.Body, err)
 			}
+		}
+	}
+}
+
+// The page speaks every language there is, and so does the JSON.
+func TestRefusalInEveryLanguage(t *testing.T) {
+	empty := labels{}
+	for _, lang := range policy.Languages {
+		if words[lang] == empty {
+			t.Fatalf("no words in %s", lang)
+		}
+		r := httptest.NewRequest(http.MethodGet, "/", nil)
+		r.Header.Set("Accept-Language", lang+", en;q=0.1")
+		d := decision(policy.ReasonOutsideHours, &policy.Fact{Name: "time", Wanted: "08:00-17:00"})
+		w := httptest.NewRecorder()
+		if err := writeRefusal(w, r, 403, &policy.App{Name: "crm"}, d, false); err != nil {
+			t.Fatal(err)
+		}
+		said := policy.Reasons[d.Reason][lang]
+		text := visible(t, w.Body.String())
+		for _, want := range []string{said.Message, said.Remedy, words[lang].Refused, words[lang].Checked, words[lang].Nothing} {
+			if !strings.Contains(text, want) {
+				t.Errorf("%s: the page lacks %q:\n%s", lang, want, text)
+			}
+		}
+		if !strings.Contains(w.Body.String(), `<html lang="`+lang+`">`) || w.Header().Get("Content-Language") != lang || !strings.Contains(w.Header().Get("Vary"), "Accept-Language") {
+			t.Errorf("%s: headers %v", lang, w.Header())
+		}
+		r.Header.Set("Accept", "application/json")
+		w = httptest.NewRecorder()
+		if err := writeRefusal(w, r, 403, &policy.App{Name: "crm"}, d, false); err != nil {
+			t.Fatal(err)
+		}
+		var got policy.Decision
+		if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil || got.Message != said.Message || got.Remedy != said.Remedy || got.Reason != d.Reason {
+			t.Errorf("%s: %s: %v", lang, w.Body, err)
 		}
 	}
 }

@@ -515,7 +515,7 @@ func TestHiddenIsAsIfItWereNot(t *testing.T) {
 	if hidden != none {
 		t.Errorf("hidden %+v, unknown %+v", hidden, none)
 	}
-	st, err := g.m.State(l.ID)
+	st, err := g.m.State(l.ID, "en")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -636,7 +636,7 @@ func TestWatchSeesTheLatestAndTheEnd(t *testing.T) {
 	<-w.C
 	g.login(l, "sales")
 	<-w.C
-	if st, err := g.m.State(l.ID); err != nil || st.Session == nil {
+	if st, err := g.m.State(l.ID, "en"); err != nil || st.Session == nil {
 		t.Errorf("state after login: %+v %v", st, err)
 	}
 	go g.m.Remove(l.ID, policy.NewDecision(policy.ReasonDeviceRevoked, nil))
@@ -698,7 +698,7 @@ func TestRunEndsWhatTimeEnds(t *testing.T) {
 	}
 	g.now.Add(int64(12 * time.Hour))
 	for deadline := time.Now().Add(5 * time.Second); ; {
-		if _, err := g.m.State(l.ID); errors.Is(err, session.ErrUnknownDevice) {
+		if _, err := g.m.State(l.ID, "en"); errors.Is(err, session.ErrUnknownDevice) {
 			break
 		}
 		if time.Now().After(deadline) {

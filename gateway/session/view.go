@@ -11,8 +11,9 @@ import (
 	"github.com/portvakt/portvakt/policy"
 )
 
-// State is what a device may know about itself.
-func (m *Manager) State(id string) (wire.State, error) {
+// State is what a device may know about itself, its denials in one of
+// policy.Languages.
+func (m *Manager) State(id, lang string) (wire.State, error) {
 	d, err := m.device(id)
 	if err != nil {
 		return wire.State{}, err
@@ -55,7 +56,7 @@ func (m *Manager) State(id string) (wire.State, error) {
 		dec := d.reach[a.Name]
 		app.Allowed = dec.Allow
 		if !dec.Allow {
-			app.Denial = Denial(dec)
+			app.Denial = Denial(dec.In(lang))
 		}
 		st.Apps = append(st.Apps, app)
 	}
