@@ -78,8 +78,8 @@ var rules = []struct {
 	{"only policy imports OPA", true, func(who, what string) bool {
 		return !below(who, "policy") && strings.HasPrefix(what, "github.com/open-policy-agent/")
 	}},
-	{"only the tunnels and the overlay import WireGuard and gVisor", true, func(who, what string) bool {
-		return !belowAny(who, "agent/tunnel", "gateway/tunnel", "internal/overlay") &&
+	{"only the tunnels, the overlay and the transports import WireGuard and gVisor", true, func(who, what string) bool {
+		return !belowAny(who, "agent/tunnel", "gateway/tunnel", "internal/overlay", "internal/transport") &&
 			(strings.HasPrefix(what, "golang.zx2c4.com/wireguard") || strings.HasPrefix(what, "gvisor.dev/"))
 	}},
 	{"only gateway/store imports SQLite", true, func(who, what string) bool {
@@ -185,7 +185,7 @@ func TestRulesCatch(t *testing.T) {
 		"nobody reaches cmd or deploy":                                 {"gateway", module + "/deploy/demo"},
 		"internal reaches only internal":                               {"internal/overlay", module + "/policy"},
 		"only policy imports OPA":                                      {"gateway/session", "github.com/open-policy-agent/opa/v1/rego"},
-		"only the tunnels and the overlay import WireGuard and gVisor": {"gateway/segment", "gvisor.dev/gvisor/pkg/tcpip"},
+		"only the tunnels, the overlay and the transports import WireGuard and gVisor": {"gateway/segment", "gvisor.dev/gvisor/pkg/tcpip"},
 		"only gateway/store imports SQLite":                            {"gateway/audit", "modernc.org/sqlite"},
 		"the agent holds no OPA and no SQLite":                         {"cmd/portvakt-agent", "modernc.org/sqlite"},
 		"cmd/portvakt-agent never reaches gateway":                     {"cmd/portvakt-agent", module + "/gateway/audit"},

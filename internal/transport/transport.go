@@ -1,0 +1,77 @@
+// Package transport is what carries WireGuard's datagrams between a laptop and
+// a gateway: UDP in large batches.
+package transport
+
+import (
+	"log/slog"
+	"net/netip"
+
+	"golang.zx2c4.com/wireguard/conn"
+	"golang.zx2c4.com/wireguard/device"
+)
+
+// socketBuffer is what the sockets ask for, in bytes, as upstream's do.
+const socketBuffer = 7 << 20
+
+// UDPOptions of a UDP.
+type UDPOptions struct {
+	// Listen is the address and port. An unspecified or invalid address is
+	// every address of both families; port 0 is any free one.
+	Listen netip.AddrPort
+	// Sticky makes an answer leave from the address the question came to. It
+	// is for a machine with several addresses that others call, and of no use
+	// to one that calls: there the routes decide, also after a change.
+	Sticky bool
+	// GSOOff never hands the kernel several datagrams as one to cut up. Some
+	// kernels and drivers cut wrongly; Open notices it only of the kernel.
+	GSOOff bool
+	// Log is optional.
+	Log *slog.Logger
+}
+
+// Remote is the outer address and port of the other end.
+func Remote(ep conn.Endpoint) netip.AddrPort {
+	if e, ok := ep.(interface{ AddrPort() netip.AddrPort }); ok {
+		return e.AddrPort()
+	}
+	ap, err := netip.ParseAddrPort(ep.DstToString())
+	if err != nil {
+		return netip.AddrPort{}
+	}
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+}
+
+// Classes of a packet, as its inner DSCP tells them.
+const (
+	ClassNone  byte = 0
+	ClassVoice byte = 1 // expedited forwarding, RFC 3246
+)
+
+// dscpEF is expedited forwarding as a whole TOS or traffic class byte.
+const dscpEF = 46 << 2
+
+// messageHeader and keepaliveSize are WireGuard's: a transport message is a
+// header, the packet and a tag of 16 bytes.
+const (
+	messageHeader = device.MessageTransportHeaderSize
+	keepaliveSize = device.MessageKeepaliveSize
+)
+
+// Mark notes the class of the packet a tun.Device put into buf, one of the
+// buffers its Read was given. WireGuard hands Read its whole message buffer and
+// Bind.Send a slice of the same one, whose last byte no packet reaches: there
+// the class travels past the encryption.
+func Mark(buf []byte, class byte) {
+	if len(buf) == device.MaxMessageSize {
+		buf[len(buf)-1] = class
+	}
+}
+
+// Marked is the class that Mark noted of the packet in a datagram for
+// Bind.Send. What does not come out of a tun.Device has none.
+func Marked(datagram []byte) byte {
+	if cap(datagram) != device.MaxMessageSize || len(datagram) == cap(datagram) || len(datagram) <= keepaliveSize {
+		return ClassNone
+	}
+	return datagram[:cap(datagram)][cap(datagram)-1]
+}
