@@ -47,6 +47,9 @@ type Config struct {
 	Version string
 	// Endpoint overrides the tunnel's UDP endpoint, host:port.
 	Endpoint string
+	// UDPGSOOff keeps datagrams apart on their way to the kernel, for one that
+	// corrupts what it is given together.
+	UDPGSOOff bool
 	// ProxyAddr is the proxy's loopback address; empty means [DefaultProxyAddr].
 	ProxyAddr string
 	// PostureRoot is the root directory of the posture collectors; empty means "/".

@@ -49,7 +49,7 @@ type openArgs struct {
 }
 
 func openTunnel(o openArgs) (*pipe, error) {
-	t, err := tunnel.Open(tunnel.Config{Connect: o.connect, PrivateKey: o.key, Endpoint: o.endpoint, Log: o.agent.cfg.Log})
+	t, err := tunnel.Open(tunnel.Config{Connect: o.connect, PrivateKey: o.key, Endpoint: o.endpoint, UDPGSOOff: o.agent.cfg.UDPGSOOff, Log: o.agent.cfg.Log})
 	if err != nil {
 		return nil, err
 	}

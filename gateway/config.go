@@ -68,6 +68,8 @@ type TunnelConfig struct {
 	IPv4      string   `yaml:"ipv4"` // pool, default 100.96.0.0/16
 	IPv6      string   `yaml:"ipv6"` // pool, default fd70:7674:766b::/64
 	MTU       int      `yaml:"mtu"`  // of the inside, default 1280
+	// UDPGSO hands the kernel runs of datagrams as one: auto (default) or off.
+	UDPGSO string `yaml:"udp_gso"`
 }
 
 // HealthConfig is the loopback listener of /healthz, /readyz and /metrics.
@@ -188,6 +190,7 @@ func (c *Config) defaults() {
 	if c.Tunnel.MTU == 0 {
 		c.Tunnel.MTU = 1280
 	}
+	set(&c.Tunnel.UDPGSO, "auto")
 	set(&c.Health.Listen, "127.0.0.1:9100")
 	set(&c.Policy.Source, "directory")
 	set(&c.Log.Level, "info")
@@ -277,6 +280,7 @@ func (c *Config) problems() []problem {
 		}
 		bad(key, "expected one of %s, got %q", strings.Join(allowed, ", "), v)
 	}
+	oneOf("tunnel.udp_gso", c.Tunnel.UDPGSO, "auto", "off")
 	oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	oneOf("log.format", c.Log.Format, "text", "json")
 	const durations = "expected a duration such as 12h, 30m or 90s"

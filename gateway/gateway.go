@@ -126,6 +126,7 @@ func (g *gateway) build() (err error) {
 	g.tunnel, err = tunnel.New(tunnel.Config{
 		PrivateKey: key, Listen: cfg.Tunnel.Listen, Addresses: own, MTU: cfg.Tunnel.MTU, Table: g.table,
 		TCP: g.handleTCP, UDP: func(f *overlay.UDPFlow) { g.proxy.HandleUDP(f) },
+		UDPGSOOff:  cfg.Tunnel.UDPGSO == "off",
 		OnEndpoint: func(key [32]byte, ep netip.AddrPort) { g.sessions.Endpoint(key, ep) },
 		Log:        g.log,
 	})

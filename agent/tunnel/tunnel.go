@@ -25,10 +25,10 @@ import (
 	"time"
 
 	"golang.org/x/crypto/curve25519"
-	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
 
 	"github.com/portvakt/portvakt/internal/overlay"
+	"github.com/portvakt/portvakt/internal/transport"
 	"github.com/portvakt/portvakt/internal/wire"
 )
 
@@ -46,6 +46,8 @@ type Config struct {
 	PrivateKey [32]byte
 	// Endpoint is the gateway's UDP address, host:port; a name is resolved.
 	Endpoint string
+	// UDPGSOOff: see transport.UDPOptions.GSOOff.
+	UDPGSOOff bool
 	// Log is optional.
 	Log *slog.Logger
 }
@@ -118,7 +120,7 @@ func Open(cfg Config) (*Tunnel, error) {
 	}
 	t := &Tunnel{
 		log:     cfg.Log,
-		dev:     device.NewDevice(st.Device(), conn.NewDefaultBind(), logger(cfg.Log)),
+		dev:     device.NewDevice(st.Device(), transport.NewUDP(transport.UDPOptions{GSOOff: cfg.UDPGSOOff, Log: cfg.Log}), logger(cfg.Log)),
 		stack:   st,
 		peer:    hex.EncodeToString(peer[:]),
 		gateway: slices.Clone(c.Gateway.Addresses),

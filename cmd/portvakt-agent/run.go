@@ -65,6 +65,7 @@ from "portvakt-agent posture-helper".`,
 	f := cmd.Flags()
 	f.StringVar(&cfg.ProxyAddr, "proxy-addr", agent.DefaultProxyAddr, "loopback address of the HTTP and SOCKS5 proxy; port 0 takes a free one and keeps it")
 	f.StringVar(&cfg.Endpoint, "endpoint", "", "UDP endpoint of the tunnel, host:port, instead of the gateway's word")
+	f.BoolVar(&cfg.UDPGSOOff, "no-udp-gso", false, "send every datagram to the kernel by itself; for a kernel that corrupts those it is given together")
 	f.StringVar(&cfg.PostureRoot, "posture-root", "/", "root directory the posture checks read below, for containers and tests")
 	f.StringVar(&cfg.HelperSocket, "helper-socket", defaultHelperSocket, "Unix socket of the posture helper")
 	f.StringVar(&cfg.Language, "language", languageOf(os.Getenv), "language of refusals: en, sv, nb, da, fi or nl (default that of the environment)")

@@ -25,6 +25,7 @@ import (
 
 	"github.com/portvakt/portvakt/gateway/segment"
 	"github.com/portvakt/portvakt/internal/overlay"
+	"github.com/portvakt/portvakt/internal/transport"
 )
 
 // ErrClosed is returned by everything after Run has ended.
@@ -38,6 +39,8 @@ type Config struct {
 	// unspecified host listens on every address of both families; port 0 takes
 	// any free one.
 	Listen string
+	// UDPGSOOff: see transport.UDPOptions.GSOOff.
+	UDPGSOOff bool
 	// Addresses are the gateway's own inner addresses, IPv4 and IPv6.
 	Addresses [2]netip.Addr
 	// MTU of the inside, in bytes; 0 means overlay.DefaultMTU.
@@ -205,7 +208,10 @@ func (t *Tunnel) start() error {
 	if err != nil {
 		return fmt.Errorf("running tunnel: %w", err)
 	}
-	b := newBind(t.listen, t.watch.seen)
+	b := &bind{
+		Bind: transport.NewUDP(transport.UDPOptions{Listen: t.listen, Sticky: true, GSOOff: t.cfg.UDPGSOOff, Log: t.log}),
+		seen: t.watch.seen,
+	}
 	dev := device.NewDevice(st.Device(), b, logger(t.log))
 	fail := func(err error) error {
 		t.state = closed
