@@ -64,7 +64,11 @@ func (e *Engine) Active() *Revision { return e.active.Load() }
 // Decision is a function of the Input and the Revision but for its ID.
 func (e *Engine) Decide(ctx context.Context, in *Input) Decision {
 	r := e.active.Load()
-	d := e.decide(ctx, r, in)
+	return e.finish(r, in, e.decide(ctx, r, in))
+}
+
+// finish gives a Decision what only it has.
+func (e *Engine) finish(r *Revision, in *Input, d Decision) Decision {
 	d.ID = newID()
 	if r != nil {
 		d.Revision = r.id

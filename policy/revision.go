@@ -42,6 +42,8 @@ type Revision struct {
 	apps  []App
 	files []bundleFile // in bundle order, without the manifest
 	query rego.PreparedEvalQuery
+	// remember says which Questions are the same to it.
+	remember remembering
 }
 
 // bundleFile is one file of a Revision's OPA bundle.
@@ -231,6 +233,7 @@ func (r *Revision) compile(modules map[string]*ast.Module) error {
 	if err != nil {
 		return fmt.Errorf("compiling policy: %w", err)
 	}
+	r.remember = newRemembering(r.apps, compiler.Modules, func(name string) bool { return !slices.Contains(names, name) })
 	return r.tryOut()
 }
 

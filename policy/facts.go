@@ -1,0 +1,193 @@
+package policy
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+	"unicode/utf8"
+)
+
+// Facts are what is known about one device: the part of an Input that stays the
+// same until something is learnt. They never change, and remember what the
+// Engine granted on them; see [Engine.Answer]. They are safe for concurrent use.
+type Facts struct {
+	in   Input
+	json []byte // the members from "device" to "location", with the comma before
+	err  error  // why there is no json
+
+	mu       sync.Mutex // guards what follows
+	revision *Revision  // that granted
+	granted  map[asked]Decision
+}
+
+// Question is the rest of an Input: what is asked, and when.
+type Question struct {
+	Time    time.Time
+	Action  Action
+	App     AppRef
+	Request *Request // ActionRequest
+	Flow    *Flow    // ActionFlow
+}
+
+// NewFacts takes the facts of in; what it asks does not matter. The caller must
+// not change what in points to.
+func NewFacts(in Input) *Facts {
+	in.Time, in.Action, in.App, in.Request, in.Flow = time.Time{}, "", AppRef{}, nil, nil
+	f := &Facts{in: in}
+	data, err := json.Marshal(in)
+	if err != nil {
+		f.err = fmt.Errorf("encoding facts: %w", err)
+		return f
+	}
+	rest, ok := strings.CutPrefix(string(data), `{"time":"0001-01-01T00:00:00Z","action":"","app":{"name":"","protocol":""}`)
+	if !ok {
+		f.err = fmt.Errorf("encoding facts: %.100s does not begin with an empty question", data)
+		return f
+	}
+	f.json = []byte(strings.TrimSuffix(rest, "}"))
+	return f
+}
+
+// Input returns the whole Input. The caller must not change what it points to.
+func (f *Facts) Input(q Question) *Input {
+	in := f.in
+	in.Time, in.Action, in.App, in.Request, in.Flow = q.Time, q.Action, q.App, q.Request, q.Flow
+	return &in
+}
+
+// Subject returns the authenticated person, nil when nobody is logged in.
+func (f *Facts) Subject() *Subject { return f.in.Subject }
+
+// Session returns the Session, nil when nobody is logged in.
+func (f *Facts) Session() *Session { return f.in.Session }
+
+// Device returns the device.
+func (f *Facts) Device() Device { return f.in.Device }
+
+// Address returns the device's outer address.
+func (f *Facts) Address() string { return f.in.Location.Address }
+
+// AppendInput appends the JSON of Input(q), the very bytes json.Marshal makes.
+func (f *Facts) AppendInput(dst []byte, q Question) ([]byte, error) {
+	if f.err != nil {
+		return dst, f.err
+	}
+	dst = append(dst, `{"time":"`...)
+	dst, err := q.Time.AppendText(dst)
+	if err != nil {
+		return dst, fmt.Errorf("encoding a question's time: %w", err)
+	}
+	dst = append(dst, `","action":`...)
+	dst = appendText(dst, string(q.Action))
+	dst = append(dst, `,"app":{"name":`...)
+	dst = appendText(dst, q.App.Name)
+	dst = append(dst, `,"protocol":`...)
+	dst = appendText(dst, q.App.Protocol)
+	dst = append(dst, '}')
+	dst = append(dst, f.json...)
+	if r := q.Request; r != nil {
+		dst = append(dst, `,"request":{"method":`...)
+		dst = appendText(dst, r.Method)
+		dst = append(dst, `,"host":`...)
+		dst = appendText(dst, r.Host)
+		dst = append(dst, `,"path":`...)
+		dst = appendText(dst, r.Path)
+		if r.Upgrade != "" {
+			dst = append(dst, `,"upgrade":`...)
+			dst = appendText(dst, r.Upgrade)
+		}
+		dst = append(dst, '}')
+	}
+	if q.Flow != nil {
+		dst = fmt.Appendf(dst, `,"flow":{"port":%d}`, q.Flow.Port)
+	}
+	return append(dst, '}'), nil
+}
+
+// appendText appends a JSON string as encoding/json writes it.
+func appendText(dst []byte, s string) []byte {
+	for i := range len(s) {
+		if c := s[i]; c < 0x20 || c >= 0x7f || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' {
+			b, _ := json.Marshal(s) // a string never fails
+			return append(dst, b...)
+		}
+	}
+	dst = append(dst, '"')
+	dst = append(dst, s...)
+	return append(dst, '"')
+}
+
+// asked is all of a Question that a grant on given Facts can depend on, but for
+// the end of the Session. Two Questions with the same asked get the same answer
+// from the same Revision; [remembering] says why.
+type asked struct {
+	app, protocol, method, upgrade string
+	action                         Action
+	port                           uint16
+	host, path                     string // when a custom module reads them
+	paths                          uint64 // the app's access rules whose paths match
+	clock                          uint64 // weekday and minute in each zone of the app's hours
+}
+
+// maxGranted bounds what one device's Facts remember. A worker uses a handful
+// of apps with a handful of methods; what grows beyond is forgotten as a whole.
+const maxGranted = 128
+
+// Answer decides the Question on the Facts. It says what [Engine.Decide] says
+// to f.Input(q), but for the ID. A grant is remembered and given again to every
+// Question that no rule of the Revision can tell from the first one, while the
+// Session lasts. Denials are always evaluated: they say with what value.
+func (e *Engine) Answer(ctx context.Context, f *Facts, q Question) Decision {
+	r := e.active.Load()
+	key, exact := asked{}, false
+	if r != nil {
+		key, exact = r.remember.key(f, q)
+	}
+	if !exact {
+		return e.finish(r, f.Input(q), e.decide(ctx, r, f.Input(q)))
+	}
+	f.mu.Lock()
+	if f.revision != r {
+		f.revision, f.granted = r, nil
+	}
+	d, known := f.granted[key]
+	f.mu.Unlock()
+	if known {
+		d.ID, d.Time = newID(), q.Time
+		return d
+	}
+	in := f.Input(q)
+	d = e.finish(r, in, e.decide(ctx, r, in))
+	if d.Allow {
+		f.grant(r, key, d)
+	}
+	return d
+}
+
+func (f *Facts) grant(r *Revision, key asked, d Decision) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.revision != r {
+		return // another one became active meanwhile
+	}
+	if f.granted == nil || len(f.granted) >= maxGranted {
+		f.granted = map[asked]Decision{}
+	}
+	f.granted[key] = d
+}
+
+// ordinary says whether q is a Question as the gateway asks it.
+func (q Question) ordinary() bool {
+	switch q.Action {
+	case ActionReach:
+		return q.Request == nil && q.Flow == nil
+	case ActionRequest:
+		return q.Request != nil && q.Flow == nil && utf8.ValidString(q.Request.Path)
+	case ActionFlow:
+		return q.Request == nil && q.Flow != nil
+	}
+	return false
+}
