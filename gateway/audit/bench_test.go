@@ -37,7 +37,7 @@ func BenchmarkAppend(b *testing.B) {
 			r := audit.Record{
 				Kind: audit.KindDecision, Subject: "https://idp.example.com#4242", Device: "dev-0123456789abcdef",
 				Session: "ses-0123456789abcdef", Flow: "flw-0123456789abcdef", Method: "GET", Host: "crm.example.com",
-				Path: "/customers/4711", Remote: "192.0.2.17", Input: input,
+				Path: "/customers/4711", Remote: "192.0.2.17", Input: input, InputCompact: true,
 			}
 			r.SetDecision(policy.Decision{ID: "0123456789abcdef", Allow: true, Reason: policy.ReasonAllowed, Message: "Access is allowed.", App: "crm", Rule: "crm.access[0]", Revision: "sha256-0123456789abcdef", Time: at})
 			if err := l.Append(&r); err != nil {

@@ -12,8 +12,6 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
-
-	"github.com/portvakt/portvakt/policy"
 )
 
 // Bounds of one record. Together they keep every line below MaxLine, whatever
@@ -37,23 +35,139 @@ const seqPrefix = `{"seq":0`
 // encode returns the line of r without its number and without the newline. It
 // does not change what r points to.
 func encode(r *Record) ([]byte, error) {
+	return appendBody(make([]byte, 0, 512+len(r.Input)), r)
+}
+
+// appendBody appends what encode returns. Every request that is allowed waits
+// for it, so that it is written out by hand; a test holds it and what
+// encoding/json would write together.
+func appendBody(dst []byte, r *Record) ([]byte, error) {
 	if r.Kind == "" {
-		return nil, errors.New("encoding an audit record: it has no kind")
+		return dst, errors.New("encoding an audit record: it has no kind")
 	}
-	c := *r
-	c.Seq = 0
-	c.Time = c.Time.UTC()
-	if err := bound(&c); err != nil {
-		return nil, fmt.Errorf("encoding an audit record of kind %q: %w", r.Kind, err)
+	dst = append(dst, `,"time":"`...)
+	dst, err := r.Time.UTC().AppendText(dst)
+	if err != nil {
+		return dst, fmt.Errorf("encoding an audit record of kind %q: its time: %w", r.Kind, err)
 	}
-	var b bytes.Buffer
-	enc := json.NewEncoder(&b)
-	enc.SetEscapeHTML(false) // a reader of the log is not a browser
-	if err := enc.Encode(&c); err != nil {
-		return nil, fmt.Errorf("encoding an audit record of kind %q: %w", r.Kind, err)
+	dst = append(dst, '"')
+	dst = appendMember(dst, `,"kind":`, string(r.Kind))
+	dst = appendMember(dst, `,"decision":`, r.Decision)
+	if r.Allow != nil {
+		dst = append(dst, `,"allow":`...)
+		dst = strconv.AppendBool(dst, *r.Allow)
 	}
-	line := escape(bytes.TrimSuffix(b.Bytes(), []byte{'\n'}))
-	return line[len(seqPrefix):], nil
+	dst = appendMember(dst, `,"reason":`, r.Reason)
+	dst = appendMember(dst, `,"message":`, r.Message)
+	if f := r.Fact; f != nil {
+		dst = append(dst, `,"fact":{"name":`...)
+		dst = appendString(dst, f.Name)
+		dst = append(dst, `,"value":`...)
+		dst = appendString(dst, f.Value)
+		dst = append(dst, `,"wanted":`...)
+		dst = appendString(dst, f.Wanted)
+		dst = append(dst, '}')
+	}
+	dst = appendMember(dst, `,"remedy":`, r.Remedy)
+	dst = appendMember(dst, `,"app":`, r.App)
+	dst = appendMember(dst, `,"rule":`, r.Rule)
+	dst = appendMember(dst, `,"subject":`, r.Subject)
+	dst = appendMember(dst, `,"device":`, r.Device)
+	dst = appendMember(dst, `,"session":`, r.Session)
+	dst = appendMember(dst, `,"flow":`, r.Flow)
+	dst = appendMember(dst, `,"method":`, r.Method)
+	dst = appendMember(dst, `,"host":`, r.Host)
+	dst = appendMember(dst, `,"path":`, r.Path)
+	dst = appendMember(dst, `,"remote":`, r.Remote)
+	dst = appendMember(dst, `,"revision":`, r.Revision)
+	dst = appendMember(dst, `,"actor":`, r.Actor)
+	dst = appendMember(dst, `,"outcome":`, r.Outcome)
+	dst = appendNumber(dst, `,"status":`, int64(r.Status))
+	dst = appendNumber(dst, `,"bytes_in":`, r.BytesIn)
+	dst = appendNumber(dst, `,"bytes_out":`, r.BytesOut)
+	dst = appendNumber(dst, `,"duration_ms":`, r.DurationMS)
+	dst = appendDetail(dst, r.Detail)
+	if len(r.Input) > 0 {
+		if dst, err = appendInput(append(dst, `,"input":`...), r); err != nil {
+			return dst, fmt.Errorf("encoding an audit record of kind %q: %w", r.Kind, err)
+		}
+	}
+	return append(dst, '}'), nil
+}
+
+func appendMember(dst []byte, name, s string) []byte {
+	if s == "" {
+		return dst
+	}
+	return appendString(append(dst, name...), s)
+}
+
+func appendNumber(dst []byte, name string, n int64) []byte {
+	if n == 0 {
+		return dst
+	}
+	return strconv.AppendInt(append(dst, name...), n, 10)
+}
+
+// appendString appends a string as JSON, of its beginning at most MaxString.
+func appendString(dst []byte, s string) []byte {
+	if len(s) > MaxString {
+		s = clip(s)
+	}
+	return appendQuoted(dst, s)
+}
+
+// appendQuoted appends a string as JSON, with what could be taken for something
+// else escaped.
+func appendQuoted(dst []byte, s string) []byte {
+	for i := range len(s) {
+		if c := s[i]; c < 0x20 || c >= 0x7F || c == '"' || c == '\\' {
+			var b bytes.Buffer
+			enc := json.NewEncoder(&b)
+			enc.SetEscapeHTML(false)                         // a reader of the log is not a browser
+			_ = enc.Encode(strings.ToValidUTF8(s, "\uFFFD")) // a string never fails
+			return append(dst, escape(bytes.TrimSuffix(b.Bytes(), []byte{'\n'}))...)
+		}
+	}
+	dst = append(dst, '"')
+	dst = append(dst, s...)
+	return append(dst, '"')
+}
+
+func appendDetail(dst []byte, detail map[string]string) []byte {
+	if len(detail) == 0 {
+		return dst
+	}
+	dst = append(dst, `,"detail":{`...)
+	detail = clipDetail(detail)
+	for i, k := range slices.Sorted(maps.Keys(detail)) {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		dst = appendQuoted(dst, k)
+		dst = append(dst, ':')
+		dst = appendQuoted(dst, detail[k])
+	}
+	return append(dst, '}')
+}
+
+// appendInput appends an Input of at most MaxInput, in one line and valid.
+func appendInput(dst []byte, r *Record) ([]byte, error) {
+	in := []byte(r.Input)
+	if len(in) > MaxInput {
+		if !json.Valid(in) {
+			return dst, errors.New("its input is not JSON")
+		}
+		return fmt.Appendf(dst, `{"cut":{"bytes":%d,"sha256":"%x"}}`, len(in), sha256.Sum256(in)), nil
+	}
+	if !r.InputCompact {
+		var b bytes.Buffer
+		if err := json.Compact(&b, in); err != nil {
+			return dst, fmt.Errorf("its input: %w", err)
+		}
+		in = bytes.ToValidUTF8(b.Bytes(), []byte("\uFFFD"))
+	}
+	return append(dst, escape(in)...), nil
 }
 
 // appendLine appends record number seq to dst.
@@ -62,39 +176,6 @@ func appendLine(dst []byte, seq uint64, body []byte) []byte {
 	dst = strconv.AppendUint(dst, seq, 10)
 	dst = append(dst, body...)
 	return append(dst, '\n')
-}
-
-// bound cuts what is too long and replaces what is not UTF-8. Fact and Detail
-// are copied when they change: they belong to the caller.
-func bound(r *Record) error {
-	kind := string(r.Kind)
-	for _, s := range []*string{
-		&kind, &r.Decision, &r.Reason, &r.Message, &r.Remedy, &r.App, &r.Rule,
-		&r.Subject, &r.Device, &r.Session, &r.Flow, &r.Method, &r.Host, &r.Path,
-		&r.Remote, &r.Revision, &r.Actor, &r.Outcome,
-	} {
-		*s = clip(*s)
-	}
-	r.Kind = Kind(kind)
-	if f := r.Fact; f != nil {
-		r.Fact = &policy.Fact{Name: clip(f.Name), Value: clip(f.Value), Wanted: clip(f.Wanted)}
-	}
-	if len(r.Detail) > 0 {
-		r.Detail = clipDetail(r.Detail)
-	}
-	if r.Input == nil {
-		return nil
-	}
-	if len(r.Input) > MaxInput {
-		if !json.Valid(r.Input) { // below the bound the encoder sees to it
-			return errors.New("its input is not JSON")
-		}
-		r.Input = fmt.Appendf(nil, `{"cut":{"bytes":%d,"sha256":"%x"}}`, len(r.Input), sha256.Sum256(r.Input))
-	}
-	if !utf8.Valid(r.Input) {
-		r.Input = bytes.ToValidUTF8(r.Input, []byte("\uFFFD"))
-	}
-	return nil
 }
 
 // clip returns s, or its beginning and a marker if it is longer than

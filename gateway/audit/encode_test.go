@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -150,4 +151,44 @@ func TestLargestRecord(t *testing.T) {
 	r.Input = json.RawMessage(`"` + strings.Repeat("\u0080", MaxInput/2-1) + `"`)
 	text, _ := line(t, r)
 	t.Logf("%d bytes", len(text))
+}
+
+// TestEncodeIsJSONs holds the encoding by hand and encoding/json together: the
+// same members in the same order, for records full and nearly empty.
+func TestEncodeIsJSONs(t *testing.T) {
+	full := all("a/b <c> & Åsa")
+	yes, no := true, false
+	full.Allow, full.Status, full.BytesIn, full.BytesOut, full.DurationMS = &yes, 502, 1, -2, 1<<62
+	full.Detail = map[string]string{"z": "1", "a": "2", "m<": ">"}
+	full.Time = time.Date(2026, 3, 4, 8, 0, 0, 120000000, time.UTC)
+	records := []Record{full, {Kind: "k"}, {Kind: "k", Allow: &no, Detail: map[string]string{}, Fact: &policy.Fact{}}}
+	// Every field alone, so that none can stand in for another or be left out.
+	for i := range reflect.TypeFor[Record]().NumField() {
+		one := Record{Kind: "k"}
+		if reflect.TypeFor[Record]().Field(i).Tag.Get("json") != "-" {
+			reflect.ValueOf(&one).Elem().Field(i).Set(reflect.ValueOf(full).Field(i))
+		}
+		records = append(records, one)
+	}
+	for _, r := range records {
+		var b bytes.Buffer
+		enc := json.NewEncoder(&b)
+		enc.SetEscapeHTML(false)
+		if err := enc.Encode(r); err != nil {
+			t.Fatal(err)
+		}
+		body, err := encode(&r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := string(appendLine(nil, 0, body)); got != b.String() {
+			t.Errorf("\n got %s\nwant %s", got, b.String())
+		}
+	}
+	if _, err := encode(&Record{Kind: "k", Time: time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC)}); err == nil {
+		t.Error("a time that JSON cannot hold was encoded")
+	}
+	if _, err := encode(&Record{Kind: "k", Input: json.RawMessage(`{"a":1}}`)}); err == nil {
+		t.Error("an input that is no JSON was encoded")
+	}
 }

@@ -3,11 +3,16 @@ package audit
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 func openFault(t *testing.T) *Log {
@@ -67,6 +72,61 @@ func TestWriteFailsAtEveryByte(t *testing.T) {
 			t.Fatalf("%d bytes: %v", n, count)
 		}
 		_ = l.Close()
+	}
+}
+
+// Appends that share a write which fails within: each is told the truth about
+// its own record.
+func TestSharedWriteFails(t *testing.T) {
+	l := openFault(t)
+	var calls atomic.Int64
+	real := l.write
+	l.write = func(b []byte) (int, error) {
+		time.Sleep(200 * time.Microsecond) // others come meanwhile
+		if calls.Add(1)%3 != 0 {
+			return real(b)
+		}
+		n, _ := real(b[:len(b)*2/3])
+		return n, syscall.ENOSPC
+	}
+	var mu sync.Mutex
+	kept, refused := map[uint64]string{}, 0
+	var wg sync.WaitGroup
+	for w := range 32 {
+		wg.Go(func() {
+			for i := range 20 {
+				r := Record{Kind: KindDecision, Flow: fmt.Sprintf("%d.%d", w, i)}
+				err := l.Append(&r)
+				mu.Lock()
+				if err == nil {
+					kept[r.Seq] = r.Flow
+				} else {
+					refused++
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	l.write = real
+	if err := l.Append(&Record{Kind: KindLogin}); err != nil {
+		t.Fatal(err)
+	}
+	seqs(t, l)
+	found := map[uint64]string{}
+	if err := Scan(l.path, func(_ []byte, r *Record) bool {
+		if r.Kind == KindDecision {
+			found[r.Seq] = r.Flow
+		}
+		return true
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(kept, found); d != "" || len(kept)+refused != 32*20 || refused == 0 {
+		t.Errorf("%d kept, %d refused; in the file (-told +found): %s", len(kept), refused, d)
+	}
+	if n := calls.Load(); n > 32*20 {
+		t.Errorf("%d writes for %d records: none was shared", n, 32*20)
 	}
 }
 

@@ -96,6 +96,9 @@ type Record struct {
 	// Input is the policy.Input that was decided on, enough to reproduce the
 	// Decision.
 	Input json.RawMessage `json:"input,omitempty"`
+	// InputCompact says that Input is known to be valid JSON without spaces, as
+	// policy.Facts writes it, and needs no look at that.
+	InputCompact bool `json:"-"`
 }
 
 // SetDecision copies what d says into the record.
