@@ -40,6 +40,7 @@ type device struct {
 	outer     netip.AddrPort // where the tunnel's packets come from
 	moved     bool           // outer is not in the store yet
 	location  policy.Location
+	prepared  prepared
 	gone      *policy.Decision // set once; nothing is allowed any more
 	flows     map[*Flow]struct{}
 	reach     map[string]policy.Decision // by app; replaced, never changed
@@ -94,40 +95,66 @@ func (d *device) sessionNow() (store.Session, bool) {
 	return *d.session, true
 }
 
-// input is the device's facts as of now, for one app. Maps in it are shared
-// and never changed after they were set.
-func (d *device) input(now time.Time, a policy.App, action policy.Action) *policy.Input {
+// prepared are a device's facts in the form policy takes, and what they were
+// made of.
+type prepared struct {
+	session  *store.Session // nil unless in force
+	ended    string
+	posture  *report // nil unless it counts
+	location policy.Location
+	facts    *policy.Facts
+}
+
+// facts are what is known about the device as of now. They are made anew only
+// when something they are made of is another one: what is compared here is all
+// that they hold, so that no change can be forgotten. Sessions, reports and
+// their maps never change once they are set.
+func (d *device) facts(now time.Time) *policy.Facts {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	in := &policy.Input{
-		Time:   now.UTC(),
-		Action: action,
-		App:    policy.AppRef{Name: a.Name, Protocol: a.Protocol},
-		Device: policyDevice(d.record),
-		Posture: policy.Posture{
-			Signals: map[string]policy.Signal{},
-		},
-		Location: d.location,
+	p := prepared{location: d.location}
+	switch {
+	case d.session != nil && now.Before(d.session.ExpiresAt):
+		p.session = d.session
+	case d.session != nil:
+		p.ended = string(policy.ReasonSessionExpired) // and expireLocked has not come by yet
+	case d.ended != policy.ReasonLoginRequired:
+		p.ended = string(d.ended)
 	}
-	if d.session != nil && now.Before(d.session.ExpiresAt) {
-		s := d.session
+	if d.posture != nil && !d.posture.stale {
+		p.posture = d.posture
+	}
+	p.facts = d.prepared.facts
+	if p.facts == nil || p != d.prepared {
+		p.facts = d.prepare(p)
+		d.prepared = p
+	}
+	return p.facts
+}
+
+func (d *device) prepare(p prepared) *policy.Facts {
+	in := policy.Input{
+		Device:   policyDevice(d.record),
+		Ended:    p.ended,
+		Posture:  policy.Posture{Signals: map[string]policy.Signal{}},
+		Location: p.location,
+	}
+	if s := p.session; s != nil {
 		subject := s.Subject
 		in.Subject = &subject
 		in.Session = &policy.Session{ID: s.ID, OSUser: s.OSUser, StartedAt: s.StartedAt.UTC(), ExpiresAt: s.ExpiresAt.UTC()}
 	}
-	switch {
-	case in.Session != nil:
-	case d.session != nil:
-		in.Ended = string(policy.ReasonSessionExpired) // and expireLocked has not come by yet
-	case d.ended != policy.ReasonLoginRequired:
-		in.Ended = string(d.ended)
-	}
-	if d.posture != nil && !d.posture.stale {
-		at := d.posture.received.UTC()
+	if p.posture != nil {
+		at := p.posture.received.UTC()
 		in.Posture.ReceivedAt = &at
-		in.Posture.Signals = d.posture.signals
+		in.Posture.Signals = p.posture.signals
 	}
-	return in
+	return policy.NewFacts(in)
+}
+
+// reachQuestion asks whether a device may speak to an app at all.
+func reachQuestion(now time.Time, a policy.App) policy.Question {
+	return policy.Question{Time: now.UTC(), Action: policy.ActionReach, App: policy.AppRef{Name: a.Name, Protocol: a.Protocol}}
 }
 
 func policyDevice(r store.Device) policy.Device {

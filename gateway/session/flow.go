@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -42,8 +41,23 @@ type Facts struct {
 	Outer string
 }
 
-func factsOf(in *policy.Input) Facts {
-	return Facts{Subject: in.Subject, Session: in.Session, Device: in.Device, Outer: in.Location.Address}
+func factsOf(f *policy.Facts) Facts {
+	return Facts{Subject: f.Subject(), Session: f.Session(), Device: f.Device(), Outer: f.Address()}
+}
+
+// basis is what a Decision was made on.
+type basis struct {
+	facts    *policy.Facts
+	question policy.Question
+}
+
+// keep puts the Input into a record.
+func (b *basis) keep(r *audit.Record) {
+	in, err := b.facts.AppendInput(make([]byte, 0, 1024), b.question)
+	if err != nil {
+		panic("session: an input does not marshal: " + err.Error()) // no type in it can fail
+	}
+	r.Input, r.InputCompact = in, true
 }
 
 // note says in a record who and from where.
@@ -157,13 +171,13 @@ const maxRounds = 8
 func (f *Flow) Authorize(ctx context.Context, req *policy.Request) (policy.Decision, error) {
 	for range maxRounds {
 		epoch := f.d.epoch.Load()
-		in, dec := f.decide(ctx, f.m.cfg.Now(), req)
+		on, dec := f.decide(ctx, f.m.cfg.Now(), req)
 		if !dec.Allow {
 			f.m.refused.Add(1)
-			f.d.refusals.Note(*f.record(in, dec, f.openKind(req)))
+			f.d.refusals.Note(*f.record(on, dec, f.openKind(req)))
 			return dec, nil
 		}
-		if err := f.m.cfg.Audit.Append(f.record(in, dec, f.openKind(req))); err != nil {
+		if err := f.m.cfg.Audit.Append(f.record(on, dec, f.openKind(req))); err != nil {
 			f.m.log.Error("recording a decision; refusing it", "flow", f.id, "app", f.begin.App.Name, "err", err)
 			f.m.refused.Add(1)
 			deny := policy.NewDecision(policy.ReasonAuditUnavailable, nil)
@@ -172,7 +186,7 @@ func (f *Flow) Authorize(ctx context.Context, req *policy.Request) (policy.Decis
 		}
 		f.mu.Lock()
 		f.decided, f.request, f.last = true, req, dec
-		f.facts = factsOf(in)
+		f.facts = factsOf(on.facts)
 		f.longLive = f.longLive || (req != nil && req.Upgrade != "")
 		f.mu.Unlock()
 		f.renew()
@@ -191,21 +205,23 @@ func (f *Flow) Authorize(ctx context.Context, req *policy.Request) (policy.Decis
 	return dec, nil
 }
 
-// decide asks policy. The Input is nil when the connection is over, which no
+// decide asks policy. There is no basis when the connection is over, which no
 // policy decides and no opa could reproduce.
-func (f *Flow) decide(ctx context.Context, now time.Time, req *policy.Request) (*policy.Input, policy.Decision) {
+func (f *Flow) decide(ctx context.Context, now time.Time, req *policy.Request) (*basis, policy.Decision) {
 	if gone := f.d.goneWhy(); gone != nil {
 		dec := *gone
 		dec.ID, dec.App, dec.Time = newID("d-"), f.begin.App.Name, now
 		return nil, dec
 	}
-	in := f.d.input(now, f.begin.App, f.begin.Action)
+	on := &basis{f.d.facts(now), policy.Question{
+		Time: now.UTC(), Action: f.begin.Action, App: policy.AppRef{Name: f.begin.App.Name, Protocol: f.begin.App.Protocol},
+	}}
 	if f.begin.Action == policy.ActionFlow {
-		in.Flow = &policy.Flow{Port: f.begin.Port}
+		on.question.Flow = &policy.Flow{Port: f.begin.Port}
 	} else {
-		in.Request = req
+		on.question.Request = req
 	}
-	return in, f.m.cfg.Engine.Decide(ctx, in)
+	return on, f.m.cfg.Engine.Answer(ctx, on.facts, on.question)
 }
 
 // openKind tells what stays open from what is one exchange.
@@ -216,25 +232,17 @@ func (f *Flow) openKind(req *policy.Request) audit.Kind {
 	return audit.KindDecision
 }
 
-func (f *Flow) record(in *policy.Input, dec policy.Decision, kind audit.Kind) *audit.Record {
+func (f *Flow) record(on *basis, dec policy.Decision, kind audit.Kind) *audit.Record {
 	r := &audit.Record{Kind: kind, Device: f.d.record.ID, Flow: f.id, App: f.begin.App.Name}
 	r.SetDecision(dec)
-	if in != nil {
-		factsOf(in).note(r)
-		if in.Request != nil {
-			r.Method, r.Host, r.Path = in.Request.Method, in.Request.Host, in.Request.Path
+	if on != nil {
+		factsOf(on.facts).note(r)
+		if req := on.question.Request; req != nil {
+			r.Method, r.Host, r.Path = req.Method, req.Host, req.Path
 		}
-		r.Input = encodeInput(in)
+		on.keep(r)
 	}
 	return r
-}
-
-func encodeInput(in *policy.Input) json.RawMessage {
-	b, err := json.Marshal(in)
-	if err != nil {
-		panic("session: an input does not marshal: " + err.Error()) // no type in it can fail
-	}
-	return b
 }
 
 // confirm decides an open Flow again and renews its lease or cuts it. Flows
@@ -246,8 +254,8 @@ func (f *Flow) confirm(now time.Time) {
 	if !decided {
 		return
 	}
-	in, dec := f.decide(context.Background(), now, req)
-	if dec.Allow && !samePerson(owner, in) {
+	on, dec := f.decide(context.Background(), now, req)
+	if dec.Allow && !samePerson(owner, on.facts) {
 		// The app was told whose this is. Whoever logged in since may use the
 		// app, but not another's connection to it. No policy decided this, so
 		// no Input goes with it.
@@ -257,7 +265,7 @@ func (f *Flow) confirm(now time.Time) {
 		return
 	}
 	if !dec.Allow {
-		f.cutWith(in, dec)
+		f.cutWith(on, dec)
 		return
 	}
 	f.renew()
@@ -266,12 +274,13 @@ func (f *Flow) confirm(now time.Time) {
 // samePerson says whether the person and OS user a Flow belongs to are still
 // the ones of the Session in force. A new login of the same person is no reason
 // to end their call.
-func samePerson(owner Facts, in *policy.Input) bool {
+func samePerson(owner Facts, now *policy.Facts) bool {
 	if owner.Subject == nil || owner.Session == nil {
 		return true // opened for the device alone
 	}
-	return in.Subject != nil && in.Session != nil && in.Session.OSUser == owner.Session.OSUser &&
-		in.Subject.Issuer == owner.Subject.Issuer && in.Subject.ID == owner.Subject.ID
+	subject, session := now.Subject(), now.Session()
+	return subject != nil && session != nil && session.OSUser == owner.Session.OSUser &&
+		subject.Issuer == owner.Subject.Issuer && subject.ID == owner.Subject.ID
 }
 
 func (f *Flow) renew() {
@@ -332,10 +341,10 @@ func (f *Flow) Facts() Facts {
 }
 
 // cutWith cuts the Flow: no byte passes after it returns but those already
-// handed to the system. Its record is queued, whatever the log's state. in is
+// handed to the system. Its record is queued, whatever the log's state. on is
 // what was decided on, nil when no policy was asked. A Flow that is still being
 // decided is not recorded: its Authorize sees the cut and refuses.
-func (f *Flow) cutWith(in *policy.Input, dec policy.Decision) {
+func (f *Flow) cutWith(on *basis, dec policy.Decision) {
 	f.mu.Lock()
 	if f.cut != nil || f.ended {
 		f.mu.Unlock()
@@ -352,7 +361,7 @@ func (f *Flow) cutWith(in *policy.Input, dec policy.Decision) {
 	f.leaseEnd.Store(-1)
 	if decided {
 		f.m.cuts.Add(1)
-		f.noteCut(in, dec, facts, req) // never blocks; before End can say "closed"
+		f.noteCut(on, dec, facts, req) // never blocks; before End can say "closed"
 	}
 	f.cancel(ErrCut)
 	if fn != nil {
@@ -360,8 +369,8 @@ func (f *Flow) cutWith(in *policy.Input, dec policy.Decision) {
 	}
 }
 
-func (f *Flow) noteCut(in *policy.Input, dec policy.Decision, facts Facts, req *policy.Request) {
-	r := f.record(in, dec, audit.KindFlowCut)
+func (f *Flow) noteCut(on *basis, dec policy.Decision, facts Facts, req *policy.Request) {
+	r := f.record(on, dec, audit.KindFlowCut)
 	facts.note(r)
 	if req != nil {
 		r.Method, r.Host, r.Path = req.Method, req.Host, req.Path

@@ -333,8 +333,9 @@ func (m *Manager) refresh(d *device) {
 	cat := m.catalogue.Load()
 	reach := make(map[string]policy.Decision, len(cat.apps))
 	var entries []segment.Entry
+	facts := d.facts(now)
 	for _, a := range cat.apps {
-		dec := m.cfg.Engine.Decide(context.Background(), d.input(now, a, policy.ActionReach))
+		dec := m.cfg.Engine.Answer(context.Background(), facts, reachQuestion(now, a))
 		reach[a.Name] = dec
 		entries = append(entries, reachable(a, cat.addrs[a.Name], dec.Allow)...)
 	}

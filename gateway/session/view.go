@@ -94,9 +94,10 @@ func (m *Manager) WhyDevice(id, app string) (policy.Decision, error) {
 	}
 	for _, a := range m.catalogue.Load().visible(d.reachNow()) {
 		if a.Name == app {
-			in := d.input(m.cfg.Now(), a, policy.ActionReach)
-			dec := m.cfg.Engine.Decide(context.Background(), in)
-			m.noteWhy(d, dec, in)
+			now := m.cfg.Now()
+			on := &basis{d.facts(now), reachQuestion(now, a)}
+			dec := m.cfg.Engine.Answer(context.Background(), on.facts, on.question)
+			m.noteWhy(d, dec, on)
 			return dec, nil
 		}
 	}
@@ -108,14 +109,15 @@ func (m *Manager) WhyDevice(id, app string) (policy.Decision, error) {
 
 // noteWhy records an answer, so that IT finds the decision whose number the
 // worker reads out.
-func (m *Manager) noteWhy(d *device, dec policy.Decision, in *policy.Input) {
+func (m *Manager) noteWhy(d *device, dec policy.Decision, on *basis) {
 	r := audit.Record{Kind: audit.KindWhy, Device: d.record.ID}
 	r.SetDecision(dec)
 	if s, ok := d.sessionNow(); ok {
 		noteSession(&r, &s)
 	}
-	if in != nil {
-		r.Remote, r.Input = in.Location.Address, encodeInput(in)
+	if on != nil {
+		r.Remote = on.facts.Address()
+		on.keep(&r)
 	}
 	d.refusals.Note(r)
 }
@@ -137,7 +139,8 @@ func (m *Manager) Status(id string) (Status, bool) {
 	if err != nil {
 		return Status{}, false
 	}
-	in := d.input(m.cfg.Now(), policy.App{}, policy.ActionReach)
+	now := m.cfg.Now()
+	in := d.facts(now).Input(reachQuestion(now, policy.App{}))
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	st := Status{Device: d.record, Posture: in.Posture, Location: in.Location, Epoch: d.epoch.Load(), Flows: len(d.flows), Expires: d.expires}
@@ -154,5 +157,6 @@ func (m *Manager) Input(id string, a policy.App) (*policy.Input, error) {
 	if err != nil {
 		return nil, err
 	}
-	return d.input(m.cfg.Now(), a, policy.ActionReach), nil
+	now := m.cfg.Now()
+	return d.facts(now).Input(reachQuestion(now, a)), nil
 }
