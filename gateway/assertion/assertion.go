@@ -10,6 +10,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"encoding/binary"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -18,6 +19,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
@@ -30,6 +32,15 @@ const Header = "Portvakt-Assertion"
 // Lifetime is how long an assertion is valid: one request's way to the app,
 // with room for clocks that differ.
 const Lifetime = 60 * time.Second
+
+// Reuse is how long an assertion is given again for the same claims: a page
+// makes dozens of requests, and a signature costs more than the rest of one.
+// What an app gets is therefore valid for another 40 s at least, and never of
+// other claims than those of the request.
+const Reuse = 20 * time.Second
+
+// maxKept bounds the assertions that are kept, each about 1 KiB.
+const maxKept = 16384
 
 // Config names a Signer's key and what it says of itself.
 type Config struct {
@@ -61,6 +72,10 @@ type Signer struct {
 	now    func() time.Time
 	signer jose.Signer
 	jwks   []byte
+
+	mu    sync.Mutex // guards what follows
+	kept  map[string]string
+	since time.Time // when the first of kept was signed
 }
 
 // Open reads the key, or makes it. Two processes that make it at once end up
@@ -105,15 +120,53 @@ func newSigner(cfg Config, key *ecdsa.PrivateKey) (*Signer, error) {
 	return &Signer{issuer: cfg.Issuer, now: cfg.Now, signer: signer, jwks: jwks}, nil
 }
 
-// Sign returns the assertion in compact form, with an identifier of its own.
+// Sign returns the assertion in compact form: one that was signed for the very
+// same claims within Reuse, or a new one with an identifier of its own.
 func (s *Signer) Sign(c Claims) (string, error) {
 	if c.Audience == "" {
 		return "", errors.New("signing an assertion: no audience")
 	}
+	now := s.now()
+	var scratch [512]byte
+	key := c.key(scratch[:0])
+	s.mu.Lock()
+	if age := now.Sub(s.since); age >= Reuse || age < 0 || len(s.kept) >= maxKept {
+		s.kept, s.since = map[string]string{}, now
+	}
+	token, ok := s.kept[string(key)]
+	s.mu.Unlock()
+	if ok {
+		return token, nil
+	}
+	token, err := s.sign(c, now)
+	if err != nil {
+		return "", err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !now.Before(s.since) { // else the clock was set back, or it is of a time before
+		s.kept[string(key)] = token
+	}
+	return token, nil
+}
+
+// key appends what tells claims apart: every part with its length before it.
+func (c *Claims) key(dst []byte) []byte {
+	for _, part := range []string{c.Audience, c.Subject, c.Name, c.Email, c.Device, c.Session} {
+		dst = binary.AppendUvarint(dst, uint64(len(part)))
+		dst = append(dst, part...)
+	}
+	for _, group := range c.Groups {
+		dst = binary.AppendUvarint(dst, uint64(len(group)))
+		dst = append(dst, group...)
+	}
+	return dst
+}
+
+func (s *Signer) sign(c Claims, now time.Time) (string, error) {
 	if c.Groups == nil {
 		c.Groups = []string{}
 	}
-	now := s.now()
 	token, err := jwt.Signed(s.signer).Claims(jwt.Claims{
 		Issuer: s.issuer, Subject: c.Subject, Audience: jwt.Audience{c.Audience}, ID: rand.Text(),
 		IssuedAt: jwt.NewNumericDate(now), NotBefore: jwt.NewNumericDate(now), Expiry: jwt.NewNumericDate(now.Add(Lifetime)),

@@ -86,23 +86,65 @@ func TestSignedAssertionVerifiesAgainstKeySet(t *testing.T) {
 	}
 }
 
-func TestEveryAssertionHasItsOwnID(t *testing.T) {
-	s := open(t, filepath.Join(t.TempDir(), "key.pem"), time.Now())
-	seen := map[string]bool{}
-	for range 20 {
-		raw, err := s.Sign(assertion.Claims{Audience: "crm", Device: "d"})
-		if err != nil {
-			t.Fatal(err)
+func sign(t *testing.T, s *assertion.Signer, c assertion.Claims) (raw string, id string) {
+	t.Helper()
+	raw, err := s.Sign(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := jwt.ParseSigned(raw, []jose.SignatureAlgorithm{jose.ES256})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var std jwt.Claims
+	if err := token.UnsafeClaimsWithoutVerification(&std); err != nil {
+		t.Fatal(err)
+	}
+	return raw, std.ID
+}
+
+// The same claims get the same assertion for a while, any others one of their
+// own: nobody is ever asserted to be somebody else.
+func TestAssertionsAreReusedForTheSameClaimsOnly(t *testing.T) {
+	now := time.Unix(1_800_000_000, 0)
+	s, err := assertion.Open(assertion.Config{KeyFile: filepath.Join(t.TempDir(), "key.pem"), Issuer: "https://gw.example", Now: func() time.Time { return now }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	base := assertion.Claims{Audience: "crm", Subject: "i#u", Name: "n", Email: "e", Groups: []string{"ab", "c"}, Device: "d", Session: "s"}
+	first, id := sign(t, s, base)
+	seen := map[string]bool{id: true}
+	for name, change := range map[string]func(*assertion.Claims){
+		"audience": func(c *assertion.Claims) { c.Audience = "desk" },
+		"subject":  func(c *assertion.Claims) { c.Subject = "i#v" },
+		"name":     func(c *assertion.Claims) { c.Name = "m" },
+		"email":    func(c *assertion.Claims) { c.Email = "" },
+		"groups":   func(c *assertion.Claims) { c.Groups = []string{"a", "bc"} },
+		"order":    func(c *assertion.Claims) { c.Groups = []string{"c", "ab"} },
+		"no group": func(c *assertion.Claims) { c.Groups = nil },
+		"device":   func(c *assertion.Claims) { c.Device = "d2" },
+		"session":  func(c *assertion.Claims) { c.Session = "" },
+		"shift":    func(c *assertion.Claims) { c.Device, c.Session = "ds", "" },
+	} {
+		c := base
+		change(&c)
+		if _, id := sign(t, s, c); seen[id] {
+			t.Errorf("%s: another's assertion", name)
+		} else {
+			seen[id] = true
 		}
-		token, _ := jwt.ParseSigned(raw, []jose.SignatureAlgorithm{jose.ES256})
-		var c jwt.Claims
-		if err := token.UnsafeClaimsWithoutVerification(&c); err != nil {
-			t.Fatal(err)
-		}
-		if seen[c.ID] {
-			t.Fatalf("jti %q twice", c.ID)
-		}
-		seen[c.ID] = true
+	}
+	now = now.Add(assertion.Reuse - time.Second)
+	if again, _ := sign(t, s, base); again != first {
+		t.Error("not reused within Reuse")
+	}
+	now = now.Add(time.Second)
+	if _, id := sign(t, s, base); seen[id] {
+		t.Error("reused after Reuse")
+	}
+	now = now.Add(-time.Hour)
+	if _, id := sign(t, s, base); seen[id] {
+		t.Error("an assertion of the future, after the clock was set back")
 	}
 }
 
