@@ -1,32 +1,187 @@
 package proxy_test
 
 import (
+	"bufio"
+	"bytes"
+	"crypto/tls"
 	"fmt"
 	"io"
+	"log"
+	"net"
 	"net/http"
-	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"strconv"
+	"sync"
 	"testing"
 )
 
-// One request through the whole chain on a kept connection: framing, policy,
-// record, assertion, upstream.
+// canned is an app that costs next to nothing: it reads heads and answers each
+// with the same bytes.
+func canned(b testing.TB, size int) (addr string) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	answer := append([]byte("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nDate: Mon, 02 Mar 2026 09:00:00 GMT\r\nContent-Length: "+strconv.Itoa(size)+"\r\n\r\n"), make([]byte, size)...)
+	var mu sync.Mutex
+	var conns []net.Conn
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			mu.Lock()
+			conns = append(conns, c)
+			mu.Unlock()
+			go func() {
+				defer c.Close()
+				br := bufio.NewReaderSize(c, 4<<10)
+				for {
+					line, err := br.ReadSlice('\n')
+					if err != nil {
+						return
+					}
+					if len(line) == 2 {
+						if _, err := c.Write(answer); err != nil {
+							return
+						}
+					}
+				}
+			}()
+		}
+	}()
+	b.Cleanup(func() {
+		_ = l.Close()
+		mu.Lock()
+		defer mu.Unlock()
+		for _, c := range conns {
+			_ = c.Close()
+		}
+	})
+	return l.Addr().String()
+}
+
+// load sends the same request on one kept connection for each worker.
+func load(b *testing.B, conns, size int, dial func() net.Conn) {
+	request := []byte("GET /customers/4711?tab=calls HTTP/1.1\r\nHost: crm.test\r\nUser-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0\r\n" +
+		"Accept: text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8\r\nAccept-Language: sv-SE,sv;q=0.8,en;q=0.5\r\nAccept-Encoding: gzip, deflate, br\r\nCookie: sid=0123456789abcdef0123456789abcdef\r\n\r\n")
+	workers := make(chan net.Conn, conns)
+	for range conns {
+		workers <- dial()
+	}
+	b.SetBytes(int64(size))
+	b.SetParallelism(max(conns/2, 1))
+	b.ResetTimer()
+	var once sync.Once
+	one := func(c net.Conn, br *bufio.Reader) bool {
+		if _, err := c.Write(request); err != nil {
+			once.Do(func() { b.Error(err) })
+			return false
+		}
+		length, ok := -1, false
+		for {
+			line, err := br.ReadSlice('\n')
+			if err != nil {
+				once.Do(func() { b.Error(err) })
+				return false
+			}
+			if bytes.HasPrefix(line, []byte("HTTP/1.1 200")) {
+				ok = true
+			}
+			if v, found := bytes.CutPrefix(line, []byte("Content-Length: ")); found {
+				length, _ = strconv.Atoi(string(bytes.TrimSpace(v)))
+			}
+			if len(line) == 2 {
+				break
+			}
+		}
+		if _, err := br.Discard(size); err != nil || !ok || length != size {
+			once.Do(func() { b.Error("a wrong answer", err, ok, length) })
+			return false
+		}
+		return true
+	}
+	if conns == 1 {
+		c := <-workers
+		br := bufio.NewReaderSize(c, 32<<10)
+		for b.Loop() {
+			if !one(c, br) {
+				return
+			}
+		}
+		return
+	}
+	b.RunParallel(func(pb *testing.PB) {
+		c := <-workers
+		br := bufio.NewReaderSize(c, 32<<10)
+		for pb.Next() {
+			if !one(c, br) {
+				return
+			}
+		}
+	})
+}
+
+// One request through the whole chain on a kept connection (framing, policy,
+// record, assertion, upstream) beside what a bare httputil.ReverseProxy needs
+// for it with the same TLS, client and app.
 func BenchmarkRequest(b *testing.B) {
 	for _, size := range []int{100, 16 << 10} {
-		b.Run(fmt.Sprint(size), func(b *testing.B) {
-			body := make([]byte, size)
-			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(body) }))
-			defer srv.Close()
-			w := newWorld(b, []string{crmYAML}, map[string]string{"crm": srv.URL})
-			c := w.client(false)
-			b.SetBytes(int64(size))
-			for b.Loop() {
-				res, err := c.Get("https://crm.test/a")
-				if err != nil || res.StatusCode != 200 {
-					b.Fatal(res, err)
-				}
-				_, _ = io.Copy(io.Discard, res.Body)
-				res.Body.Close()
-			}
-		})
+		for _, conns := range []int{1, 64} {
+			b.Run(fmt.Sprintf("%dB/c%d/chain", size, conns), func(b *testing.B) {
+				w := newWorld(b, []string{crmYAML}, map[string]string{"crm": "http://" + canned(b, size)})
+				load(b, conns, size, func() net.Conn { return w.tls("crm.test") })
+			})
+			b.Run(fmt.Sprintf("%dB/c%d/bare", size, conns), func(b *testing.B) {
+				load(b, conns, size, bareProxy(b, canned(b, size)))
+			})
+		}
 	}
 }
+
+func bareProxy(b testing.TB, app string) func() net.Conn {
+	certificate, roots := newCA(b)
+	pair, err := certificate([]string{"crm.test"})
+	if err != nil {
+		b.Fatal(err)
+	}
+	target := &url.URL{Scheme: "http", Host: app}
+	tr := &http.Transport{MaxIdleConnsPerHost: 128, DisableCompression: true}
+	srv := &http.Server{
+		Handler: &httputil.ReverseProxy{
+			Rewrite:    func(pr *httputil.ProxyRequest) { pr.SetURL(target); pr.SetXForwarded() },
+			Transport:  tr,
+			BufferPool: &pool{}, ErrorLog: log.New(io.Discard, "", 0),
+		},
+		ErrorLog: log.New(io.Discard, "", 0),
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	go func() {
+		_ = srv.Serve(tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{*pair}, NextProtos: []string{"http/1.1"}}))
+	}()
+	b.Cleanup(func() { _ = srv.Close(); tr.CloseIdleConnections() })
+	return func() net.Conn {
+		c, err := tls.Dial("tcp", l.Addr().String(), &tls.Config{RootCAs: roots, ServerName: "crm.test"})
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(func() { _ = c.Close() })
+		return c
+	}
+}
+
+type pool struct{ p sync.Pool }
+
+func (p *pool) Get() []byte {
+	if v, ok := p.p.Get().(*[]byte); ok {
+		return *v
+	}
+	return make([]byte, 64<<10)
+}
+
+func (p *pool) Put(v []byte) { p.p.Put(&v) }
