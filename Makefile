@@ -15,7 +15,7 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 RACE = ./agent/... ./gateway/... ./internal/overlay/... ./certs/... ./policy/...
 FUZZTIME ?= 60s
 
-.PHONY: help build demo test e2e check fmt fuzz clean
+.PHONY: help build demo test e2e bench check fmt fuzz clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' Makefile | sed 's/:.*## /\t/'
@@ -34,6 +34,12 @@ test: build ## unit, race, Rego, fuzz seed and end-to-end tests
 
 e2e: build ## the end-to-end tests alone (as root they run with real peers in network namespaces)
 	cd deploy && $(GO) test -count=1 -v ./e2e/... $(ARGS)
+
+bench: ## the tunnel against stock wireguard-go (root; Debian's iperf3, nginx, wrk); ARGS="--rounds 1 --only tcp", --quick, --json
+	@$(GO) build -o build/bench/ ./cmd/portvakt-gateway ./cmd/portvakt-agent
+	@$(GO) build -o build/bench/wireguard-go golang.zx2c4.com/wireguard
+	@cd deploy && $(GO) build -o ../build/bench/bench ./bench
+	@build/bench/bench $(ARGS)
 
 check: ## formatting, vet, staticcheck, module files, cross-builds
 	@out="$$($(GO) run $(GOFUMPT) -l .)"; if [ -n "$$out" ]; then echo "gofumpt would change (run make fmt):"; echo "$$out"; exit 1; fi

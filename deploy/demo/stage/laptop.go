@@ -52,9 +52,18 @@ func (l *Laptop) Firewall(on bool) error {
 	return replaceFile(l.FirewallFile(), "# the demo's laptop; not this machine's firewall\nENABLED="+word+"\nLOGLEVEL=low\n")
 }
 
-// furnish makes the files below the posture root that a Linux laptop with ufw
+// NewLaptop is a laptop that no Stage starts, with everything of it below dir.
+// bin holds portvakt-agent. It has no router and no fixed proxy address.
+func NewLaptop(p idp.Person, bin, dir string) *Laptop {
+	return &Laptop{
+		Person: p, bin: filepath.Join(bin, "portvakt-agent"), name: filepath.Base(dir),
+		State: filepath.Join(dir, "state"), Root: filepath.Join(dir, "root"),
+	}
+}
+
+// Furnish makes the files below the posture root that a Linux laptop with ufw
 // and an encrypted disk has.
-func (l *Laptop) furnish() error {
+func (l *Laptop) Furnish() error {
 	for name, text := range map[string]string{
 		"etc/ufw/user.rules":              "*filter\nCOMMIT\n",
 		"etc/os-release":                  "NAME=\"Debian GNU/Linux\"\nID=debian\nVERSION_ID=\"12\"\n",

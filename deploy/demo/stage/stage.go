@@ -350,14 +350,13 @@ func (s *Stage) startLaptops(ctx, background context.Context) error {
 }
 
 func (s *Stage) laptop(p idp.Person, name string, home netip.Addr, proxy int) *Laptop {
-	return &Laptop{
-		Person: p, Home: home, Proxy: loopback(proxy), bin: filepath.Join(s.cfg.Bin, "portvakt-agent"),
-		State: filepath.Join(s.Dir, name, "state"), Root: filepath.Join(s.Dir, name, "root"), name: name,
-	}
+	l := NewLaptop(p, s.cfg.Bin, filepath.Join(s.Dir, name))
+	l.Home, l.Proxy = home, loopback(proxy)
+	return l
 }
 
 func (s *Stage) startLaptop(ctx, background context.Context, l *Laptop) error {
-	if err := l.furnish(); err != nil {
+	if err := l.Furnish(); err != nil {
 		return fmt.Errorf("furnishing %s's laptop: %w", l.name, err)
 	}
 	var err error

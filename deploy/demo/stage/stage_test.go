@@ -98,7 +98,7 @@ func TestUpCleansUpAfterAFailure(t *testing.T) {
 
 func TestFirewallFileIsReplaced(t *testing.T) {
 	l := &Laptop{Root: t.TempDir()}
-	if err := l.furnish(); err != nil {
+	if err := l.Furnish(); err != nil {
 		t.Fatal(err)
 	}
 	for _, on := range []bool{true, false, true} {

@@ -1,0 +1,105 @@
+package load
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestTCP(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- EchoTCP(ctx, l) }()
+	d, err := PingPong(ctx, l.Addr().String(), 50*time.Millisecond)
+	if err != nil || d.Count < 10 || d.P50 <= 0 || d.P99 < d.P50 || d.P99 > 1e6 {
+		t.Errorf("ping-pong: %+v %v", d, err)
+	}
+	o, err := Connect(ctx, l.Addr().String(), 3, 50*time.Millisecond)
+	if err != nil || o.Failed != 0 || o.PerSecond < 10 || o.Delays.Count < 3 {
+		t.Errorf("connecting: %+v %v", o, err)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if o, err := Connect(t.Context(), l.Addr().String(), 2, 10*time.Millisecond); err == nil {
+		t.Errorf("nobody listens, and connecting gives %+v", o)
+	}
+	if d, err := PingPong(t.Context(), l.Addr().String(), 10*time.Millisecond); err == nil {
+		t.Errorf("nobody listens, and the ping-pong gives %+v", d)
+	}
+}
+
+func TestVoice(t *testing.T) {
+	c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- EchoUDP(ctx, c) }()
+	v := Voice{To: c.LocalAddr().(*net.UDPAddr).AddrPort(), Flows: 7, Rate: 50, Size: 200, For: 400 * time.Millisecond}
+	got, err := v.Run(ctx)
+	if err != nil || got.Sent != 140 || got.Received != 140 || got.Loss() != 0 || got.Delays.P50 <= 0 || got.Delays.Jitter <= 0 {
+		t.Errorf("calls: %+v %v", got, err)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// Of four datagrams this server answers three.
+func TestVoiceLoss(t *testing.T) {
+	c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		buf := make([]byte, 2048)
+		for i := 0; ; i++ {
+			n, from, err := c.ReadFromUDPAddrPort(buf)
+			if err != nil {
+				return
+			}
+			if i%4 != 3 {
+				_, _ = c.WriteToUDPAddrPort(buf[:n], from)
+			}
+		}
+	}()
+	v := Voice{To: c.LocalAddr().(*net.UDPAddr).AddrPort(), Flows: 2, Rate: 100, Size: 60, For: 200 * time.Millisecond}
+	got, err := v.Run(t.Context())
+	if err != nil || got.Sent != 40 || got.Received != 30 || got.Loss() != 25 {
+		t.Errorf("calls: %+v, loss %v, %v", got, got.Loss(), err)
+	}
+	c.Close()
+	<-ended
+	if got, err := (Voice{To: netip.MustParseAddrPort("127.0.0.1:9"), Flows: 1, Rate: 1, Size: 3}).Run(t.Context()); err == nil {
+		t.Errorf("datagrams of 3 bytes: %+v", got)
+	}
+}
+
+func TestQuantile(t *testing.T) {
+	all := make([]time.Duration, 100)
+	for i := range all {
+		all[i] = time.Duration(i+1) * time.Microsecond
+	}
+	if d := delays(all); d.P50 != 50 || d.P99 != 99 {
+		t.Errorf("of 1 to 100: %+v", d)
+	}
+	if d := delays(nil); d.P50 != 0 || d.Count != 0 {
+		t.Errorf("of nothing: %+v", d)
+	}
+}

@@ -1,0 +1,250 @@
+package load
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"runtime"
+	"time"
+
+	"golang.org/x/net/ipv4"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// voiceHead is flow, sequence number and sending time at the start of a
+	// datagram.
+	voiceHead = 4 + 4 + 8
+	// straggle is how long answers are awaited after the last datagram.
+	straggle = 500 * time.Millisecond
+	// echoBatch is how many datagrams the echo takes with one system call.
+	echoBatch = 64
+	// socketBuffer keeps the echo's own socket from being what drops.
+	socketBuffer = 8 << 20
+)
+
+// Voice says what calls to make.
+type Voice struct {
+	To    netip.AddrPort
+	Flows int
+	// Rate is in datagrams per second and flow, Size in bytes of UDP payload.
+	Rate, Size int
+	For        time.Duration
+	// FirstPort is the local port of the first flow; the others follow. Calls
+	// of the next round come from the same ports, as a laptop's do.
+	FirstPort uint16
+}
+
+// Calls is what [Voice.Run] saw. Delays are there and back; jitter is the mean
+// of the difference between two consecutive delays of a flow.
+type Calls struct {
+	Sent     int    `json:"sent"`
+	Received int    `json:"received"`
+	Delays   Delays `json:"delays"`
+}
+
+// Loss is the share of datagrams that did not come back, in percent.
+func (c Calls) Loss() float64 {
+	if c.Sent == 0 {
+		return 0
+	}
+	return 100 * float64(c.Sent-c.Received) / float64(c.Sent)
+}
+
+// caller is one run of calls: a thread that sends what is due and reads what
+// has arrived, in turn, so that a thousand flows cost no goroutine each.
+type caller struct {
+	v       Voice
+	poll    int
+	socks   []int
+	start   time.Time
+	sent    int
+	last    []time.Duration // by flow: its latest delay, 0 before the first
+	all     []time.Duration
+	changes time.Duration
+	changed int
+	buf     [2048]byte
+}
+
+// Run makes the calls and returns when the last answers had time to arrive.
+func (v Voice) Run(ctx context.Context) (Calls, error) {
+	if v.Size < voiceHead || v.Size > 2048 || v.Flows < 1 || v.Rate < 1 {
+		return Calls{}, fmt.Errorf("making calls: %d flows of %d x %d bytes cannot be", v.Flows, v.Rate, v.Size)
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	c := &caller{v: v, last: make([]time.Duration, v.Flows)}
+	var err error
+	if c.poll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
+		return Calls{}, fmt.Errorf("making calls: %w", err)
+	}
+	defer unix.Close(c.poll)
+	defer func() {
+		for _, s := range c.socks {
+			unix.Close(s)
+		}
+	}()
+	for i := range v.Flows {
+		if err := c.open(i); err != nil {
+			return Calls{}, fmt.Errorf("opening call %d: %w", i, err)
+		}
+	}
+	if err := c.talk(ctx); err != nil {
+		return Calls{}, err
+	}
+	out := Calls{Sent: c.sent, Received: len(c.all), Delays: delays(c.all)}
+	if c.changed > 0 {
+		out.Delays.Jitter = micros(c.changes) / float64(c.changed)
+	}
+	return out, nil
+}
+
+func (c *caller) open(flow int) error {
+	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	c.socks = append(c.socks, s)
+	if c.v.FirstPort != 0 {
+		if err := unix.Bind(s, &unix.SockaddrInet4{Port: int(c.v.FirstPort) + flow}); err != nil {
+			return err
+		}
+	}
+	if err := unix.Connect(s, &unix.SockaddrInet4{Port: int(c.v.To.Port()), Addr: c.v.To.Addr().As4()}); err != nil {
+		return err
+	}
+	return unix.EpollCtl(c.poll, unix.EPOLL_CTL_ADD, s, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(flow)})
+}
+
+// talk sends datagram n of the whole at its own time, n/(flows*rate) after the
+// start: flows do not speak in unison. What is late is sent at once.
+func (c *caller) talk(ctx context.Context) error {
+	each := float64(time.Second) / float64(c.v.Flows*c.v.Rate)
+	total := int(float64(c.v.For) / each)
+	out := make([]byte, c.v.Size)
+	events := make([]unix.EpollEvent, 256)
+	c.start = time.Now()
+	for ctx.Err() == nil {
+		now := time.Since(c.start)
+		for burst := 0; c.sent < total && burst < 256 && time.Duration(float64(c.sent)*each) <= now; burst++ {
+			flow := c.sent % c.v.Flows
+			binary.BigEndian.PutUint32(out, uint32(flow))
+			binary.BigEndian.PutUint32(out[4:], uint32(c.sent))
+			binary.BigEndian.PutUint64(out[8:], uint64(time.Since(c.start)))
+			// A full buffer or an ICMP error of an earlier one is a loss like
+			// any other.
+			_, _ = unix.Write(c.socks[flow], out)
+			c.sent++
+		}
+		wait := straggle - (now - c.v.For)
+		if c.sent < total {
+			wait = time.Duration(float64(c.sent)*each) - time.Since(c.start)
+		} else if wait <= 0 {
+			return nil
+		}
+		if err := c.listen(events, max(0, wait)); err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+func (c *caller) listen(events []unix.EpollEvent, wait time.Duration) error {
+	n, err := unix.EpollWait(c.poll, events, 0)
+	if n == 0 && err == nil && wait > 0 {
+		// epoll_wait counts in milliseconds, and datagrams are due closer.
+		timeout := unix.NsecToTimespec(int64(wait))
+		_, err = unix.Ppoll([]unix.PollFd{{Fd: int32(c.poll), Events: unix.POLLIN}}, &timeout, nil)
+		if err == nil {
+			n, err = unix.EpollWait(c.poll, events, 0)
+		}
+	}
+	if errors.Is(err, unix.EINTR) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("waiting for answers: %w", err)
+	}
+	for _, e := range events[:n] {
+		flow := int(e.Fd)
+		for {
+			k, err := unix.Read(c.socks[flow], c.buf[:])
+			if err != nil || k < voiceHead {
+				break // nothing more, or an ICMP error of a lost one
+			}
+			if int(binary.BigEndian.Uint32(c.buf[:])) != flow {
+				return fmt.Errorf("call %d was answered with what another one sent", flow)
+			}
+			c.heard(flow, time.Since(c.start)-time.Duration(binary.BigEndian.Uint64(c.buf[8:])))
+		}
+	}
+	return nil
+}
+
+func (c *caller) heard(flow int, delay time.Duration) {
+	c.all = append(c.all, delay)
+	if before := c.last[flow]; before != 0 {
+		c.changes += (delay - before).Abs()
+		c.changed++
+	}
+	c.last[flow] = delay
+}
+
+// EchoUDP sends every datagram back from the address it was sent to, until ctx
+// ends. c is bound to one address.
+func EchoUDP(ctx context.Context, c *net.UDPConn) error {
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	defer stop()
+	if err := enlarge(c); err != nil {
+		return fmt.Errorf("enlarging the echo's buffers: %w", err)
+	}
+	p := ipv4.NewPacketConn(c)
+	in := make([]ipv4.Message, echoBatch)
+	for i := range in {
+		in[i].Buffers = [][]byte{make([]byte, 2048)}
+	}
+	out := make([]ipv4.Message, echoBatch)
+	for {
+		n, err := p.ReadBatch(in, 0)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if errors.Is(err, unix.ECONNREFUSED) {
+			continue // a caller has hung up
+		}
+		if err != nil {
+			return fmt.Errorf("reading datagrams: %w", err)
+		}
+		for i, m := range in[:n] {
+			out[i] = ipv4.Message{Buffers: [][]byte{m.Buffers[0][:m.N]}, Addr: m.Addr}
+		}
+		for rest := out[:n]; len(rest) > 0; {
+			k, err := p.WriteBatch(rest, 0)
+			if err != nil {
+				k = 1 // this one is lost, as on any network
+			}
+			rest = rest[max(1, k):]
+		}
+	}
+}
+
+func enlarge(c *net.UDPConn) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var set error
+	err = raw.Control(func(fd uintptr) {
+		for _, o := range []struct{ forced, plain int }{
+			{unix.SO_RCVBUFFORCE, unix.SO_RCVBUF}, {unix.SO_SNDBUFFORCE, unix.SO_SNDBUF},
+		} {
+			if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, o.forced, socketBuffer) != nil { // only root may
+				set = errors.Join(set, unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, o.plain, socketBuffer))
+			}
+		}
+	})
+	return errors.Join(err, set)
+}

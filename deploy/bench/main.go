@@ -1,0 +1,291 @@
+//go:build linux
+
+// Bench measures Portvakt's tunnel against stock wireguard-go, interleaved in
+// one run, in network namespaces of its own: client - gateway - app. It needs
+// root, iperf3, nginx and wrk, and leaves nothing behind.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/portvakt/portvakt/deploy/bench/lab"
+	"github.com/portvakt/portvakt/deploy/bench/table"
+)
+
+// Exit codes: a floor is missed or the run failed; this machine cannot run it.
+const (
+	exitMissed = 1
+	exitUsage  = 2
+)
+
+var (
+	errMissed = errors.New("a floor is missed")
+	errUsage  = errors.New("usage")
+)
+
+func main() {
+	// Ending takes a bounded time, and leaves nothing behind only if it may
+	// finish: a second Ctrl-C changes nothing.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	err := dispatch(ctx, os.Args[1:])
+	switch {
+	case err == nil || errors.Is(err, flag.ErrHelp):
+	case errors.Is(err, errMissed):
+		os.Exit(exitMissed) // the table has said it
+	case errors.Is(err, errUsage):
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(exitUsage)
+	default:
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(exitMissed)
+	}
+}
+
+func dispatch(ctx context.Context, args []string) error {
+	if len(args) > 0 {
+		if play, ok := roles[args[0]]; ok {
+			return play(ctx, args[1:])
+		}
+	}
+	o, err := parse(args)
+	if err != nil {
+		return err
+	}
+	rows, machine, err := run(ctx, o, os.Stderr)
+	if err != nil {
+		return err
+	}
+	show := table.Text
+	switch {
+	case o.json:
+		show = table.JSON
+	case o.markdown:
+		show = table.Markdown
+	}
+	if err := show(os.Stdout, machine, rows); err != nil {
+		return err
+	}
+	if !table.AllMet(rows) {
+		return errMissed
+	}
+	return nil
+}
+
+// options are the command line.
+type options struct {
+	bin            string
+	rounds         int
+	seconds        int
+	mtu            int
+	only           *regexp.Regexp
+	ways           []string
+	quick          bool
+	json, markdown bool
+}
+
+func parse(args []string) (options, error) {
+	o := options{only: regexp.MustCompile("")}
+	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
+	fs.StringVar(&o.bin, "bin", "", "directory of portvakt-gateway, portvakt-agent and wireguard-go (default: that of this program)")
+	fs.IntVar(&o.rounds, "rounds", 3, "how often everything is measured")
+	fs.IntVar(&o.seconds, "seconds", 3, "length of each measurement")
+	fs.IntVar(&o.mtu, "mtu", 1420, "of the inside of both tunnels, in bytes")
+	fs.Func("only", "measure only the rows whose names match this regular expression", func(s string) (err error) {
+		o.only, err = regexp.Compile("(?i)" + s)
+		return err
+	})
+	config := fs.String("config", "", "measure only these ways, of "+strings.Join(wayNames, ", ")+" (comma between); stock is always measured")
+	fs.BoolVar(&o.quick, "quick", false, "one short round; only floors are judged")
+	fs.BoolVar(&o.json, "json", false, "print one JSON object")
+	fs.BoolVar(&o.markdown, "markdown", false, "print the section of docs/benchmarks.md")
+	if err := fs.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return o, err
+		}
+		return o, fmt.Errorf("%w: %w", errUsage, err)
+	}
+	if o.quick {
+		o.rounds, o.seconds = 1, 1
+	}
+	if fs.NArg() > 0 || o.rounds < 1 || o.seconds < 1 || o.json && o.markdown {
+		return o, fmt.Errorf("%w: bench [--rounds N] [--seconds N] [--only REGEXP] [--config WAYS] [--quick] [--json | --markdown]", errUsage)
+	}
+	o.ways = wayNames
+	if *config != "" {
+		o.ways = strings.Split(*config, ",")
+	} else if o.quick {
+		o.ways = slices.DeleteFunc(slices.Clone(wayNames), func(w string) bool { return w == wayRaw })
+	}
+	for _, w := range o.ways {
+		if !slices.Contains(wayNames, w) {
+			return o, fmt.Errorf("%w: there is no way %q; there are %s", errUsage, w, strings.Join(wayNames, ", "))
+		}
+	}
+	if o.bin == "" {
+		self, err := os.Executable()
+		if err != nil {
+			return o, err
+		}
+		o.bin = filepath.Dir(self)
+	}
+	return o, nil
+}
+
+// needs says what this machine lacks for measuring with these apps.
+func needs(apps map[string]bool) error {
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("%w: it needs root, to make network namespaces", errUsage)
+	}
+	var missing []string
+	for _, p := range []struct {
+		program, pkg string
+		used         bool
+	}{
+		{"ip", "iproute2", true},
+		{"iperf3", "iperf3", apps[appIperf]},
+		{"nginx", "nginx-light", apps[appPages] || apps[appWeb]},
+		{"wrk", "wrk", apps[appPages] || apps[appWeb]},
+	} {
+		if _, err := exec.LookPath(p.program); err != nil && p.used {
+			missing = append(missing, p.pkg)
+		}
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("%w: it needs other programs; on Debian: apt-get install %s", errUsage, strings.Join(missing, " "))
+	}
+	if _, err := os.Stat("/dev/net/tun"); err != nil {
+		return fmt.Errorf("%w: it needs /dev/net/tun: %w", errUsage, err)
+	}
+	return nil
+}
+
+// bench is one run.
+type bench struct {
+	*company
+	length time.Duration // of one measurement
+	log    io.Writer
+}
+
+// run measures everything that was asked for.
+func run(ctx context.Context, o options, log io.Writer) (_ []table.Row, _ table.Machine, err error) {
+	began := time.Now()
+	specs := slices.DeleteFunc(slices.Clone(rowSpecs), func(s rowSpec) bool {
+		return !o.only.MatchString(s.name) || !slices.Contains(o.ways, s.way)
+	})
+	if len(specs) == 0 {
+		return nil, table.Machine{}, fmt.Errorf("%w: no row is called that; without --only all are measured", errUsage)
+	}
+	if err := needs(appsOf(specs)); err != nil {
+		return nil, table.Machine{}, err
+	}
+	machine, err := thisMachine(ctx, o)
+	if err != nil {
+		return nil, machine, err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, machine, err
+	}
+	l, err := lab.New(ctx)
+	if err != nil {
+		return nil, machine, err
+	}
+	b := &bench{
+		company: &company{Lab: l, bin: o.bin, self: self, mtu: o.mtu},
+		length:  time.Duration(o.seconds) * time.Second, log: log,
+	}
+	defer func() {
+		if err != nil && ctx.Err() == nil {
+			err = fmt.Errorf("%w\nthe programs' last lines:\n%s", err, l.Logs(6))
+		}
+		err = errors.Join(err, l.Close())
+	}()
+	ways, err := b.ways(ctx, o, specs)
+	if err != nil {
+		return nil, machine, err
+	}
+	fmt.Fprintf(log, "ready after %.1f s\n", time.Since(began).Seconds())
+	found, err := b.rounds(ctx, o, specs, ways)
+	if err != nil {
+		return nil, machine, err
+	}
+	rows := make([]table.Row, 0, len(specs))
+	for _, s := range specs {
+		rows = append(rows, s.row(found))
+	}
+	fmt.Fprintf(log, "took %.0f s\n", time.Since(began).Seconds())
+	return rows, machine, nil
+}
+
+// rounds measures round by round, test by test, way by way, so that what
+// disturbs the machine for a while disturbs all ways alike. Each round begins
+// with another way.
+func (b *bench) rounds(ctx context.Context, o options, specs []rowSpec, ways []*way) (measured, error) {
+	found := measured{}
+	for round := range o.rounds {
+		for _, t := range tests {
+			turn := slices.Clone(ways)
+			turn = append(turn[round%len(turn):], turn[:round%len(turn)]...)
+			for _, w := range turn {
+				if !wanted(specs, t.name, w.name) {
+					continue
+				}
+				s, err := b.measure(ctx, t, w)
+				if ctx.Err() != nil {
+					return nil, context.Cause(ctx)
+				}
+				if fell := b.Fallen(); fell != nil {
+					return nil, errors.Join(err, fell)
+				}
+				if err != nil {
+					fmt.Fprintf(b.log, "round %d  %-10s  %-10s  FAILED: %v\n", round+1, t.name, w.name, err)
+					s = nil
+				} else {
+					line := fmt.Sprintf("round %d  %-10s  %-10s  %10.1f %s", round+1, t.name, w.name, s[t.print], t.unit)
+					if cpu, ok := s[metricCPU]; ok {
+						line += fmt.Sprintf("  (gateway: %.2f s CPU, %.0f MiB)", cpu, s[metricPeak])
+					}
+					fmt.Fprintln(b.log, line)
+				}
+				key := [2]string{t.name, w.name}
+				found[key] = append(found[key], s)
+			}
+		}
+	}
+	return found, nil
+}
+
+// appsOf are the apps that the rows are measured with.
+func appsOf(specs []rowSpec) map[string]bool {
+	out := map[string]bool{}
+	for _, t := range tests {
+		if slices.ContainsFunc(specs, func(s rowSpec) bool { return s.test == t.name || s.baseTest() == t.name }) {
+			out[t.app] = true
+		}
+	}
+	return out
+}
+
+// wanted says whether some row needs this test on this way.
+func wanted(specs []rowSpec, test, way string) bool {
+	return slices.ContainsFunc(specs, func(s rowSpec) bool {
+		if way == wayStock || way == wayRaw {
+			return s.baseTest() == test
+		}
+		return s.test == test && s.way == way
+	})
+}

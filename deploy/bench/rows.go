@@ -1,0 +1,134 @@
+//go:build linux
+
+package main
+
+import (
+	"math"
+
+	"github.com/portvakt/portvakt/deploy/bench/table"
+)
+
+// Names of the ways.
+const (
+	wayRaw       = "raw"       // the cables alone
+	wayStock     = "stock"     // wireguard-go with kernel TUN at both ends
+	wayUserspace = "userspace" // TUN on the laptop, gateway with its userspace stack
+	wayRootless  = "rootless"  // agent without privilege, gateway with its userspace stack
+)
+
+// baseline is the name under which the rows give the stock way.
+const baseline = "stock wireguard-go"
+
+// rowSpec says where a row's values come from.
+type rowSpec struct {
+	name, unit   string
+	lower        bool
+	floor, goal  table.Limit
+	test, metric string
+	way          string
+	// base is the test of the stock way to compare with, when it is another.
+	base string
+}
+
+var rowSpecs = []rowSpec{
+	tcpRow("", "TCP 1 stream, up", "tcp-1-up", wayUserspace, 0.9, 1.1),
+	tcpRow("", "TCP 1 stream, down", "tcp-1-down", wayUserspace, 0.85, 1.1),
+	tcpRow("", "TCP 4 streams, up", "tcp-4-up", wayUserspace, 0.9, 1.1),
+	tcpRow("", "TCP 4 streams, down", "tcp-4-down", wayUserspace, 0.85, 1.1),
+	tcpRow("rootless agent: ", "TCP 1 stream, up", "tcp-1-up", wayRootless, 0.5, 0.75),
+	tcpRow("rootless agent: ", "TCP 1 stream, down", "tcp-1-down", wayRootless, 0.5, 0.75),
+	tcpRow("rootless agent: ", "TCP 4 streams, up", "tcp-4-up", wayRootless, 0.5, 0.75),
+	tcpRow("rootless agent: ", "TCP 4 streams, down", "tcp-4-down", wayRootless, 0.5, 0.75),
+	{
+		name: "gateway CPU for 1 GB down", unit: "s", lower: true, floor: table.Ratio(1.5), goal: table.Ratio(1),
+		test: "tcp-1-down", metric: metricPerGB, way: wayUserspace,
+	},
+	{
+		name: "HTTP 100 B, 64 connections, as a TCP app", unit: "requests/s", floor: table.Ratio(0.7), goal: table.Ratio(0.9),
+		test: "pages", metric: metricRate, way: wayUserspace,
+	},
+	{
+		name: "HTTP 100 B, 64 connections, as an HTTP app", unit: "requests/s", floor: table.Ratio(0.5), goal: table.Ratio(0.6),
+		test: "web", metric: metricRate, way: wayUserspace, base: "pages",
+	},
+	{
+		name: "request round trip p50", unit: "us", lower: true, floor: table.Ratio(1.5), goal: table.Ratio(1.25),
+		test: "pingpong", metric: metricP50, way: wayUserspace,
+	},
+	{
+		name: "request round trip p99", unit: "us", lower: true, floor: table.Ratio(1.5), goal: table.Ratio(1.25),
+		test: "pingpong", metric: metricP99, way: wayUserspace,
+	},
+	{
+		name: "new connections, 8 workers", unit: "per s", floor: table.Ratio(0.65), goal: table.Ratio(0.8),
+		test: "connect", metric: metricRate, way: wayUserspace,
+	},
+	{
+		name: "gateway memory under 4 streams", unit: "MiB", lower: true, floor: table.Ratio(0.35), goal: table.Ratio(0.25),
+		test: "tcp-4-down", metric: metricPeak, way: wayUserspace,
+	},
+	{
+		name: "voice, 20 flows: loss", unit: "%", lower: true, floor: table.Value(0), goal: table.Value(0),
+		test: "voice-20", metric: metricLoss, way: wayUserspace,
+	},
+	{
+		name: "voice, 20 flows: delay p50", unit: "us", lower: true, floor: table.Ratio(1.2), goal: table.Ratio(1),
+		test: "voice-20", metric: metricP50, way: wayUserspace,
+	},
+	{
+		name: "voice, 20 flows: jitter", unit: "us", lower: true, floor: table.Ratio(1.2), goal: table.Ratio(1),
+		test: "voice-20", metric: metricJitter, way: wayUserspace,
+	},
+	{
+		name: "voice, 1,000 flows: loss", unit: "%", lower: true, floor: table.Ratio(0.5), goal: table.Value(5),
+		test: "voice-1000", metric: metricLoss, way: wayUserspace,
+	},
+	{
+		name: "voice, 1,000 flows: gateway CPU for 10^6 packets", unit: "s", lower: true, floor: table.Value(8), goal: table.Value(6),
+		test: "voice-1000", metric: metricPerMpk, way: wayUserspace,
+	},
+}
+
+func tcpRow(mode, name, test, way string, floor, goal float64) rowSpec {
+	return rowSpec{
+		name: mode + name, unit: "Mbit/s", floor: table.Ratio(floor), goal: table.Ratio(goal), test: test, metric: metricRate, way: way,
+	}
+}
+
+// baseTest is the test that the stock way is compared in.
+func (s rowSpec) baseTest() string {
+	if s.base != "" {
+		return s.base
+	}
+	return s.test
+}
+
+// row fills a row from what was measured.
+func (s rowSpec) row(m measured) table.Row {
+	return table.Row{
+		Name: s.name, Unit: s.unit, LowerIsBetter: s.lower, Floor: s.floor, Goal: s.goal,
+		Ours: m.values(s.test, s.way, s.metric), Baseline: m.values(s.baseTest(), wayStock, s.metric), BaselineName: baseline,
+		Raw: m.values(s.baseTest(), wayRaw, s.metric),
+	}
+}
+
+// measured holds the samples by test and way, one a round; a nil sample is a
+// measurement that failed.
+type measured map[[2]string][]sample
+
+// values are a metric's values round by round, NaN where a round failed. A way
+// that was not measured, or knows no such metric, has none.
+func (m measured) values(test, way, metric string) []float64 {
+	var out []float64
+	for _, s := range m[[2]string{test, way}] {
+		v, ok := s[metric]
+		switch {
+		case s == nil:
+			v = math.NaN()
+		case !ok:
+			return nil
+		}
+		out = append(out, v)
+	}
+	return out
+}

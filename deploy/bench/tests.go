@@ -1,0 +1,256 @@
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os/exec"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/portvakt/portvakt/deploy/bench/lab"
+	"github.com/portvakt/portvakt/deploy/bench/load"
+)
+
+// way is one road from the client to the apps.
+type way struct {
+	name string
+	apps reach
+	// gateway is the process whose CPU time and memory count; nil for raw.
+	gateway *lab.Child
+}
+
+// sample is what one test found on one way, by the metric's name.
+type sample map[string]float64
+
+// Names of metrics. Every test on a way with a gateway also has metricCPU.
+const (
+	metricRate   = "rate"   // Mbit/s, requests/s, connections/s
+	metricCPU    = "cpu"    // seconds of the gateway
+	metricPerGB  = "per GB" // seconds of the gateway for 10^9 bytes
+	metricPeak   = "peak"   // MiB
+	metricP50    = "p50"    // microseconds
+	metricP99    = "p99"
+	metricJitter = "jitter"
+	metricLoss   = "loss"        // percent
+	metricPerMpk = "per million" // seconds of the gateway for 10^6 datagrams that came back
+)
+
+// voicePort is the local port of the first call; the ports lie below those that
+// the namespaces take by themselves.
+const voicePort = 10000
+
+// testSpec is one measurement, taken on several ways in turn.
+type testSpec struct {
+	name string
+	app  string
+	// print is the metric that the progress line shows, in unit.
+	print, unit string
+	run         func(ctx context.Context, b *bench, w *way, to netip.AddrPort) (sample, error)
+}
+
+// tests are all of them, in their order.
+var tests = []testSpec{
+	{"tcp-1-up", appIperf, metricRate, "Mbit/s", iperf(1, true)},
+	{"tcp-1-down", appIperf, metricRate, "Mbit/s", iperf(1, false)},
+	{"tcp-4-up", appIperf, metricRate, "Mbit/s", iperf(4, true)},
+	{"tcp-4-down", appIperf, metricRate, "Mbit/s", iperf(4, false)},
+	{"pages", appPages, metricRate, "requests/s", func(ctx context.Context, b *bench, _ *way, to netip.AddrPort) (sample, error) {
+		return b.wrk(ctx, "http://"+to.String()+"/")
+	}},
+	{"web", appWeb, metricRate, "requests/s", func(ctx context.Context, b *bench, _ *way, _ netip.AddrPort) (sample, error) {
+		return b.wrk(ctx, "https://"+webHost+"/")
+	}},
+	{"pingpong", appEcho, metricP50, "us p50", pingPong},
+	{"connect", appEcho, metricRate, "connections/s", connect},
+	{"voice-20", appVoice, metricP50, "us p50", voice(20, 50)},
+	{"voice-1000", appVoice, metricLoss, "% lost", voice(1000, 100)},
+}
+
+// measure runs a test on a way, with the gateway's CPU time around it.
+func (b *bench) measure(ctx context.Context, t testSpec, w *way) (sample, error) {
+	to, ok := w.apps[t.app]
+	if !ok {
+		return nil, fmt.Errorf("%s has no app %s", w.name, t.app)
+	}
+	var before time.Duration
+	if w.gateway != nil {
+		var err error
+		if before, err = w.gateway.CPU(); err != nil {
+			return nil, err
+		}
+		if err := w.gateway.ResetPeak(); err != nil {
+			return nil, err
+		}
+	}
+	s, err := t.run(ctx, b, w, to)
+	if err != nil || w.gateway == nil {
+		return s, err
+	}
+	after, err := w.gateway.CPU()
+	if err != nil {
+		return nil, err
+	}
+	peak, err := w.gateway.Peak()
+	if err != nil {
+		return nil, err
+	}
+	s[metricCPU], s[metricPeak] = (after - before).Seconds(), float64(peak)/(1<<20)
+	if bytes, ok := s["bytes"]; ok {
+		s[metricPerGB] = s[metricCPU] / (bytes / 1e9)
+	}
+	if n, ok := s["datagrams"]; ok {
+		s[metricPerMpk] = s[metricCPU] / (n / 1e6)
+	}
+	return s, nil
+}
+
+// atClient runs a load in the client's namespace and returns what it printed.
+func (b *bench) atClient(ctx context.Context, argv ...string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, b.length+20*time.Second)
+	defer cancel()
+	cmd := b.Command(ctx, lab.AtClient, argv...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err := cmd.Run()
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		said := strings.TrimSpace(stderr.String())
+		if _, exited := errors.AsType[*exec.ExitError](err); exited && said == "" {
+			said = strings.TrimSpace(stdout.String())
+		}
+		return nil, fmt.Errorf("%s: %w: %.400s", argv[0], err, said)
+	}
+	return stdout.Bytes(), nil
+}
+
+func iperf(streams int, up bool) func(context.Context, *bench, *way, netip.AddrPort) (sample, error) {
+	return func(ctx context.Context, b *bench, _ *way, to netip.AddrPort) (sample, error) {
+		argv := []string{
+			"iperf3", "-J", "-c", to.Addr().String(), "-p", strconv.Itoa(int(to.Port())), "--connect-timeout", "3000",
+			"-t", strconv.Itoa(int(b.length.Seconds())), "-P", strconv.Itoa(streams),
+		}
+		if !up {
+			argv = append(argv, "-R")
+		}
+		// The server takes one client at a time, and goes on for a moment after
+		// the last one has left.
+		for try := 0; ; try++ {
+			out, err := b.atClient(ctx, argv...)
+			if err != nil && try < 20 && strings.Contains(err.Error(), "busy") {
+				time.Sleep(250 * time.Millisecond)
+				continue
+			}
+			if err != nil {
+				return nil, err
+			}
+			return readIperf(out)
+		}
+	}
+}
+
+// readIperf takes what arrived, not what was sent into buffers.
+func readIperf(out []byte) (sample, error) {
+	var r struct {
+		Error string
+		End   struct {
+			Received struct {
+				Bytes float64
+				Rate  float64 `json:"bits_per_second"`
+			} `json:"sum_received"`
+		}
+	}
+	if err := json.Unmarshal(out, &r); err != nil {
+		return nil, fmt.Errorf("reading what iperf3 printed: %w", err)
+	}
+	if r.Error != "" || r.End.Received.Bytes == 0 {
+		return nil, fmt.Errorf("iperf3 moved nothing: %s", r.Error)
+	}
+	return sample{metricRate: r.End.Received.Rate / 1e6, "bytes": r.End.Received.Bytes}, nil
+}
+
+func (b *bench) wrk(ctx context.Context, url string) (sample, error) {
+	out, err := b.atClient(ctx, "wrk", "-t2", "-c64", fmt.Sprintf("-d%ds", int(b.length.Seconds())), url)
+	if err != nil {
+		return nil, err
+	}
+	return readWrk(string(out))
+}
+
+var (
+	wrkRate  = regexp.MustCompile(`Requests/sec:\s+([0-9.]+)`)
+	wrkFault = regexp.MustCompile(`(?m)^\s*(Non-2xx or 3xx responses:|Socket errors:).*$`)
+)
+
+// readWrk refuses a run in which anything was answered otherwise than with the
+// page: a refusal is quick, too.
+func readWrk(out string) (sample, error) {
+	if fault := wrkFault.FindString(out); fault != "" {
+		return nil, fmt.Errorf("wrk: %s", strings.TrimSpace(fault))
+	}
+	m := wrkRate.FindStringSubmatch(out)
+	if m == nil {
+		return nil, fmt.Errorf("wrk printed no rate: %.300s", out)
+	}
+	rate, err := strconv.ParseFloat(m[1], 64)
+	if err != nil || rate == 0 {
+		return nil, fmt.Errorf("wrk printed the rate %q", m[1])
+	}
+	return sample{metricRate: rate}, nil
+}
+
+// own runs one of this program's loads and decodes its answer.
+func (b *bench) own(ctx context.Context, answer any, role string, args ...string) error {
+	out, err := b.atClient(ctx, append([]string{b.self, role, "--for", b.length.String()}, args...)...)
+	if err != nil {
+		return fmt.Errorf("%s: %w", role, err)
+	}
+	if err := json.Unmarshal(out, answer); err != nil {
+		return fmt.Errorf("reading what %s printed: %w", role, err)
+	}
+	return nil
+}
+
+func pingPong(ctx context.Context, b *bench, _ *way, to netip.AddrPort) (sample, error) {
+	var d load.Delays
+	if err := b.own(ctx, &d, "pingpong", "--to", to.String()); err != nil {
+		return nil, err
+	}
+	return sample{metricP50: d.P50, metricP99: d.P99}, nil
+}
+
+func connect(ctx context.Context, b *bench, _ *way, to netip.AddrPort) (sample, error) {
+	var o load.Opened
+	if err := b.own(ctx, &o, "connect", "--to", to.String()); err != nil {
+		return nil, err
+	}
+	if o.Failed > 0 {
+		return nil, fmt.Errorf("%d connections failed beside %d that did not", o.Failed, o.Delays.Count)
+	}
+	return sample{metricRate: o.PerSecond, metricP99: o.Delays.P99}, nil
+}
+
+func voice(flows, rate int) func(context.Context, *bench, *way, netip.AddrPort) (sample, error) {
+	return func(ctx context.Context, b *bench, _ *way, to netip.AddrPort) (sample, error) {
+		var c load.Calls
+		err := b.own(ctx, &c, "voice", "--to", to.String(), "--flows", strconv.Itoa(flows), "--rate", strconv.Itoa(rate), "--first-port", strconv.Itoa(voicePort))
+		if err != nil {
+			return nil, err
+		}
+		if c.Received == 0 {
+			return nil, fmt.Errorf("none of %d datagrams came back", c.Sent)
+		}
+		return sample{
+			metricLoss: c.Loss(), metricP50: c.Delays.P50, metricP99: c.Delays.P99, metricJitter: c.Delays.Jitter, "datagrams": float64(c.Received),
+		}, nil
+	}
+}
