@@ -1,0 +1,279 @@
+package nethelper
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// firstMessage is how long a caller may take to open its interface; the next
+// one waits meanwhile.
+const firstMessage = 5 * time.Second
+
+// HelperConfig says for whom the helper works and what it may do.
+type HelperConfig struct {
+	// Socket is the Unix socket's path. Its directory must exist, belong to root
+	// and not be writable by others.
+	Socket string
+	// AllowUID is the agent's user; it and root are served.
+	AllowUID int
+	// Pools are what routes must lie in; empty means [DefaultPools].
+	Pools []netip.Prefix
+	// Ready is called once the helper listens. It may be nil.
+	Ready func()
+	// Log may be nil.
+	Log *slog.Logger
+}
+
+// Run serves agents, one at a time, until ctx is done; then it undoes what the
+// last one had set, removes its socket and returns nil. It needs root. What a
+// killed predecessor left in this network namespace is undone first.
+func Run(ctx context.Context, cfg HelperConfig) (err error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if len(cfg.Pools) == 0 {
+		cfg.Pools = DefaultPools()
+	}
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("running the network helper: %w", err)
+		}
+	}()
+	if err := checkPools(cfg.Pools); err != nil {
+		return err
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("it must run as root to make interfaces and routes")
+	}
+	// Abstract names belong to the network namespace, as routes do, and vanish
+	// with the process.
+	alone, err := net.ListenUnix("unixpacket", &net.UnixAddr{Net: "unixpacket", Name: "@portvakt-net-helper"})
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return errors.New("another network helper runs already")
+	}
+	if err != nil {
+		return err
+	}
+	defer alone.Close()
+	if err := undoRoutes(); err != nil {
+		return fmt.Errorf("undoing what a former helper left: %w", err)
+	}
+	l, err := listen(cfg.Socket, cfg.AllowUID)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	defer context.AfterFunc(ctx, func() { l.Close() })()
+	if cfg.Ready != nil {
+		cfg.Ready()
+	}
+	for {
+		c, err := l.AcceptUnix()
+		if ctx.Err() != nil {
+			if err == nil {
+				c.Close()
+			}
+			return nil
+		}
+		if errors.Is(err, net.ErrClosed) {
+			return err
+		}
+		if err != nil { // out of descriptors
+			select {
+			case <-ctx.Done():
+			case <-time.After(50 * time.Millisecond):
+			}
+			continue
+		}
+		s := &session{cfg: cfg, conn: c}
+		stop := context.AfterFunc(ctx, func() { c.Close() })
+		s.serve()
+		stop()
+	}
+}
+
+// listen makes a socket that only uid can open.
+func listen(path string, uid int) (*net.UnixListener, error) {
+	dir := filepath.Dir(path)
+	info, err := os.Stat(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("%s does not exist; run: install -d -m 755 %s", dir, dir)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); !ok || st.Uid != 0 || info.Mode().Perm()&0o022 != 0 {
+		return nil, fmt.Errorf("%s must belong to root and not be writable by others", dir)
+	}
+	if info, err := os.Lstat(path); err == nil && info.Mode()&os.ModeSocket != 0 {
+		if c, err := net.DialTimeout("unixpacket", path, time.Second); err == nil {
+			c.Close()
+			return nil, fmt.Errorf("another helper answers on %s", path)
+		}
+		if err := os.Remove(path); err != nil { // left by one that was killed
+			return nil, err
+		}
+	}
+	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Net: "unixpacket", Name: path})
+	if err != nil {
+		return nil, err
+	}
+	// Nobody else may write to the directory, so the name is still ours.
+	if err := errors.Join(os.Chmod(path, 0o600), os.Lchown(path, uid, -1)); err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// session is one agent's connection. Everything belongs to the goroutine of
+// serve.
+type session struct {
+	cfg    HelperConfig
+	conn   *net.UnixConn
+	agent  uint32
+	own    []netip.Addr
+	routes *routes // nil until open
+}
+
+// serve answers one agent and undoes everything in the end.
+func (s *session) serve() {
+	defer s.conn.Close()
+	cred, err := peer(s.conn)
+	if err != nil || cred.Uid != 0 && int(cred.Uid) != s.cfg.AllowUID {
+		s.cfg.Log.Warn("the network helper refused a caller", "remote", cred, "err", err)
+		return
+	}
+	s.agent = cred.Uid
+	defer s.undo()
+	s.conn.SetReadDeadline(time.Now().Add(firstMessage))
+	msg := make([]byte, maxMessage+1)
+	for {
+		n, _, flags, _, err := s.conn.ReadMsgUnix(msg, nil)
+		if err != nil {
+			return // the agent ended, in whatever way
+		}
+		if flags&unix.MSG_TRUNC != 0 || n > maxMessage {
+			return
+		}
+		req, err := decode(msg[:n])
+		if err != nil {
+			s.answer("", err, -1)
+			return
+		}
+		if _, last := req.(closeRequest); last {
+			s.undo()
+			s.answer("", nil, -1)
+			return
+		}
+		text, tun, err := s.handle(req)
+		if err != nil {
+			s.cfg.Log.Warn("the network helper refused a request", "err", err)
+		}
+		ok := s.answer(text, err, tun)
+		if tun >= 0 {
+			unix.Close(tun) // the agent's copy keeps the interface
+		}
+		if !ok {
+			return
+		}
+		s.conn.SetReadDeadline(time.Time{})
+	}
+}
+
+func (s *session) answer(text string, err error, tun int) bool {
+	var oob []byte
+	if tun >= 0 {
+		oob = unix.UnixRights(tun)
+	}
+	s.conn.SetWriteDeadline(time.Now().Add(time.Second))
+	_, _, werr := s.conn.WriteMsgUnix(encodeAnswer(text, err), oob, nil)
+	return werr == nil
+}
+
+var errOrder = errors.New("open comes first, and once")
+
+func (s *session) handle(req any) (text string, tun int, err error) {
+	switch r := req.(type) {
+	case openRequest:
+		if s.routes != nil {
+			return "", -1, errOrder
+		}
+		tun, err = s.open(r)
+		return r.name, tun, err
+	case setRequest:
+		if s.routes == nil {
+			return "", -1, errOrder
+		}
+		return "", -1, s.set(r)
+	}
+	return "", -1, errMessage
+}
+
+func (s *session) open(r openRequest) (tun int, err error) {
+	if err := checkName(r.name); err != nil {
+		return -1, err
+	}
+	if r.mtu < minMTU || r.mtu > maxMTU {
+		return -1, fmt.Errorf("an MTU of %d is not between %d and %d", r.mtu, minMTU, maxMTU)
+	}
+	if len(r.addrs) == 0 {
+		return -1, errors.New("the interface has no address")
+	}
+	taken, err := onLink()
+	if err != nil {
+		return -1, err
+	}
+	for _, a := range r.addrs {
+		if err := errors.Join(checkHost(a, s.cfg.Pools), taken.check(a)); err != nil {
+			return -1, err
+		}
+	}
+	tun, index, own, err := makeTUN(r.name, r.mtu, r.addrs)
+	if err != nil {
+		return -1, err
+	}
+	s.own = own
+	if s.routes, err = newRoutes(index, s.agent, own); err != nil {
+		unix.Close(tun)
+		return -1, err
+	}
+	s.cfg.Log.Info("the network helper opened "+r.name, "addresses", r.addrs)
+	return tun, nil
+}
+
+func (s *session) set(r setRequest) error {
+	taken, err := onLink()
+	if err != nil {
+		return err
+	}
+	for _, a := range r.routes {
+		if err := errors.Join(checkHost(a, s.cfg.Pools), taken.check(a)); err != nil {
+			return err
+		}
+	}
+	return s.routes.set(r.user, r.routes)
+}
+
+// undo may be called more than once.
+func (s *session) undo() {
+	if s.routes == nil {
+		return
+	}
+	s.routes = nil
+	if err := undoRoutes(); err != nil {
+		s.cfg.Log.Error("the network helper could not undo its routes", "err", err)
+		return
+	}
+	s.cfg.Log.Info("the network helper undid everything")
+}
