@@ -1,6 +1,7 @@
 // Package tunnel is the agent's end of the tunnel: one WireGuard peer, the
-// gateway, and a userspace stack with the device's inner addresses to dial
-// from. Keys live in memory only.
+// gateway, and an inside with the device's inner addresses: a userspace stack to
+// dial from, or an interface of the operating system (TUN mode, Linux). Keys
+// live in memory only.
 //
 // What the tunnel carries is exactly the gateway and the addresses it was last
 // told with SetAllowed, as /32 and /128. A dial to anything else fails at once,
@@ -15,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -26,6 +28,7 @@ import (
 
 	"golang.org/x/crypto/curve25519"
 	"golang.zx2c4.com/wireguard/device"
+	"golang.zx2c4.com/wireguard/tun"
 
 	"github.com/portvakt/portvakt/internal/overlay"
 	"github.com/portvakt/portvakt/internal/transport"
@@ -48,8 +51,29 @@ type Config struct {
 	Endpoint string
 	// UDPGSOOff: see transport.UDPOptions.GSOOff.
 	UDPGSOOff bool
+	// TUN makes the inside of the tunnel an interface of the operating system
+	// instead of a userspace stack. Linux only.
+	TUN *TUN
 	// Log is optional.
 	Log *slog.Logger
+}
+
+// TUN is an interface that somebody with the privilege to made and owns. The
+// routes into it are theirs too.
+type TUN struct {
+	// FD is a descriptor of it; the tunnel closes it.
+	FD int
+	// Routes makes the routes into the interface exactly those to addrs. It is
+	// called before an address leaves AllowedIPs and after one came in, so that
+	// no packet is routed to where the tunnel would drop it.
+	Routes func(addrs []netip.Addr) error
+}
+
+// network is the inside of the tunnel: a userspace stack or the kernel's.
+type network interface {
+	DialTCP(context.Context, netip.AddrPort) (net.Conn, error)
+	DialUDP(netip.AddrPort) (net.Conn, error)
+	Close() error
 }
 
 // Status is the state of a tunnel.
@@ -64,8 +88,9 @@ type Status struct {
 type Tunnel struct {
 	log     *slog.Logger
 	dev     *device.Device
-	stack   *overlay.Stack
-	peer    string // the gateway's key in hex
+	net     network
+	routes  func([]netip.Addr) error // nil with a userspace stack
+	peer    string                   // the gateway's key in hex
 	gateway []netip.Addr
 	own     []netip.Addr
 
@@ -92,41 +117,79 @@ func Generate() (priv, pub [32]byte) {
 // Open brings a tunnel up and sends the first handshake. Whether the gateway
 // answers is seen in Status. The tunnel runs until Close.
 func Open(cfg Config) (*Tunnel, error) {
+	t, err := open(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("opening tunnel: %w", err)
+	}
+	return t, nil
+}
+
+func open(cfg Config) (*Tunnel, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
+	inside, dev, err := openInside(cfg)
+	if err != nil {
+		return nil, err
+	}
+	t, err := start(cfg, inside, dev)
+	if err != nil {
+		return nil, errors.Join(err, inside.Close(), dev.Close())
+	}
+	return t, nil
+}
+
+// openInside makes the inside of the tunnel and its end towards WireGuard. It
+// takes the TUN's descriptor over, whatever it returns.
+func openInside(cfg Config) (network, tun.Device, error) {
+	if cfg.TUN != nil {
+		return openKernel(cfg)
+	}
+	if cfg.Connect == nil {
+		return nil, nil, errConnect
+	}
+	st, err := overlay.New(overlay.Options{Addresses: cfg.Connect.Addresses, MTU: cfg.Connect.MTU})
+	if err != nil {
+		return nil, nil, err
+	}
+	return st, st.Device(), nil
+}
+
+var errConnect = errors.New("no answer to connect")
+
+// start brings WireGuard up over inside, which it takes over if it succeeds.
+func start(cfg Config, inside network, dev tun.Device) (*Tunnel, error) {
 	c := cfg.Connect
 	if c == nil {
-		return nil, errors.New("opening tunnel: no answer to connect")
+		return nil, errConnect
 	}
 	peer, err := key(c.Gateway.TunnelKey)
 	if err != nil {
-		return nil, fmt.Errorf("opening tunnel: reading gateway key: %w", err)
+		return nil, fmt.Errorf("reading gateway key: %w", err)
 	}
 	psk, err := key(c.PresharedKey)
 	if err != nil {
-		return nil, fmt.Errorf("opening tunnel: reading preshared key: %w", err)
+		return nil, fmt.Errorf("reading preshared key: %w", err)
 	}
 	if len(c.Addresses) == 0 || len(c.Gateway.Addresses) == 0 {
-		return nil, errors.New("opening tunnel: the gateway gave no inner addresses")
+		return nil, errors.New("the gateway gave no inner addresses")
 	}
 	endpoint, err := resolve(cfg.Endpoint)
 	if err != nil {
-		return nil, fmt.Errorf("opening tunnel: %w", err)
-	}
-	st, err := overlay.New(overlay.Options{Addresses: c.Addresses, MTU: c.MTU})
-	if err != nil {
-		return nil, fmt.Errorf("opening tunnel: %w", err)
+		return nil, err
 	}
 	t := &Tunnel{
 		log:     cfg.Log,
-		dev:     device.NewDevice(st.Device(), transport.NewUDP(transport.UDPOptions{GSOOff: cfg.UDPGSOOff, Log: cfg.Log}), logger(cfg.Log)),
-		stack:   st,
+		dev:     device.NewDevice(dev, transport.NewUDP(transport.UDPOptions{GSOOff: cfg.UDPGSOOff, Log: cfg.Log}), logger(cfg.Log)),
+		net:     inside,
 		peer:    hex.EncodeToString(peer[:]),
 		gateway: slices.Clone(c.Gateway.Addresses),
 		own:     slices.Clone(c.Addresses),
 		allowed: make(map[netip.Addr]struct{}),
 		conns:   make(map[netip.Addr]map[*tracked]struct{}),
+	}
+	if cfg.TUN != nil {
+		t.routes = cfg.TUN.Routes
 	}
 	var conf strings.Builder
 	fmt.Fprintf(&conf, "private_key=%x\npublic_key=%s\npreshared_key=%x\nendpoint=%s\nreplace_allowed_ips=true\n",
@@ -140,7 +203,7 @@ func Open(cfg Config) (*Tunnel, error) {
 		err = t.dev.Up()
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("opening tunnel: %w", err), t.Close())
+		return nil, errors.Join(err, t.Close())
 	}
 	return t, nil
 }
@@ -205,7 +268,7 @@ func (t *Tunnel) setAllowed(want map[netip.Addr]struct{}) (gone []*tracked, err 
 	if conf.Len() == head {
 		return nil, nil
 	}
-	if err := t.dev.IpcSet(conf.String()); err != nil {
+	if err := t.carry(want, conf.String()); err != nil {
 		return nil, fmt.Errorf("setting allowed addresses: %w", err)
 	}
 	for a := range t.allowed {
@@ -219,6 +282,27 @@ func (t *Tunnel) setAllowed(want map[netip.Addr]struct{}) (gone []*tracked, err 
 	return gone, nil
 }
 
+// carry applies conf, which takes AllowedIPs from t.allowed to want, with the
+// routes in step. The caller holds mu.
+func (t *Tunnel) carry(want map[netip.Addr]struct{}, conf string) error {
+	if t.routes == nil {
+		return t.dev.IpcSet(conf)
+	}
+	var stay []netip.Addr
+	for a := range t.allowed {
+		if _, ok := want[a]; ok {
+			stay = append(stay, a)
+		}
+	}
+	if err := t.routes(stay); err != nil {
+		return err
+	}
+	if err := t.dev.IpcSet(conf); err != nil {
+		return err
+	}
+	return t.routes(slices.Collect(maps.Keys(want)))
+}
+
 // DialTCP connects through the tunnel. An address outside the allowed set
 // fails at once with syscall.ENETUNREACH, a refusal of the gateway's with
 // syscall.ECONNREFUSED.
@@ -226,7 +310,7 @@ func (t *Tunnel) DialTCP(ctx context.Context, dst netip.AddrPort) (net.Conn, err
 	if err := t.reachable("tcp", dst); err != nil {
 		return nil, err
 	}
-	c, err := t.stack.DialTCP(ctx, dst)
+	c, err := t.net.DialTCP(ctx, dst)
 	if err != nil {
 		return nil, err
 	}
@@ -239,7 +323,7 @@ func (t *Tunnel) DialUDP(dst netip.AddrPort) (net.Conn, error) {
 	if err := t.reachable("udp", dst); err != nil {
 		return nil, err
 	}
-	c, err := t.stack.DialUDP(dst)
+	c, err := t.net.DialUDP(dst)
 	if err != nil {
 		return nil, err
 	}
@@ -291,7 +375,7 @@ func (t *Tunnel) Close() error {
 	t.mu.Lock()
 	t.closed = true
 	t.mu.Unlock()
-	err := t.stack.Close()
+	err := t.net.Close()
 	t.dev.Close()
 	return err
 }
