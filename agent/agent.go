@@ -50,6 +50,9 @@ type Config struct {
 	// UDPGSOOff keeps datagrams apart on their way to the kernel, for one that
 	// corrupts what it is given together.
 	UDPGSOOff bool
+	// TUN makes an interface of the operating system the inside of the tunnel
+	// instead of a userspace stack. It may be nil. Linux only.
+	TUN *TUN
 	// ProxyAddr is the proxy's loopback address; empty means [DefaultProxyAddr].
 	ProxyAddr string
 	// PostureRoot is the root directory of the posture collectors; empty means "/".
@@ -89,6 +92,7 @@ type agent struct {
 	key       *ecdsa.PrivateKey // of the device; the same for the whole run
 	collector *posture.Collector
 	loopback  *loopback.Server
+	network   *network // nil with a userspace stack
 
 	// cred belongs to the connecting goroutine, and while a link is up to that
 	// link's certificate goroutine.
@@ -183,7 +187,11 @@ func newAgent(cfg Config) (*agent, error) {
 		changed:   make(chan struct{}, 1),
 		moved:     make(chan struct{}, 1),
 		linked:    make(chan struct{}),
-		status:    localapi.Status{State: localapi.StateConnecting, Since: cfg.Now()},
+		status:    localapi.Status{State: localapi.StateConnecting, Since: cfg.Now(), Mode: localapi.ModeUserspace},
+	}
+	if cfg.TUN != nil {
+		a.network = newNetwork(*cfg.TUN, a.own, cfg.Log)
+		a.status.Mode = localapi.ModeTUN
 	}
 	a.setIdentity(cred)
 	a.loopback = a.newLoopback()
@@ -192,6 +200,9 @@ func newAgent(cfg Config) (*agent, error) {
 
 // keepConnected makes one link after the other.
 func (a *agent) keepConnected(ctx context.Context) error {
+	if a.network != nil {
+		defer a.network.close()
+	}
 	resumed := false
 	for attempt := 0; ctx.Err() == nil; attempt++ {
 		began := time.Now()

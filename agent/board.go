@@ -10,6 +10,7 @@ import (
 
 	"github.com/portvakt/portvakt/agent/control"
 	"github.com/portvakt/portvakt/agent/localapi"
+	"github.com/portvakt/portvakt/agent/nethelper"
 	"github.com/portvakt/portvakt/agent/state"
 	"github.com/portvakt/portvakt/internal/wire"
 )
@@ -67,6 +68,9 @@ func (a *agent) settle(err error, wait time.Duration) time.Duration {
 		}
 		a.applying.Lock()
 		a.loopback.SetApps(nil)
+		if a.network != nil {
+			a.network.close()
+		}
 		a.applying.Unlock()
 		a.mark()
 		return a.cfg.refused
@@ -81,6 +85,13 @@ func (a *agent) settle(err error, wait time.Duration) time.Duration {
 	}
 	t := control.Diagnose(err)
 	var dark *noHandshake
+	var bare *noInterface
+	if errors.As(err, &bare) {
+		t = control.Trouble{
+			Code: "interface", Message: "The tunnel's network interface cannot be used: " + bare.Error() + ".",
+			Remedy: "The agent tries again by itself. If it persists, ask your IT support, or run the agent without --tun.",
+		}
+	}
 	if errors.As(err, &dark) && (t.Code == "timeout" || t.Code == "silent") {
 		t = control.Trouble{
 			Code: "no_tunnel", Message: "The gateway answers, but the tunnel to it does not come up.",
@@ -186,6 +197,11 @@ func (a *agent) apply(l *link, s *wire.State) error {
 	a.apps = s.Apps
 	a.mu.Unlock()
 
+	if a.network != nil {
+		if err := a.network.setUser(a.tunnelUser(s)); err != nil {
+			return &noInterface{err}
+		}
+	}
 	if err := l.tun.setAllowed(allowed(l.connect, s.Apps)); err != nil {
 		return fmt.Errorf("setting the tunnel's addresses: %w", err)
 	}
@@ -197,6 +213,18 @@ func (a *agent) apply(l *link, s *wire.State) error {
 	}
 	a.mark()
 	return nil
+}
+
+// tunnelUser is who may use the tunnel's interface: as [agent.userAllowed] has
+// it for the loopback proxies.
+func (a *agent) tunnelUser(s *wire.State) uint32 {
+	if s.Session == nil {
+		return a.own
+	}
+	if uid, ok := localapi.SessionUID(s.Session); ok {
+		return uid
+	}
+	return nethelper.NoUser
 }
 
 // allowed is exactly the gateway and the visible apps.

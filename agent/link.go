@@ -39,9 +39,11 @@ type pipe struct {
 	status     func() tunnel.Status
 	run        func(context.Context) error
 	close      func() error
+	gone       <-chan struct{} // closed when the interface below is gone; may be nil
 }
 
 type openArgs struct {
+	ctx      context.Context
 	agent    *agent
 	connect  *wire.ConnectResponse
 	key      [32]byte
@@ -49,11 +51,19 @@ type openArgs struct {
 }
 
 func openTunnel(o openArgs) (*pipe, error) {
-	t, err := tunnel.Open(tunnel.Config{Connect: o.connect, PrivateKey: o.key, Endpoint: o.endpoint, UDPGSOOff: o.agent.cfg.UDPGSOOff, Log: o.agent.cfg.Log})
+	cfg := tunnel.Config{Connect: o.connect, PrivateKey: o.key, Endpoint: o.endpoint, UDPGSOOff: o.agent.cfg.UDPGSOOff, Log: o.agent.cfg.Log}
+	var gone <-chan struct{}
+	if n := o.agent.network; n != nil {
+		var err error
+		if cfg.TUN, gone, err = n.prepare(o.ctx, o.connect); err != nil {
+			return nil, err
+		}
+	}
+	t, err := tunnel.Open(cfg)
 	if err != nil {
 		return nil, err
 	}
-	return &pipe{dialTCP: t.DialTCP, dialUDP: t.DialUDP, setAllowed: t.SetAllowed, status: t.Status, run: t.Run, close: t.Close}, nil
+	return &pipe{dialTCP: t.DialTCP, dialUDP: t.DialUDP, setAllowed: t.SetAllowed, status: t.Status, run: t.Run, close: t.Close, gone: gone}, nil
 }
 
 var (
@@ -101,7 +111,7 @@ func (a *agent) connect(ctx context.Context, resumed bool) error {
 	if l.endpoint, err = a.endpoint(ctx, answer, via); err != nil {
 		return err
 	}
-	if l.tun, err = a.cfg.openTunnel(openArgs{agent: a, connect: answer, key: private, endpoint: l.endpoint}); err != nil {
+	if l.tun, err = a.cfg.openTunnel(openArgs{ctx: ctx, agent: a, connect: answer, key: private, endpoint: l.endpoint}); err != nil {
 		return fmt.Errorf("opening the tunnel: %w", err)
 	}
 	defer l.tun.close()
@@ -139,6 +149,8 @@ func (a *agent) live(ctx context.Context, l *link, resumed bool) error {
 			select {
 			case <-a.resumed:
 				return errResumed
+			case <-l.tun.gone:
+				return errHelperGone
 			case <-ctx.Done():
 				return nil
 			}

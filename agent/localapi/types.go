@@ -32,6 +32,12 @@ const (
 	StateRevoked    = "revoked" // Denial says why
 )
 
+// Modes of an agent's tunnel: what its inside is.
+const (
+	ModeUserspace = "userspace" // a stack of the agent's own, reached through its loopback proxies
+	ModeTUN       = "tun"       // an interface of the operating system
+)
+
 // Status is everything an agent knows about itself. A caller who is neither
 // the logged-in OS user nor the agent's own gets State, Version, InUse and Trouble only.
 type Status struct {
@@ -50,7 +56,9 @@ type Status struct {
 	// RetryAt is when the agent tries again by itself.
 	RetryAt *time.Time `json:"retry_at,omitempty"`
 	// Denial is set when the gateway refuses this device.
-	Denial   *wire.Denial  `json:"denial,omitempty"`
+	Denial *wire.Denial `json:"denial,omitempty"`
+	// Mode says what the inside of the tunnel is.
+	Mode     string        `json:"mode,omitempty"`
 	Tunnel   *Tunnel       `json:"tunnel,omitempty"`
 	Proxy    *Proxy        `json:"proxy,omitempty"`
 	Session  *wire.Session `json:"session,omitempty"`

@@ -127,7 +127,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 denied.`,
 		"directory of the laptop's enrolment (default $PORTVAKT_STATE, else "+defaultStateHint()+")")
 	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), ".FlagUsages", ".FlagUsagesWrapped 80"))
 	root.AddCommand(
-		newEnroll(o), newRun(o), newLogin(o), newLogout(o), newStatus(o), newApps(o), newWhy(o), newPostureHelper(), newVersion(),
+		newEnroll(o), newRun(o), newLogin(o), newLogout(o), newStatus(o), newApps(o), newWhy(o), newPostureHelper(), newNetHelper(), newVersion(),
 	)
 	return root
 }

@@ -21,12 +21,19 @@ const defaultHelperSocket = "/run/portvakt/posture.sock"
 func newRun(o *options) *cobra.Command {
 	var cfg agent.Config
 	var level string
+	var tun tunFlags
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "Keep this laptop connected",
 		Long: `run opens the tunnel to the gateway this laptop is enrolled with and keeps it
 open: through sleep, other networks and restarts of the gateway. It needs no
 privilege. It stops with Ctrl-C or SIGTERM.
+
+With --tun (Linux) the apps' addresses are reached through a network interface,
+by any program of the OS user who logged in, without a proxy. A small helper
+with root's privilege makes the interface and its routes: start it once with
+"sudo portvakt-agent net-helper --allow-uid UID". An agent that runs as root
+starts one of its own. The proxies below work as well.
 
 Apps are reached on this laptop's own loopback:
   - web apps by their own addresses through the proxy: set the browser's
@@ -41,6 +48,7 @@ For a service, set PORTVAKT_STATE or --state. Checks that need privilege come
 from "portvakt-agent posture-helper".`,
 		Example: `  portvakt-agent run
   portvakt-agent run --proxy-addr 127.0.0.1:9280
+  sudo portvakt-agent run --tun
   portvakt-agent run --endpoint 192.0.2.10:51820 --log-level debug`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -55,14 +63,18 @@ from "portvakt-agent posture-helper".`,
 			if _, err := dir.Load(); err != nil {
 				return &coded{exitUsage, err}
 			}
+			if err := tun.check(); err != nil {
+				return &coded{exitUsage, err}
+			}
 			cfg.State, cfg.Version, cfg.Socket = dir, moduleVersion(), o.socket
 			cfg.Log = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: lv}))
 			teller := &teller{out: cmd.OutOrStdout(), json: o.json}
 			cfg.Notify = teller.tell
-			return agent.Run(cmd.Context(), cfg)
+			return tun.run(cmd.Context(), cfg)
 		},
 	}
 	f := cmd.Flags()
+	tun.add(f)
 	f.StringVar(&cfg.ProxyAddr, "proxy-addr", agent.DefaultProxyAddr, "loopback address of the HTTP and SOCKS5 proxy; port 0 takes a free one and keeps it")
 	f.StringVar(&cfg.Endpoint, "endpoint", "", "UDP endpoint of the tunnel, host:port, instead of the gateway's word")
 	f.BoolVar(&cfg.UDPGSOOff, "no-udp-gso", false, "send every datagram to the kernel by itself; for a kernel that corrupts those it is given together")

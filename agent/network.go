@@ -1,0 +1,141 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"github.com/portvakt/portvakt/agent/nethelper"
+	"github.com/portvakt/portvakt/agent/tunnel"
+	"github.com/portvakt/portvakt/internal/wire"
+)
+
+// DefaultInterface is what the interface of TUN mode is called when nothing
+// else is said.
+const DefaultInterface = "portvakt0"
+
+// TUN makes an interface of the operating system the inside of the tunnel.
+type TUN struct {
+	// HelperSocket is where the privileged helper listens; empty means
+	// [nethelper.DefaultSocket].
+	HelperSocket string
+	// Interface is its name; empty means [DefaultInterface].
+	Interface string
+}
+
+// noInterface marks a link that failed for want of the interface.
+type noInterface struct{ err error }
+
+func (e *noInterface) Error() string { return e.err.Error() }
+func (e *noInterface) Unwrap() error { return e.err }
+
+var errHelperGone = &noInterface{errors.New("the network helper stopped")}
+
+// network is the interface of TUN mode. It outlives the links, so that the
+// connections of the laptop's programs outlive them as well.
+type network struct {
+	cfg TUN
+	log *slog.Logger
+
+	mu     sync.Mutex
+	open   *nethelper.Network // guarded by mu; nil while there is none
+	made   nethelper.Config   // guarded by mu; what open was made with
+	user   uint32             // guarded by mu; who may use it
+	routes []netip.Addr       // guarded by mu; sorted
+}
+
+func newNetwork(cfg TUN, user uint32, log *slog.Logger) *network {
+	if cfg.HelperSocket == "" {
+		cfg.HelperSocket = nethelper.DefaultSocket
+	}
+	if cfg.Interface == "" {
+		cfg.Interface = DefaultInterface
+	}
+	return &network{cfg: cfg, log: log, user: user}
+}
+
+// prepare returns the interface for a tunnel of this answer to connect: the one
+// there is if it fits, else a new one. The gateway's addresses are routed.
+func (n *network) prepare(ctx context.Context, c *wire.ConnectResponse) (*tunnel.TUN, <-chan struct{}, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	want := nethelper.Config{Name: n.cfg.Interface, MTU: c.MTU, Addresses: c.Addresses}
+	if n.open != nil {
+		gone := false
+		select {
+		case <-n.open.Gone():
+			gone = true
+		default:
+		}
+		if gone || n.made.MTU != want.MTU || !slices.Equal(n.made.Addresses, want.Addresses) {
+			n.closeLocked()
+		}
+	}
+	if n.open == nil {
+		open, err := nethelper.Open(ctx, n.cfg.HelperSocket, want)
+		if err != nil {
+			return nil, nil, &noInterface{err}
+		}
+		n.open, n.made = open, want
+	}
+	if err := n.setLocked(n.user, slices.Concat(n.routes, c.Gateway.Addresses)); err != nil {
+		return nil, nil, &noInterface{err}
+	}
+	fd, err := n.open.Dup()
+	if err != nil {
+		return nil, nil, &noInterface{err}
+	}
+	return &tunnel.TUN{FD: fd, Routes: n.route}, n.open.Gone(), nil
+}
+
+// route makes the routes exactly those to addrs.
+func (n *network) route(addrs []netip.Addr) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.setLocked(n.user, addrs)
+}
+
+// setUser says who may use the tunnel beside the agent.
+func (n *network) setUser(user uint32) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.setLocked(user, n.routes)
+}
+
+func (n *network) setLocked(user uint32, addrs []netip.Addr) error {
+	addrs = slices.Clone(addrs)
+	slices.SortFunc(addrs, netip.Addr.Compare)
+	addrs = slices.Compact(addrs)
+	if user == n.user && slices.Equal(addrs, n.routes) {
+		return nil
+	}
+	if n.open == nil {
+		n.user = user
+		return nil
+	}
+	if err := n.open.Set(user, addrs); err != nil {
+		return err
+	}
+	n.user, n.routes = user, addrs
+	return nil
+}
+
+// close gives the interface back.
+func (n *network) close() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.closeLocked()
+}
+
+func (n *network) closeLocked() {
+	if n.open == nil {
+		return
+	}
+	if err := n.open.Close(); err != nil {
+		n.log.Warn("giving the network interface back", "err", err)
+	}
+	n.open, n.routes = nil, nil
+}
