@@ -232,7 +232,7 @@ func (s *Stack) Device() tun.Device { return s.dev }
 // it, which counts as dropped; none is queued after Close.
 func (s *Stack) Inject(packets [][]byte) (accepted int) {
 	for _, p := range packets {
-		if len(p) > 0 && s.link.push(outbound{raw: bytes.Clone(p)}) {
+		if len(p) > 0 && s.link.inject(bytes.Clone(p)) {
 			accepted++
 		}
 	}
@@ -241,13 +241,14 @@ func (s *Stack) Inject(packets [][]byte) (accepted int) {
 
 // Stats counts packets since the stack was made.
 type Stats struct {
-	Dropped uint64 // outbound, for want of room in the queue
-	Refused uint64 // inbound, by Options.Filter
+	Dropped   uint64 // outbound, for want of room in the queue
+	Refused   uint64 // inbound, by Options.Filter or because a gateway takes no such packet
+	Malformed uint64 // inbound, with a wrong length or checksum
 }
 
 // Stats returns the stack's counters.
 func (s *Stack) Stats() Stats {
-	return Stats{Dropped: s.link.dropped.Load(), Refused: s.dev.refused.Load()}
+	return Stats{Dropped: s.link.dropped.Load(), Refused: s.dev.refused.Load(), Malformed: s.dev.malformed.Load()}
 }
 
 // DialTCP connects to dst from the stack's own address. A connection the other

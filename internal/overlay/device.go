@@ -1,0 +1,189 @@
+package overlay
+
+import (
+	"net/netip"
+	"os"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.zx2c4.com/wireguard/conn"
+	"golang.zx2c4.com/wireguard/tun"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+)
+
+// device is the tunnel's side of the link. WireGuard reads it from one
+// goroutine and writes it from one for each peer.
+type device struct {
+	stack     *Stack
+	link      *link
+	events    chan tun.Event
+	close     sync.Once
+	refused   atomic.Uint64
+	malformed atomic.Uint64
+
+	cut cutter // the reader's
+
+	// inbound is read-locked while packets enter the stack; stopInbound takes
+	// it whole, after which none is inside and none gets in.
+	inbound sync.RWMutex
+	stopped bool
+}
+
+var _ tun.Device = (*device)(nil)
+
+func newDevice(s *Stack) *device {
+	// No EventUp: whoever makes the WireGuard device brings it up when its
+	// keys are set.
+	return &device{stack: s, link: s.link, events: make(chan tun.Event)}
+}
+
+// File implements [tun.Device]; there is none.
+func (*device) File() *os.File { return nil }
+
+// Read implements [tun.Device]. A segment that fills more buffers than there
+// are goes on in the next Read.
+func (d *device) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
+	n := 0
+	for n < len(bufs) {
+		if d.cut.packet == nil {
+			injected, p, err := d.link.pop(n == 0)
+			switch {
+			case err != nil && n == 0:
+				return 0, err
+			case injected != nil:
+				sizes[n] = copy(bufs[n][offset:], injected)
+				n++
+				continue
+			case p == nil:
+				return n, nil
+			}
+			d.cut.start(p)
+		}
+		if sizes[n] = d.cut.next(bufs[n][offset:]); sizes[n] > 0 {
+			n++
+		}
+	}
+	return n, nil
+}
+
+// Write implements [tun.Device]. A packet that is no IP or that the filter
+// refuses is no error.
+func (d *device) Write(bufs [][]byte, offset int) (int, error) {
+	d.inbound.RLock()
+	defer d.inbound.RUnlock()
+	if d.stopped {
+		return 0, os.ErrClosed
+	}
+	a := arrivalsPool.Get().(*arrivals)
+	for _, b := range bufs {
+		if p := b[offset:]; d.admits(p) && !a.add(p) {
+			d.malformed.Add(1)
+		}
+	}
+	a.deliver(d.link)
+	arrivalsPool.Put(a)
+	return len(bufs), nil
+}
+
+// admits reports whether the stack may see packet.
+func (d *device) admits(packet []byte) bool {
+	if len(packet) == 0 {
+		return false
+	}
+	if f := d.stack.opts.Filter; f != nil {
+		action, reply := f(packet)
+		if reply != nil {
+			d.link.inject(reply)
+		}
+		switch action {
+		case Pass:
+		case Taken:
+			return false
+		default:
+			d.refused.Add(1)
+			return false
+		}
+	}
+	if d.stack.opts.Gateway && !d.forGateway(packet) {
+		d.refused.Add(1)
+		return false
+	}
+	return true
+}
+
+// forGateway keeps from a stack that answers for every address what such a
+// stack must not act on: ICMP but for echo requests to its own addresses,
+// fragments, and IPv6 extension headers, behind which ICMP could hide. It holds
+// with any filter and without one.
+func (d *device) forGateway(packet []byte) bool {
+	var proto, echo byte
+	var dst netip.Addr
+	var l4 []byte
+	switch {
+	case len(packet) >= header.IPv4MinimumSize && packet[0]>>4 == 4:
+		if h := header.IPv4(packet); h.More() || h.FragmentOffset() != 0 {
+			return false
+		}
+		proto, echo = packet[9], byte(header.ICMPv4Echo)
+		dst, _ = netip.AddrFromSlice(packet[16:20])
+		l4 = packet[min(int(packet[0]&0x0f)*4, len(packet)):]
+	case len(packet) >= header.IPv6MinimumSize && packet[0]>>4 == 6:
+		proto, echo = packet[6], byte(header.ICMPv6EchoRequest)
+		dst, _ = netip.AddrFromSlice(packet[24:40])
+		l4 = packet[header.IPv6MinimumSize:]
+	default:
+		return false
+	}
+	switch tcpip.TransportProtocolNumber(proto) {
+	case header.TCPProtocolNumber, header.UDPProtocolNumber:
+		return true
+	case header.ICMPv4ProtocolNumber, header.ICMPv6ProtocolNumber:
+		return len(l4) > 0 && l4[0] == echo && slices.Contains(d.stack.opts.Addresses, dst)
+	}
+	return false
+}
+
+// MTU implements [tun.Device].
+func (d *device) MTU() (int, error) { return int(d.link.MTU()), nil }
+
+// Name implements [tun.Device].
+func (*device) Name() (string, error) { return "portvakt", nil }
+
+// Events implements [tun.Device].
+func (d *device) Events() <-chan tun.Event { return d.events }
+
+// BatchSize implements [tun.Device]. It is what the socket's side uses on the
+// same system; more would only take memory, 64 KiB a packet.
+func (*device) BatchSize() int {
+	if runtime.GOOS == "linux" {
+		return conn.IdealBatchSize
+	}
+	return 1
+}
+
+// Close implements [tun.Device].
+func (d *device) Close() error {
+	d.close.Do(func() {
+		d.stopInbound()
+		d.link.shut()
+		close(d.events)
+	})
+	return nil
+}
+
+func (d *device) stopInbound() {
+	d.inbound.Lock()
+	defer d.inbound.Unlock()
+	d.stopped = true
+}
+
+// drain waits until the queue is empty, at most for limit.
+func (d *device) drain(limit time.Duration) {
+	for end := time.Now().Add(limit); d.link.waiting() > 0 && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
+}
