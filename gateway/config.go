@@ -65,6 +65,7 @@ type TunnelConfig struct {
 	// Endpoints are what agents are told to send to; default: the port of
 	// Listen at the host of public.url.
 	Endpoints []string `yaml:"endpoints"`
+	Mode      string   `yaml:"mode"` // userspace (default) or tun
 	IPv4      string   `yaml:"ipv4"` // pool, default 100.96.0.0/16
 	IPv6      string   `yaml:"ipv6"` // pool, default fd70:7674:766b::/64
 	MTU       int      `yaml:"mtu"`  // of the inside, default 1280
@@ -185,6 +186,7 @@ func (c *Config) defaults() {
 	set(&c.Public.Listen, ":443")
 	set(&c.TLS.Mode, "internal")
 	set(&c.Tunnel.Listen, ":51820")
+	set(&c.Tunnel.Mode, "userspace")
 	set(&c.Tunnel.IPv4, "100.96.0.0/16")
 	set(&c.Tunnel.IPv6, "fd70:7674:766b::/64")
 	if c.Tunnel.MTU == 0 {
@@ -281,6 +283,7 @@ func (c *Config) problems() []problem {
 		bad(key, "expected one of %s, got %q", strings.Join(allowed, ", "), v)
 	}
 	oneOf("tunnel.udp_gso", c.Tunnel.UDPGSO, "auto", "off")
+	oneOf("tunnel.mode", c.Tunnel.Mode, "userspace", "tun")
 	oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	oneOf("log.format", c.Log.Format, "text", "json")
 	const durations = "expected a duration such as 12h, 30m or 90s"

@@ -5,7 +5,7 @@ import (
 	"net/netip"
 	"sync"
 
-	"github.com/portvakt/portvakt/internal/overlay"
+	"github.com/portvakt/portvakt/gateway/tunnel"
 )
 
 // connsPerPeer bounds the open control connections of one inner address. An
@@ -30,7 +30,7 @@ func newConns() *conns {
 // accept answers a handshake and hands the connection on. It does not wait for
 // the API: when that is behind, or the device has enough connections, the
 // device is told to come again.
-func (c *conns) accept(r *overlay.TCPRequest) {
+func (c *conns) accept(r tunnel.TCPRequest) {
 	release, ok := c.admit(r.Peer().Addr())
 	if !ok || len(c.ch) == cap(c.ch) {
 		release()

@@ -125,7 +125,8 @@ func (g *gateway) build() (err error) {
 	}
 	g.tunnel, err = tunnel.New(tunnel.Config{
 		PrivateKey: key, Listen: cfg.Tunnel.Listen, Addresses: own, MTU: cfg.Tunnel.MTU, Table: g.table,
-		TCP: g.handleTCP, UDP: func(f *overlay.UDPFlow) { g.proxy.HandleUDP(f) },
+		Mode: tunnel.Mode(cfg.Tunnel.Mode),
+		TCP:  g.handleTCP, UDP: func(f *overlay.UDPFlow) { g.proxy.HandleUDP(f) },
 		UDPGSOOff:  cfg.Tunnel.UDPGSO == "off",
 		OnEndpoint: func(key [32]byte, ep netip.AddrPort) { g.sessions.Endpoint(key, ep) },
 		Log:        g.log,
@@ -223,7 +224,7 @@ func (g *gateway) run(ctx context.Context) error {
 
 // handleTCP sends what arrives at the gateway's own address to the control API
 // and everything else to the proxy.
-func (g *gateway) handleTCP(r *overlay.TCPRequest) {
+func (g *gateway) handleTCP(r tunnel.TCPRequest) {
 	own := g.store.GatewayAddresses()
 	if a := r.Local().Addr().Unmap(); a == own[0] || a == own[1] {
 		if r.Local().Port() != wire.ControlPort {

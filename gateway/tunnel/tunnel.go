@@ -47,8 +47,11 @@ type Config struct {
 	MTU int
 	// Table judges every packet that comes out of the tunnel.
 	Table *segment.Table
+	// Mode says whose TCP/IP stack the tunnel ends in; "" is Userspace.
+	Mode Mode
 	// TCP and UDP take what the table lets through (see overlay.Options).
-	TCP func(*overlay.TCPRequest)
+	// Without TCP every connection is refused.
+	TCP func(TCPRequest)
 	UDP func(*overlay.UDPFlow)
 	// OnEndpoint is told which outer address a peer uses once its first
 	// handshake is complete, and again whenever it changes: within about 50 ms
@@ -96,7 +99,7 @@ type Tunnel struct {
 	mu      sync.Mutex
 	state   state
 	dev     *device.Device // while running
-	stack   *overlay.Stack // while running
+	stack   stack          // while running
 	peers   map[[32]byte]Peer
 	holders map[netip.Addr][32]byte // inner address -> key of the peer that has it
 }
@@ -117,6 +120,9 @@ func New(cfg Config) (*Tunnel, error) {
 	listen, err := parseListen(cfg.Listen)
 	if err != nil {
 		return nil, fmt.Errorf("reading tunnel listen address: %w", err)
+	}
+	if cfg.TCP == nil {
+		cfg.TCP = func(r TCPRequest) { r.Reset() }
 	}
 	if cfg.Table == nil {
 		return nil, errors.New("making tunnel: a segment table is required")
@@ -197,14 +203,7 @@ func (t *Tunnel) start() error {
 	if t.state != fresh {
 		return errors.New("running tunnel: it was run before")
 	}
-	st, err := overlay.New(overlay.Options{
-		Addresses: t.cfg.Addresses[:],
-		MTU:       t.cfg.MTU,
-		Gateway:   true,
-		TCP:       t.cfg.TCP,
-		UDP:       t.cfg.UDP,
-		Filter:    t.filter,
-	})
+	st, err := t.newStack()
 	if err != nil {
 		return fmt.Errorf("running tunnel: %w", err)
 	}

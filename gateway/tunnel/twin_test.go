@@ -56,13 +56,14 @@ type located struct {
 }
 
 // ingress is a running gateway tunnel that echoes on every address the segment
-// lets through, refuses TCP on port 7 and hands the connections of port 8 to
-// the test.
+// lets through, refuses TCP on port 7, hands the connections of port 8 to the
+// test and leaves the answer on port 9 to it.
 type ingress struct {
 	*tunnel.Tunnel
 	table   *segment.Table
 	located chan located
 	conns   chan net.Conn
+	asked   chan tunnel.TCPRequest
 	stop    func()
 }
 
@@ -75,13 +76,22 @@ func start(t *testing.T, listen string) *ingress {
 // startAs starts an ingress with a key of before, as a restarted gateway does.
 func startAs(t *testing.T, listen string, priv [32]byte) *ingress {
 	t.Helper()
-	in := &ingress{table: segment.NewTable(gatewayAddrs), located: make(chan located, 100), conns: make(chan net.Conn, 10)}
+	return startMode(t, tunnel.Userspace, listen, priv)
+}
+
+func startMode(t *testing.T, mode tunnel.Mode, listen string, priv [32]byte) *ingress {
+	t.Helper()
+	in := &ingress{table: segment.NewTable(gatewayAddrs), located: make(chan located, 100), conns: make(chan net.Conn, 10), asked: make(chan tunnel.TCPRequest, 1000)}
 	var err error
 	in.Tunnel, err = tunnel.New(tunnel.Config{
-		PrivateKey: priv, Listen: listen, Addresses: gatewayAddrs, Table: in.table,
-		TCP: func(r *overlay.TCPRequest) {
+		PrivateKey: priv, Listen: listen, Addresses: gatewayAddrs, Table: in.table, Mode: mode,
+		TCP: func(r tunnel.TCPRequest) {
 			if r.Local().Port() == 7 {
 				r.Reset()
+				return
+			}
+			if r.Local().Port() == 9 {
+				in.asked <- r
 				return
 			}
 			c, err := r.Accept()
@@ -130,7 +140,7 @@ func (in *ingress) admit(t *testing.T, c *client, i int) {
 	t.Helper()
 	var es []segment.Entry
 	for f := range app {
-		for _, port := range []uint16{443, 7, 8} {
+		for _, port := range []uint16{443, 7, 8, 9} {
 			es = append(es, segment.Entry{Addr: app[f], Proto: segment.ProtoTCP, Port: port})
 		}
 		es = append(es, segment.Entry{Addr: app[f], Proto: segment.ProtoUDP, Port: 5004},
@@ -175,7 +185,7 @@ func (c *client) connect(t *testing.T, in *ingress, endpoint string, i int) *cli
 // connectRaw brings the client up with packets of the test's making.
 func (c *client) connectRaw(t *testing.T, in *ingress, endpoint string) *client {
 	t.Helper()
-	c.raw = &rawTUN{out: make(chan []byte, 100), in: make(chan []byte, 100), done: make(chan struct{}), events: make(chan tun.Event)}
+	c.raw = &rawTUN{out: make(chan []byte, 100), in: make(chan []byte, 1000), done: make(chan struct{}), events: make(chan tun.Event)}
 	c.up(t, in, c.raw, endpoint)
 	return c
 }

@@ -181,9 +181,16 @@ func (d *device) stopInbound() {
 	d.stopped = true
 }
 
-// drain waits until the queue is empty, at most for limit.
+// encryptTime is what encrypting and sending the last packets may take at the
+// end; see drain.
+const encryptTime = 10 * time.Millisecond
+
+// drain waits until the queue is empty, at most for limit, and a moment for what
+// was taken from it last: WireGuard encrypts on other goroutines and drops what
+// they still have when its device is closed.
 func (d *device) drain(limit time.Duration) {
 	for end := time.Now().Add(limit); d.link.waiting() > 0 && time.Now().Before(end); {
 		time.Sleep(time.Millisecond)
 	}
+	time.Sleep(encryptTime)
 }

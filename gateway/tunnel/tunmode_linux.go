@@ -1,0 +1,16 @@
+package tunnel
+
+import (
+	"github.com/portvakt/portvakt/gateway/segment"
+	"github.com/portvakt/portvakt/internal/hosttun"
+)
+
+func (t *Tunnel) newTUN() (stack, error) {
+	return hosttun.New(hosttun.Options{
+		Addresses: t.cfg.Addresses[:],
+		MTU:       t.cfg.MTU,
+		TCP:       func(r *hosttun.TCPRequest) { t.cfg.TCP(r) },
+		Filter:    t.filter,
+		Refuse:    segment.ResetFor,
+	})
+}

@@ -1,0 +1,316 @@
+package hosttun
+
+import (
+	"errors"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+	wgtun "golang.zx2c4.com/wireguard/tun"
+
+	"github.com/portvakt/portvakt/internal/overlay"
+)
+
+// injected is how many injected packets wait for WireGuard's reader. The ring
+// keeps its buffers, each as long as the longest packet it held.
+const injected = 1024
+
+// encryptTime is what encrypting and sending the last packets may take at the
+// end; see drain.
+const encryptTime = 10 * time.Millisecond
+
+// device stands between WireGuard and the kernel's interface. WireGuard reads
+// it from one goroutine and writes it from one for each peer.
+type device struct {
+	stack  *Stack
+	native wgtun.Device
+	file   *os.File
+	raw    syscall.RawConn
+	mtu    int
+	queue  queue
+	close  sync.Once
+	closer error
+
+	// readable's, so that asking allocates nothing.
+	poll  [1]unix.PollFd
+	polln int
+	pollf func(fd uintptr)
+
+	// inbound is read-locked while packets enter the kernel; stopInbound takes
+	// it whole, after which none is inside and none gets in.
+	inbound sync.RWMutex
+	stopped bool
+}
+
+var _ wgtun.Device = (*device)(nil)
+
+func newDevice(s *Stack, native wgtun.Device) (*device, error) {
+	d := &device{stack: s, native: native, file: native.File(), mtu: s.opts.MTU}
+	d.queue.interrupt = func() { _ = d.file.SetReadDeadline(time.Unix(1, 0)) }
+	d.queue.resume = func() { _ = d.file.SetReadDeadline(time.Time{}) }
+	d.pollf = func(fd uintptr) {
+		d.poll[0] = unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}
+		d.polln, _ = unix.Poll(d.poll[:], 0)
+	}
+	raw, err := d.file.SyscallConn()
+	if err == nil {
+		err = d.file.SetReadDeadline(time.Time{}) // an error means that reads cannot be interrupted
+	}
+	if err != nil {
+		return nil, errors.Join(err, native.Close())
+	}
+	d.raw = raw
+	return d, nil
+}
+
+// queue is the ring of injected packets and the way to have the reader, who
+// sleeps in the kernel, see it.
+type queue struct {
+	interrupt, resume func() // make the interface's reads fail, and not
+	dropped           atomic.Uint64
+
+	mu          sync.Mutex
+	ring        [injected][]byte
+	head, n     int
+	reading     bool // the reader is in the kernel, or about to be
+	interrupted bool
+	closed      bool
+}
+
+// push copies packets into the ring. When it is full the newest stay.
+func (q *queue) push(packets [][]byte) (accepted int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.closed {
+		return 0
+	}
+	for _, p := range packets {
+		if len(p) == 0 {
+			continue
+		}
+		if q.n == injected {
+			q.head = (q.head + 1) % injected
+			q.n--
+			q.dropped.Add(1)
+		}
+		slot := &q.ring[(q.head+q.n)%injected]
+		*slot = append((*slot)[:0], p...)
+		q.n++
+		accepted++
+	}
+	if q.reading && !q.interrupted && q.n > 0 {
+		q.interrupted = true
+		q.interrupt()
+	}
+	return accepted
+}
+
+// pop moves packets into bufs. With none it returns 0, and the next push will
+// interrupt the reading the caller is about to begin.
+func (q *queue) pop(bufs [][]byte, sizes []int, offset int) int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	n := 0
+	for ; n < len(bufs) && q.n > 0; n++ {
+		sizes[n] = copy(bufs[n][offset:], q.ring[q.head])
+		q.head = (q.head + 1) % injected
+		q.n--
+	}
+	q.reading = n == 0
+	return n
+}
+
+// awake ends what pop has begun.
+func (q *queue) awake() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.reading = false
+	if q.interrupted {
+		q.interrupted = false
+		q.resume()
+	}
+}
+
+func (q *queue) shut() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.closed = true
+}
+
+func (q *queue) empty() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.n == 0
+}
+
+// Read implements [wgtun.Device]: injected packets first, since they cannot wait
+// in the kernel, and then what the kernel has, as long as all of another
+// superpacket fits.
+func (d *device) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
+	n := d.queue.pop(bufs[:max(len(bufs)-maxSegments, 1)], sizes, offset)
+	for n == 0 {
+		got, err := d.native.Read(bufs, sizes, offset)
+		d.queue.awake()
+		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			n = d.queue.pop(bufs[:max(len(bufs)-maxSegments, 1)], sizes, offset)
+			continue
+		case err != nil:
+			return 0, err
+		}
+		n = got
+	}
+	for len(bufs)-n >= maxSegments && d.readable() {
+		got, err := d.native.Read(bufs[n:], sizes[n:], offset)
+		if err != nil {
+			break // the next Read sees it too
+		}
+		n += got
+	}
+	return n, nil
+}
+
+// readable reports whether the kernel has a packet. Only the reader asks.
+func (d *device) readable() bool {
+	d.polln = 0
+	return d.raw.Control(d.pollf) == nil && d.polln == 1 && d.poll[0].Revents&unix.POLLIN != 0
+}
+
+// Write implements [wgtun.Device]. What passes goes to the kernel in one go, so
+// that segments of a connection become one packet again on the way. A packet
+// that is refused is no error.
+func (d *device) Write(bufs [][]byte, offset int) (int, error) {
+	d.inbound.RLock()
+	defer d.inbound.RUnlock()
+	if d.stopped {
+		return 0, os.ErrClosed
+	}
+	pass := bufs[:0] // WireGuard gives its buffers back by another list
+	for _, b := range bufs {
+		if len(b) > offset && d.admit(b[offset:]) {
+			pass = append(pass, b)
+		}
+	}
+	if len(pass) > 0 {
+		if _, err := d.native.Write(pass, offset); err != nil {
+			return 0, err
+		}
+	}
+	return len(bufs), nil
+}
+
+// admit reports whether the kernel gets a packet.
+func (d *device) admit(packet []byte) bool {
+	action, reply := d.stack.opts.Filter(packet)
+	if reply != nil {
+		d.queue.push([][]byte{reply})
+	}
+	switch action {
+	case overlay.Pass:
+	case overlay.Taken:
+		return false
+	default:
+		d.stack.refused.Add(1)
+		return false
+	}
+	switch kindOf(packet) {
+	case plain:
+		return true
+	case tcp4:
+		return d.stack.admitTCP(packet, packet[header4:])
+	case tcp6:
+		return d.stack.admitTCP(packet, packet[header6:])
+	}
+	d.stack.refused.Add(1)
+	return false
+}
+
+const (
+	header4, header6 = 20, 40 // bytes of an IP header without options
+	tcpHeader        = 20
+)
+
+type kind uint8
+
+const (
+	alien kind = iota // not for the kernel
+	plain             // for the kernel as it is
+	tcp4
+	tcp6
+)
+
+// kindOf keeps from the kernel what it must not act on in a namespace where
+// every address is its own. It holds with any filter: UDP is somebody else's,
+// and of ICMP there are echo requests and news of a smaller path.
+func kindOf(p []byte) kind {
+	switch {
+	case len(p) >= header4 && p[0] == 0x45 && p[6]&0x3f == 0 && p[7] == 0:
+		switch {
+		case p[9] == unix.IPPROTO_TCP && len(p) >= header4+tcpHeader:
+			return tcp4
+		case p[9] == unix.IPPROTO_ICMP && len(p) >= header4+8 && (p[header4] == 8 || p[header4] == 3 && p[header4+1] == 4):
+			return plain
+		}
+	case len(p) >= header6 && p[0]>>4 == 6:
+		switch {
+		case p[6] == unix.IPPROTO_TCP && len(p) >= header6+tcpHeader:
+			return tcp6
+		case p[6] == unix.IPPROTO_ICMPV6 && len(p) >= header6+8 && (p[header6] == 128 || p[header6] == 2):
+			return plain
+		}
+	}
+	return alien
+}
+
+// File implements [wgtun.Device].
+func (d *device) File() *os.File { return d.file }
+
+// MTU implements [wgtun.Device]. The interface's own answer would be looked for
+// in the host's namespace.
+func (d *device) MTU() (int, error) { return d.mtu, nil }
+
+// Name implements [wgtun.Device].
+func (*device) Name() (string, error) { return "portvakt", nil }
+
+// Events implements [wgtun.Device]. There are none: whoever makes the WireGuard
+// device brings it up when its keys are set.
+func (d *device) Events() <-chan wgtun.Event { return d.native.Events() }
+
+// BatchSize implements [wgtun.Device].
+func (d *device) BatchSize() int { return d.native.BatchSize() }
+
+// Close implements [wgtun.Device].
+func (d *device) Close() error {
+	d.close.Do(func() {
+		d.stopInbound()
+		d.queue.shut()
+		d.closer = d.native.Close()
+	})
+	return d.closer
+}
+
+func (d *device) stopInbound() {
+	d.inbound.Lock()
+	defer d.inbound.Unlock()
+	d.stopped = true
+}
+
+// drain waits until the reader has taken what there is, at most for limit, and a
+// moment for what it took last: WireGuard encrypts on other goroutines and drops
+// what they still have when its device is closed.
+func (d *device) drain(limit time.Duration) {
+	waiting := func() (yes bool) {
+		_ = d.raw.Control(func(fd uintptr) {
+			n, _ := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+			yes = n == 1
+		})
+		return yes || !d.queue.empty()
+	}
+	for end := time.Now().Add(limit); waiting() && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
+	time.Sleep(encryptTime)
+}
