@@ -14,6 +14,7 @@ import (
 	"github.com/portvakt/portvakt/certs"
 	"github.com/portvakt/portvakt/gateway/assertion"
 	"github.com/portvakt/portvakt/gateway/audit"
+	"github.com/portvakt/portvakt/gateway/audit/notary"
 	"github.com/portvakt/portvakt/gateway/store"
 )
 
@@ -23,6 +24,7 @@ type dirs struct{ root string }
 func (d dirs) ca() string       { return filepath.Join(d.root, "ca") }
 func (d dirs) keys() string     { return filepath.Join(d.root, "keys") }
 func (d dirs) audit() string    { return filepath.Join(d.root, "audit") }
+func (d dirs) tree() string     { return filepath.Join(d.root, "audit", "tree") }
 func (d dirs) bundles() string  { return filepath.Join(d.root, "revisions") }
 func (d dirs) lastGood() string { return filepath.Join(d.root, "policy") }
 func (d dirs) acme() string     { return filepath.Join(d.root, "acme") }
@@ -56,6 +58,10 @@ func (g *gateway) openData(ctx context.Context) (unlock func() error, err error)
 		}
 	}
 	if g.audit, err = audit.Open(audit.Options{Dir: g.dirs.audit(), Log: g.log}); err != nil {
+		return nil, err
+	}
+	g.notary, err = notary.New(notary.Config{LogFile: g.audit.Path(), Dir: g.dirs.tree(), KeyFile: filepath.Join(g.dirs.keys(), "checkpoint.key"), Log: g.log})
+	if err != nil {
 		return nil, err
 	}
 	if g.ca, err = certs.OpenCA(certs.CAConfig{Dir: g.dirs.ca()}); err != nil {

@@ -20,6 +20,7 @@ import (
 	"github.com/portvakt/portvakt/gateway/admin"
 	"github.com/portvakt/portvakt/gateway/assertion"
 	"github.com/portvakt/portvakt/gateway/audit"
+	"github.com/portvakt/portvakt/gateway/audit/notary"
 	"github.com/portvakt/portvakt/gateway/control"
 	"github.com/portvakt/portvakt/gateway/identity"
 	"github.com/portvakt/portvakt/gateway/location"
@@ -57,6 +58,7 @@ type gateway struct {
 	signer   *assertion.Signer
 	store    *store.Store
 	audit    *audit.Log
+	notary   *notary.Notary
 	engine   *policy.Engine
 	places   *location.DB
 	sessions *session.Manager
@@ -184,6 +186,7 @@ func (g *gateway) run(ctx context.Context) error {
 	defer health.Close()
 	grp, ctx := errgroup.WithContext(ctx)
 	grp.Go(func() error { return g.audit.Run(ctx) })
+	grp.Go(func() error { return g.notary.Run(ctx) })
 	grp.Go(func() error { return g.sessions.Run(ctx) })
 	grp.Go(func() error { return g.places.Run(ctx) })
 	grp.Go(func() error { return g.public.Run(ctx) })

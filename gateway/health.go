@@ -46,6 +46,12 @@ func (g *gateway) health() Health {
 	if err := g.audit.Healthy(); err != nil {
 		h.OK, h.Checks["audit"] = false, err.Error()
 	}
+	// A log that is not signed is still written, and still holds: the gateway
+	// serves, and says so.
+	h.Checks["audit_signed"] = "ok"
+	if err := g.notary.Healthy(); err != nil {
+		h.Checks["audit_signed"] = err.Error()
+	}
 	return h
 }
 
@@ -82,6 +88,7 @@ func (g *gateway) metrics() *prometheus.Registry {
 	counter("overlay_refused_total", "Packets out of tunnels that the stack was not given.", func() float64 { return float64(g.tunnel.Stats().Refused) })
 	counter("audit_records_total", "Records appended to the decision log.", func() float64 { return float64(g.audit.Appended()) })
 	counter("audit_lost_total", "Records of refusals and cuts that could not be written.", func() float64 { return float64(g.audit.Lost()) })
+	gauge("audit_signed_records", "Records of the decision log that the latest checkpoint signs.", func() float64 { return float64(g.notary.Last().Size) })
 	reg.MustRegister(&causes{g.table, prometheus.NewDesc("portvakt_packets_refused_total", "Packets out of tunnels that the segment filter refused.", []string{"cause"}, nil)})
 	return reg
 }

@@ -163,7 +163,7 @@ only what was decided on, for:
 		},
 	}
 	show.Flags().BoolVar(&input, "input", false, "only the policy input")
-	return group("audit", "Read the decision log", tail, show)
+	return group("audit", "Read the decision log, and prove what it says", tail, show, auditVerifyCmd(opt), auditProveCmd(opt))
 }
 
 func policyCmd(opt *options) *cobra.Command {

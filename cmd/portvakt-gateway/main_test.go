@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -117,6 +118,38 @@ func TestCheckAndServeRefuseAndWriteNothing(t *testing.T) {
 	command(t, 2, "no such file", "check", "--config", filepath.Join(filepath.Dir(path), "nowhere.yaml"))
 }
 
+// evidenceOf proves and verifies while the gateway signs.
+func evidenceOf(t *testing.T, path string, c func(...string) []string) {
+	t.Helper()
+	dir := filepath.Dir(path)
+	proof, key := filepath.Join(dir, "proof.json"), filepath.Join(dir, "data", "audit", "tree", "verifier.key")
+	for range 1000 { // until the record is signed
+		if code := run(t.Context(), c("audit", "prove", "1", "-o", proof), io.Discard, io.Discard); code == 0 {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	command(t, 0, "record 1 is in the log of ", "audit", "verify", "--proof", proof, "--key", key)
+	command(t, 0, "the log holds", c("audit", "verify")...)
+	command(t, 0, `"ok": true`, c("audit", "verify", "--json", "--checkpoint", filepath.Join(dir, "data", "audit", "tree", "checkpoint"))...)
+	command(t, 2, "--proof needs --key", "audit", "verify", "--proof", proof)
+	command(t, 2, "verifier key", c("audit", "verify", "--key", "nonsense")...)
+	command(t, 1, "no record has", c("audit", "prove", "d-nope")...)
+	copied := filepath.Join(dir, "copy")
+	if err := os.CopyFS(copied, os.DirFS(filepath.Join(dir, "data", "audit"))); err != nil {
+		t.Fatal(err)
+	}
+	log := filepath.Join(copied, "audit.jsonl")
+	text, err := os.ReadFile(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(log, bytes.Replace(text, []byte(`"kind":"start"`), []byte(`"kind":"stop"`), 1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	command(t, 1, "record 1 is not the one that was signed", "audit", "verify", "--dir", copied)
+}
+
 func TestCommandsOfARunningGateway(t *testing.T) {
 	path := configuration(t)
 	cfg, err := gateway.LoadConfig(path)
@@ -192,6 +225,8 @@ func TestCommandsOfARunningGateway(t *testing.T) {
 	command(t, 0, `"kind":"start"`, c("audit", "show", "1")...)
 	command(t, 1, "no input", c("audit", "show", "1", "--input")...)
 	command(t, 1, "d-nope", c("audit", "show", "d-nope")...)
+
+	evidenceOf(t, path, c)
 
 	bundle := filepath.Join(filepath.Dir(path), "b.tar.gz")
 	command(t, 0, because.Revision, c("policy", "build", "-o", bundle)...)
