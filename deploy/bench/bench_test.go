@@ -99,7 +99,7 @@ func TestParse(t *testing.T) {
 		ok   bool
 	}{
 		{"", wayNames, true},
-		{"--quick", []string{wayStock, wayUserspace, wayRootless}, true},
+		{"--quick", []string{wayStock, wayUserspace, wayTUN, wayRootless}, true},
 		{"--config userspace,raw", []string{wayUserspace, wayRaw}, true},
 		{"--config nosuch", nil, false},
 		{"--rounds 0", nil, false},

@@ -18,13 +18,10 @@ import (
 
 const (
 	// issuer is on the loopback of the company's namespace, as the only
-	// provider may be that speaks plain HTTP. The client's namespace has a
+	// provider may be that speaks plain HTTP. The clients' namespace has a
 	// proxy to it at the same address.
 	idpPort = "5556"
 	issuer  = "http://127.0.0.1:" + idpPort + "/dex"
-
-	gatewayURL = "https://198.18.0.1" // lab.Gateway
-	readyURL   = "http://127.0.0.1:9100/readyz"
 
 	stockPort = 51821
 
@@ -48,10 +45,16 @@ const (
 // company is everything that runs besides the ways in.
 type company struct {
 	*lab.Lab
-	bin    string // directory of the gateway, the agent and wireguard-go
-	self   string // this program, which plays the small parts
-	config string // the gateway's
-	mtu    int
+	bin  string // directory of the gateway, the agent and wireguard-go
+	self string // this program, which plays the small parts
+	mtu  int
+}
+
+// gateway is one of ours, with a store and a port of its own.
+type gateway struct {
+	*lab.Child
+	addr   netip.Addr // as its laptops see it
+	config string
 }
 
 // appFiles are the app catalogue: a group, a check of the laptop and a country,
@@ -83,20 +86,7 @@ func (c *company) open(ctx context.Context, apps map[string]bool) error {
 			return err
 		}
 	}
-	geo := filepath.Join(dir, "geo.mmdb")
-	if err := geoip.Write(geo, map[netip.Prefix]string{netip.MustParsePrefix("198.18.0.0/16"): "SE"}); err != nil {
-		return err
-	}
-	c.config = filepath.Join(dir, "gateway.yaml")
-	err := write(c.config, fmt.Sprintf(`data_dir: data
-public: {listen: "%s:443", url: "%s"}
-tunnel: {listen: "%s:51820", mtu: %d}
-health: {listen: "127.0.0.1:9100"}
-identity: {issuer: "%s", client_id: %s}
-location: {database: %s}
-policy: {directory: apps}
-`, lab.Gateway, gatewayURL, lab.Gateway, c.mtu, issuer, stage.ClientID, geo))
-	if err != nil {
+	if err := geoip.Write(filepath.Join(dir, "geo.mmdb"), map[netip.Prefix]string{netip.MustParsePrefix("198.18.0.0/16"): "SE"}); err != nil {
 		return err
 	}
 	if err := c.serve(apps); err != nil {
@@ -110,14 +100,27 @@ policy: {directory: apps}
 	})
 }
 
-// gateway starts a gateway and waits until it takes calls.
-func (c *company) gateway(ctx context.Context) (*lab.Child, error) {
-	g, err := c.Start(lab.AtGateway, "gateway", nil, filepath.Join(c.bin, "portvakt-gateway"), "serve", "--config", c.config)
+// gateway starts a gateway at one of the company's addresses and waits until it
+// takes calls. more is added to its tunnel's configuration.
+func (c *company) gateway(ctx context.Context, name string, addr netip.Addr, healthPort int, more string) (*gateway, error) {
+	g := &gateway{addr: addr, config: filepath.Join(c.Dir, "company", name+".yaml")}
+	err := write(g.config, fmt.Sprintf(`data_dir: %s
+public: {listen: "%s:443", url: "https://%s"}
+tunnel: {listen: "%s:51820", mtu: %d%s}
+health: {listen: "127.0.0.1:%d"}
+identity: {issuer: "%s", client_id: %s}
+location: {database: geo.mmdb}
+policy: {directory: apps}
+`, name, addr, addr, addr, c.mtu, more, healthPort, issuer, stage.ClientID))
+	if err != nil {
+		return nil, err
+	}
+	g.Child, err = c.Start(lab.AtGateway, name, nil, filepath.Join(c.bin, "portvakt-gateway"), "serve", "--config", g.config)
 	if err != nil {
 		return nil, err
 	}
 	return g, c.Wait(ctx, startLimit, "the gateway", func(ctx context.Context) error {
-		return c.get(ctx, lab.AtGateway, readyURL)
+		return c.get(ctx, lab.AtGateway, fmt.Sprintf("http://127.0.0.1:%d/readyz", healthPort))
 	})
 }
 
@@ -170,8 +173,8 @@ func (c *company) get(ctx context.Context, at lab.Place, url string) error {
 }
 
 // invite makes an enrolment code.
-func (c *company) invite(ctx context.Context, name string) (string, error) {
-	out, err := c.Command(ctx, lab.AtGateway, filepath.Join(c.bin, "portvakt-gateway"), "invite", "--name", name, "--config", c.config).Output()
+func (c *company) invite(ctx context.Context, g *gateway, name string) (string, error) {
+	out, err := c.Command(ctx, lab.AtGateway, filepath.Join(c.bin, "portvakt-gateway"), "invite", "--name", name, "--config", g.config).Output()
 	if err != nil {
 		return "", fmt.Errorf("making an enrolment code: %w", err)
 	}

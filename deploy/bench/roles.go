@@ -24,14 +24,13 @@ import (
 // roles are what this program plays in a namespace: it starts itself again as
 // `bench ROLE`.
 var roles = map[string]func(ctx context.Context, args []string) error{
-	"idp":          playIdP,
-	"echo":         playEcho,
-	"get":          playGet,
-	"pingpong":     playPingPong,
-	"connect":      playConnect,
-	"voice":        playVoice,
-	"stock-client": playStockClient,
-	"laptop":       playLaptop,
+	"idp":      playIdP,
+	"echo":     playEcho,
+	"get":      playGet,
+	"pingpong": playPingPong,
+	"connect":  playConnect,
+	"voice":    playVoice,
+	"laptop":   playLaptop,
 }
 
 func playIdP(ctx context.Context, _ []string) error {
@@ -39,7 +38,7 @@ func playIdP(ctx context.Context, _ []string) error {
 	if err != nil {
 		return err
 	}
-	return serve(ctx, dex, "127.0.0.1:"+idpPort, net.JoinHostPort(lab.Gateway.String(), idpPort))
+	return serve(ctx, dex, "0.0.0.0:"+idpPort)
 }
 
 // serve answers HTTP at some addresses until ctx ends.

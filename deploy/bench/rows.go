@@ -12,7 +12,8 @@ import (
 const (
 	wayRaw       = "raw"       // the cables alone
 	wayStock     = "stock"     // wireguard-go with kernel TUN at both ends
-	wayUserspace = "userspace" // TUN on the laptop, gateway with its userspace stack
+	wayUserspace = "userspace" // agent in TUN mode, gateway with its userspace stack
+	wayTUN       = "tun"       // agent in TUN mode, gateway in TUN mode
 	wayRootless  = "rootless"  // agent without privilege, gateway with its userspace stack
 )
 
@@ -35,6 +36,10 @@ var rowSpecs = []rowSpec{
 	tcpRow("", "TCP 1 stream, down", "tcp-1-down", wayUserspace, 0.85, 1.1),
 	tcpRow("", "TCP 4 streams, up", "tcp-4-up", wayUserspace, 0.9, 1.1),
 	tcpRow("", "TCP 4 streams, down", "tcp-4-down", wayUserspace, 0.85, 1.1),
+	tcpRow("gateway in TUN mode: ", "TCP 1 stream, up", "tcp-1-up", wayTUN, 1, 1.15),
+	tcpRow("gateway in TUN mode: ", "TCP 1 stream, down", "tcp-1-down", wayTUN, 1, 1.15),
+	tcpRow("gateway in TUN mode: ", "TCP 4 streams, up", "tcp-4-up", wayTUN, 1, 1.15),
+	tcpRow("gateway in TUN mode: ", "TCP 4 streams, down", "tcp-4-down", wayTUN, 1, 1.15),
 	tcpRow("rootless agent: ", "TCP 1 stream, up", "tcp-1-up", wayRootless, 0.5, 0.75),
 	tcpRow("rootless agent: ", "TCP 1 stream, down", "tcp-1-down", wayRootless, 0.5, 0.75),
 	tcpRow("rootless agent: ", "TCP 4 streams, up", "tcp-4-up", wayRootless, 0.5, 0.75),

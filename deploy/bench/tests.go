@@ -22,6 +22,7 @@ import (
 // way is one road from the client to the apps.
 type way struct {
 	name string
+	at   lab.Place // where the load runs
 	apps reach
 	// gateway is the process whose CPU time and memory count; nil for raw.
 	gateway *lab.Child
@@ -62,11 +63,11 @@ var tests = []testSpec{
 	{"tcp-1-down", appIperf, metricRate, "Mbit/s", iperf(1, false)},
 	{"tcp-4-up", appIperf, metricRate, "Mbit/s", iperf(4, true)},
 	{"tcp-4-down", appIperf, metricRate, "Mbit/s", iperf(4, false)},
-	{"pages", appPages, metricRate, "requests/s", func(ctx context.Context, b *bench, _ *way, to netip.AddrPort) (sample, error) {
-		return b.wrk(ctx, "http://"+to.String()+"/")
+	{"pages", appPages, metricRate, "requests/s", func(ctx context.Context, b *bench, w *way, to netip.AddrPort) (sample, error) {
+		return b.wrk(ctx, w, "http://"+to.String()+"/")
 	}},
-	{"web", appWeb, metricRate, "requests/s", func(ctx context.Context, b *bench, _ *way, _ netip.AddrPort) (sample, error) {
-		return b.wrk(ctx, "https://"+webHost+"/")
+	{"web", appWeb, metricRate, "requests/s", func(ctx context.Context, b *bench, w *way, _ netip.AddrPort) (sample, error) {
+		return b.wrk(ctx, w, "https://"+webHost+"/")
 	}},
 	{"pingpong", appEcho, metricP50, "us p50", pingPong},
 	{"connect", appEcho, metricRate, "connections/s", connect},
@@ -112,11 +113,11 @@ func (b *bench) measure(ctx context.Context, t testSpec, w *way) (sample, error)
 	return s, nil
 }
 
-// atClient runs a load in the client's namespace and returns what it printed.
-func (b *bench) atClient(ctx context.Context, argv ...string) ([]byte, error) {
+// load runs a load where a way begins and returns what it printed.
+func (b *bench) load(ctx context.Context, w *way, argv ...string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, b.length+20*time.Second)
 	defer cancel()
-	cmd := b.Command(ctx, lab.AtClient, argv...)
+	cmd := b.Command(ctx, w.at, argv...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	err := cmd.Run()
@@ -134,7 +135,7 @@ func (b *bench) atClient(ctx context.Context, argv ...string) ([]byte, error) {
 }
 
 func iperf(streams int, up bool) func(context.Context, *bench, *way, netip.AddrPort) (sample, error) {
-	return func(ctx context.Context, b *bench, _ *way, to netip.AddrPort) (sample, error) {
+	return func(ctx context.Context, b *bench, w *way, to netip.AddrPort) (sample, error) {
 		argv := []string{
 			"iperf3", "-J", "-c", to.Addr().String(), "-p", strconv.Itoa(int(to.Port())), "--connect-timeout", "3000",
 			"-t", strconv.Itoa(int(b.length.Seconds())), "-P", strconv.Itoa(streams),
@@ -145,7 +146,7 @@ func iperf(streams int, up bool) func(context.Context, *bench, *way, netip.AddrP
 		// The server takes one client at a time, and goes on for a moment after
 		// the last one has left.
 		for try := 0; ; try++ {
-			out, err := b.atClient(ctx, argv...)
+			out, err := b.load(ctx, w, argv...)
 			if err != nil && try < 20 && strings.Contains(err.Error(), "busy") {
 				time.Sleep(250 * time.Millisecond)
 				continue
@@ -178,8 +179,8 @@ func readIperf(out []byte) (sample, error) {
 	return sample{metricRate: r.End.Received.Rate / 1e6, "bytes": r.End.Received.Bytes}, nil
 }
 
-func (b *bench) wrk(ctx context.Context, url string) (sample, error) {
-	out, err := b.atClient(ctx, "wrk", "-t2", "-c64", fmt.Sprintf("-d%ds", int(b.length.Seconds())), url)
+func (b *bench) wrk(ctx context.Context, w *way, url string) (sample, error) {
+	out, err := b.load(ctx, w, "wrk", "-t2", "-c64", fmt.Sprintf("-d%ds", int(b.length.Seconds())), url)
 	if err != nil {
 		return nil, err
 	}
@@ -209,8 +210,8 @@ func readWrk(out string) (sample, error) {
 }
 
 // own runs one of this program's loads and decodes its answer.
-func (b *bench) own(ctx context.Context, answer any, role string, args ...string) error {
-	out, err := b.atClient(ctx, append([]string{b.self, role, "--for", b.length.String()}, args...)...)
+func (b *bench) own(ctx context.Context, w *way, answer any, role string, args ...string) error {
+	out, err := b.load(ctx, w, append([]string{b.self, role, "--for", b.length.String()}, args...)...)
 	if err != nil {
 		return fmt.Errorf("%s: %w", role, err)
 	}
@@ -220,17 +221,17 @@ func (b *bench) own(ctx context.Context, answer any, role string, args ...string
 	return nil
 }
 
-func pingPong(ctx context.Context, b *bench, _ *way, to netip.AddrPort) (sample, error) {
+func pingPong(ctx context.Context, b *bench, w *way, to netip.AddrPort) (sample, error) {
 	var d load.Delays
-	if err := b.own(ctx, &d, "pingpong", "--to", to.String()); err != nil {
+	if err := b.own(ctx, w, &d, "pingpong", "--to", to.String()); err != nil {
 		return nil, err
 	}
 	return sample{metricP50: d.P50, metricP99: d.P99}, nil
 }
 
-func connect(ctx context.Context, b *bench, _ *way, to netip.AddrPort) (sample, error) {
+func connect(ctx context.Context, b *bench, w *way, to netip.AddrPort) (sample, error) {
 	var o load.Opened
-	if err := b.own(ctx, &o, "connect", "--to", to.String()); err != nil {
+	if err := b.own(ctx, w, &o, "connect", "--to", to.String()); err != nil {
 		return nil, err
 	}
 	if o.Failed > 0 {
@@ -240,9 +241,9 @@ func connect(ctx context.Context, b *bench, _ *way, to netip.AddrPort) (sample, 
 }
 
 func voice(flows, rate int) func(context.Context, *bench, *way, netip.AddrPort) (sample, error) {
-	return func(ctx context.Context, b *bench, _ *way, to netip.AddrPort) (sample, error) {
+	return func(ctx context.Context, b *bench, w *way, to netip.AddrPort) (sample, error) {
 		var c load.Calls
-		err := b.own(ctx, &c, "voice", "--to", to.String(), "--flows", strconv.Itoa(flows), "--rate", strconv.Itoa(rate), "--first-port", strconv.Itoa(voicePort))
+		err := b.own(ctx, w, &c, "voice", "--to", to.String(), "--flows", strconv.Itoa(flows), "--rate", strconv.Itoa(rate), "--first-port", strconv.Itoa(voicePort))
 		if err != nil {
 			return nil, err
 		}

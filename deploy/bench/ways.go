@@ -12,7 +12,7 @@ import (
 	"github.com/portvakt/portvakt/deploy/bench/lab"
 )
 
-var wayNames = []string{wayRaw, wayStock, wayUserspace, wayRootless}
+var wayNames = []string{wayRaw, wayStock, wayUserspace, wayTUN, wayRootless}
 
 // direct is where the apps are without a gateway of ours.
 func direct(a netip.Addr) reach {
@@ -33,38 +33,60 @@ func (b *bench) ways(ctx context.Context, o options, specs []rowSpec) ([]*way, e
 	}
 	var out []*way
 	if slices.Contains(o.ways, wayRaw) {
-		out = append(out, &way{name: wayRaw, apps: direct(lab.App)})
+		out = append(out, &way{name: wayRaw, at: lab.AtClient, apps: direct(lab.App)})
 	}
 	stock, err := b.stock(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("bringing up stock wireguard-go: %w", err)
 	}
 	out = append(out, stock)
-	if !uses(wayUserspace) && !uses(wayRootless) {
-		return out, nil
+	if uses(wayUserspace) || uses(wayRootless) {
+		g, err := b.gateway(ctx, "gateway", lab.Gateway, 9100, "")
+		if err != nil {
+			return nil, err
+		}
+		if uses(wayUserspace) {
+			w, err := b.way(ctx, wayUserspace, lab.AtClient, g, true)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, w)
+		}
+		if uses(wayRootless) {
+			w, err := b.way(ctx, wayRootless, lab.AtClient, g, false)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, w)
+		}
 	}
-	gateway, err := b.gateway(ctx)
+	if uses(wayTUN) {
+		// One namespace has one agent in TUN mode: this one is another laptop.
+		g, err := b.gateway(ctx, "gateway-tun", lab.Gateway2, 9101, ", mode: tun")
+		if err != nil {
+			return nil, err
+		}
+		w, err := b.way(ctx, wayTUN, lab.AtClient2, g, true)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, w)
+	}
+	return out, nil
+}
+
+// way brings up a laptop that reaches the apps through a gateway of ours.
+func (b *bench) way(ctx context.Context, name string, at lab.Place, g *gateway, tun bool) (*way, error) {
+	apps, err := b.laptop(ctx, at, name, g, tun)
 	if err != nil {
 		return nil, err
 	}
-	if uses(wayUserspace) {
-		_, apps, err := b.client(ctx, "stock-client", "--interface", b.Interface("p"))
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, &way{name: wayUserspace, apps: apps, gateway: gateway})
-		if err := b.Names(lab.AtClient, apps[appWeb].Addr().String()+" "+webHost); err != nil {
+	if tun {
+		if err := b.Names(at, apps[appWeb].Addr().String()+" "+webHost); err != nil {
 			return nil, err
 		}
 	}
-	if uses(wayRootless) {
-		_, apps, err := b.client(ctx, "laptop")
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, &way{name: wayRootless, apps: apps, gateway: gateway})
-	}
-	return out, nil
+	return &way{name: name, at: at, apps: apps, gateway: g.Child}, nil
 }
 
 // stock brings up wireguard-go with kernel TUN at both ends. Its gateway
@@ -106,5 +128,5 @@ func (b *bench) stock(ctx context.Context) (*way, error) {
 		return nil, err
 	}
 	err := up(lab.AtClient, laptop, "route add "+lab.AppStock.String()+"/32 dev "+ifaces[lab.AtClient])
-	return &way{name: wayStock, apps: direct(lab.AppStock), gateway: children[lab.AtGateway]}, err
+	return &way{name: wayStock, at: lab.AtClient, apps: direct(lab.AppStock), gateway: children[lab.AtGateway]}, err
 }

@@ -1,6 +1,6 @@
-// Package lab makes the network of the benchmark: three network namespaces in
-// a row, client - gateway - app, joined by veth pairs, and the processes in
-// them. Nothing of it is left after Close, nor after the next New when this
+// Package lab makes the network of the benchmark: network namespaces in a row,
+// client - gateway - app, joined by veth pairs, and the processes in them. A
+// second client has a cable of its own to the gateway. Nothing of it is left after Close, nor after the next New when this
 // process was killed.
 package lab
 
@@ -24,7 +24,9 @@ import (
 // Where everything is. 198.18.0.0/15 is for benchmarks (RFC 2544).
 var (
 	Client     = netip.MustParseAddr("198.18.0.2") // the laptop's
-	Gateway    = netip.MustParseAddr("198.18.0.1") // the company's, as laptops see it
+	Gateway    = netip.MustParseAddr("198.18.0.1") // the company's, as that laptop sees it
+	Client2    = netip.MustParseAddr("198.18.1.2") // the second laptop's
+	Gateway2   = netip.MustParseAddr("198.18.1.1") // the company's, as that one sees it
 	GatewayLAN = netip.MustParseAddr("198.19.0.1") // the company's, as apps see it
 	App        = netip.MustParseAddr("198.19.0.2")
 	// AppStock is the app again, for who goes through the stock tunnel: the
@@ -32,17 +34,18 @@ var (
 	AppStock = netip.MustParseAddr("198.19.1.2")
 )
 
-// A Place is one of the three namespaces.
+// A Place is one of the namespaces.
 type Place string
 
 // The places, in the order in which a packet passes them.
 const (
 	AtClient  Place = "cl"
+	AtClient2 Place = "c2"
 	AtGateway Place = "gw"
 	AtApp     Place = "ap"
 )
 
-var places = []Place{AtClient, AtGateway, AtApp}
+var places = []Place{AtClient, AtClient2, AtGateway, AtApp}
 
 const (
 	dirPrefix = "portvakt-bench-"
@@ -98,11 +101,11 @@ func New(ctx context.Context) (_ *Lab, err error) {
 			return nil, err
 		}
 	}
-	for _, args := range []string{
-		"link add wan netns CL type veth peer name wan netns GW",
-		"link add lan netns GW type veth peer name lan netns AP",
-	} {
-		if err := run(ctx, "ip", strings.Fields(strings.NewReplacer("CL", l.name(AtClient), "GW", l.name(AtGateway), "AP", l.name(AtApp)).Replace(args))...); err != nil {
+	for _, c := range []struct {
+		name     string
+		from, to Place
+	}{{"wan", AtClient, AtGateway}, {"wan2", AtClient2, AtGateway}, {"lan", AtGateway, AtApp}} {
+		if err := run(ctx, "ip", "link", "add", c.name, "netns", l.name(c.from), "type", "veth", "peer", "name", c.name, "netns", l.name(c.to)); err != nil {
 			return nil, err
 		}
 	}
@@ -111,8 +114,10 @@ func New(ctx context.Context) (_ *Lab, err error) {
 			"addr add " + Client.String() + "/24 dev wan", "link set wan up",
 			"route add " + App.String() + "/32 via " + Gateway.String(),
 		},
+		AtClient2: {"addr add " + Client2.String() + "/24 dev wan2", "link set wan2 up"},
 		AtGateway: {
 			"addr add " + Gateway.String() + "/24 dev wan", "link set wan up",
+			"addr add " + Gateway2.String() + "/24 dev wan2", "link set wan2 up",
 			"addr add " + GatewayLAN.String() + "/24 dev lan", "link set lan up",
 			"route add " + AppStock.String() + "/32 via " + App.String(),
 		},
@@ -262,6 +267,7 @@ func sweep(ctx context.Context, id string) error {
 		}
 		all = append(all, os.RemoveAll(filepath.Join(nameDir, name)))
 	}
+	_ = os.Remove(nameDir) // which we may have made; it fails while others use it
 	socks, err := filepath.Glob(filepath.Join(sockets, nsPrefix+id+"?.sock"))
 	all = append(all, err)
 	for _, s := range socks {

@@ -24,7 +24,8 @@ const (
 // pingSize is the size of a request and of its answer, in bytes.
 const pingSize = 64
 
-// Delays is what a run says about a set of delays, in microseconds.
+// Delays is what a run says about a set of delays, in microseconds. Jitter is
+// the mean difference between two consecutive delays of one flow, of voice only.
 type Delays struct {
 	Count  int     `json:"count"`
 	P50    float64 `json:"p50_us"`

@@ -91,6 +91,20 @@ func TestVoiceLoss(t *testing.T) {
 	}
 }
 
+func TestJitter(t *testing.T) {
+	changes := make([]time.Duration, 200) // all 5 us, but for two stalls
+	for i := range changes {
+		changes[i] = 5 * time.Microsecond
+	}
+	changes[7], changes[8] = time.Second, time.Second
+	if j := jitter(changes); j != 5 {
+		t.Errorf("the jitter of two stalls in 200 is %v us", j)
+	}
+	if j := jitter(nil); j != 0 {
+		t.Errorf("the jitter of nothing is %v us", j)
+	}
+}
+
 func TestQuantile(t *testing.T) {
 	all := make([]time.Duration, 100)
 	for i := range all {

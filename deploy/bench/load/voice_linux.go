@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
+	"slices"
 	"time"
 
 	"golang.org/x/net/ipv4"
@@ -38,8 +39,7 @@ type Voice struct {
 	FirstPort uint16
 }
 
-// Calls is what [Voice.Run] saw. Delays are there and back; jitter is the mean
-// of the difference between two consecutive delays of a flow.
+// Calls is what [Voice.Run] saw. Delays are there and back.
 type Calls struct {
 	Sent     int    `json:"sent"`
 	Received int    `json:"received"`
@@ -64,8 +64,7 @@ type caller struct {
 	sent    int
 	last    []time.Duration // by flow: its latest delay, 0 before the first
 	all     []time.Duration
-	changes time.Duration
-	changed int
+	changes []time.Duration // between two consecutive delays of a flow
 	buf     [2048]byte
 }
 
@@ -96,10 +95,23 @@ func (v Voice) Run(ctx context.Context) (Calls, error) {
 		return Calls{}, err
 	}
 	out := Calls{Sent: c.sent, Received: len(c.all), Delays: delays(c.all)}
-	if c.changed > 0 {
-		out.Delays.Jitter = micros(c.changes) / float64(c.changed)
-	}
+	out.Delays.Jitter = jitter(c.changes)
 	return out, nil
+}
+
+// jitter is the mean of all but the largest hundredth: on a machine that has
+// other work, a few stalls of the machine's own would be most of the sum.
+func jitter(changes []time.Duration) float64 {
+	slices.Sort(changes)
+	changes = changes[:len(changes)-len(changes)/100]
+	if len(changes) == 0 {
+		return 0
+	}
+	var sum time.Duration
+	for _, c := range changes {
+		sum += c
+	}
+	return micros(sum) / float64(len(changes))
 }
 
 func (c *caller) open(flow int) error {
@@ -187,8 +199,7 @@ func (c *caller) listen(events []unix.EpollEvent, wait time.Duration) error {
 func (c *caller) heard(flow int, delay time.Duration) {
 	c.all = append(c.all, delay)
 	if before := c.last[flow]; before != 0 {
-		c.changes += (delay - before).Abs()
-		c.changed++
+		c.changes = append(c.changes, (delay - before).Abs())
 	}
 	c.last[flow] = delay
 }
