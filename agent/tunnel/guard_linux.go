@@ -49,7 +49,7 @@ func (g *guard) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	var now uint32
 	for i := range n {
 		p := bufs[i][offset : offset+sizes[i]]
-		transport.Mark(bufs[i], class(p))
+		transport.Mark(bufs[i], transport.ClassOf(p))
 		if port, ok := udpSource(p); ok {
 			if now == 0 {
 				now = g.now()
@@ -141,17 +141,6 @@ func parse(p []byte) (h head, ok bool) {
 		return head{v6: true, proto: p[6], dst: netip.AddrFrom16([16]byte(p[24:40])), rest: p[40:total]}, true
 	}
 	return head{}, false
-}
-
-// class is how a packet wants to travel: by its own DSCP (RFC 2474).
-func class(p []byte) byte {
-	const ef = 46
-	switch {
-	case len(p) >= 20 && p[0]>>4 == 4 && p[1]>>2 == ef,
-		len(p) >= 40 && p[0]>>4 == 6 && (p[0]<<4|p[1]>>4)>>2 == ef:
-		return transport.ClassVoice
-	}
-	return transport.ClassNone
 }
 
 func udpSource(p []byte) (uint16, bool) {

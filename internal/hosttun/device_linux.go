@@ -2,7 +2,9 @@ package hosttun
 
 import (
 	"errors"
+	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -12,6 +14,7 @@ import (
 	wgtun "golang.zx2c4.com/wireguard/tun"
 
 	"github.com/portvakt/portvakt/internal/overlay"
+	"github.com/portvakt/portvakt/internal/transport"
 )
 
 // injected is how many injected packets wait for WireGuard's reader. The ring
@@ -170,6 +173,9 @@ func (d *device) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 		}
 		n += got
 	}
+	for i, b := range bufs[:n] {
+		transport.Mark(b, transport.ClassOf(b[offset:offset+sizes[i]]))
+	}
 	return n, nil
 }
 
@@ -216,7 +222,7 @@ func (d *device) admit(packet []byte) bool {
 		d.stack.refused.Add(1)
 		return false
 	}
-	switch kindOf(packet) {
+	switch d.kindOf(packet) {
 	case plain:
 		return true
 	case tcp4:
@@ -231,6 +237,7 @@ func (d *device) admit(packet []byte) bool {
 const (
 	header4, header6 = 20, 40 // bytes of an IP header without options
 	tcpHeader        = 20
+	icmpHeader       = 8
 )
 
 type kind uint8
@@ -244,26 +251,33 @@ const (
 
 // kindOf keeps from the kernel what it must not act on in a namespace where
 // every address is its own. It holds with any filter: UDP is somebody else's,
-// and of ICMP there are echo requests and news of a smaller path.
-func kindOf(p []byte) kind {
+// and of ICMP there are echo requests to the stack's own addresses and news of a
+// smaller path.
+func (d *device) kindOf(p []byte) kind {
 	switch {
 	case len(p) >= header4 && p[0] == 0x45 && p[6]&0x3f == 0 && p[7] == 0:
+		l4 := p[header4:]
 		switch {
-		case p[9] == unix.IPPROTO_TCP && len(p) >= header4+tcpHeader:
+		case p[9] == unix.IPPROTO_TCP && len(l4) >= tcpHeader:
 			return tcp4
-		case p[9] == unix.IPPROTO_ICMP && len(p) >= header4+8 && (p[header4] == 8 || p[header4] == 3 && p[header4+1] == 4):
+		case p[9] == unix.IPPROTO_ICMP && len(l4) >= icmpHeader && l4[0] == 3 && l4[1] == 4,
+			p[9] == unix.IPPROTO_ICMP && len(l4) >= icmpHeader && l4[0] == 8 && d.own(netip.AddrFrom4([4]byte(p[16:20]))):
 			return plain
 		}
 	case len(p) >= header6 && p[0]>>4 == 6:
+		l4 := p[header6:]
 		switch {
-		case p[6] == unix.IPPROTO_TCP && len(p) >= header6+tcpHeader:
+		case p[6] == unix.IPPROTO_TCP && len(l4) >= tcpHeader:
 			return tcp6
-		case p[6] == unix.IPPROTO_ICMPV6 && len(p) >= header6+8 && (p[header6] == 128 || p[header6] == 2):
+		case p[6] == unix.IPPROTO_ICMPV6 && len(l4) >= icmpHeader && l4[0] == 2,
+			p[6] == unix.IPPROTO_ICMPV6 && len(l4) >= icmpHeader && l4[0] == 128 && d.own(netip.AddrFrom16([16]byte(p[24:40]))):
 			return plain
 		}
 	}
 	return alien
 }
+
+func (d *device) own(a netip.Addr) bool { return slices.Contains(d.stack.opts.Addresses, a) }
 
 // File implements [wgtun.Device].
 func (d *device) File() *os.File { return d.file }

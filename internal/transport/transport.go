@@ -50,6 +50,16 @@ const (
 // dscpEF is expedited forwarding as a whole TOS or traffic class byte.
 const dscpEF = 46 << 2
 
+// ClassOf is how an IP packet wants to travel: by its own DSCP (RFC 2474).
+func ClassOf(packet []byte) byte {
+	switch {
+	case len(packet) >= 20 && packet[0]>>4 == 4 && packet[1]&0xfc == dscpEF,
+		len(packet) >= 40 && packet[0]>>4 == 6 && (packet[0]<<4|packet[1]>>4)&0xfc == dscpEF:
+		return ClassVoice
+	}
+	return ClassNone
+}
+
 // messageHeader and keepaliveSize are WireGuard's: a transport message is a
 // header, the packet and a tag of 16 bytes.
 const (
