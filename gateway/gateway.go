@@ -131,6 +131,8 @@ func (g *gateway) build() (err error) {
 		TCP:  g.handleTCP, UDP: func(f *overlay.UDPFlow) { g.proxy.HandleUDP(f) },
 		UDPGSOOff:  cfg.Tunnel.UDPGSO == "off",
 		OnEndpoint: func(key [32]byte, ep netip.AddrPort) { g.sessions.Endpoint(key, ep) },
+		Held:       func(key [32]byte) bool { return g.sessions.Held(key) },
+		Keep:       g.keepTunnels,
 		Log:        g.log,
 	})
 	if err != nil {
@@ -139,9 +141,7 @@ func (g *gateway) build() (err error) {
 	g.sessions = session.New(session.Config{
 		Engine: g.engine, Store: g.store, Audit: g.audit, Table: g.table, Gateway: own, ControlPort: wire.ControlPort,
 		Locate: g.places.Lookup, PostureMaxAge: time.Duration(cfg.Posture.MaxAge), Log: g.log,
-		AddPeer: func(r store.Registration, inner [2]netip.Addr) error {
-			return g.tunnel.AddPeer(tunnel.Peer{Key: r.TunnelKey, PresharedKey: r.PresharedKey, Addresses: inner, Endpoint: r.Endpoint})
-		},
+		AddPeer:    g.addPeer,
 		RemovePeer: func(key [32]byte) error { return g.tunnel.RemovePeer(key) },
 		Gone: func(inner [2]netip.Addr) {
 			for _, a := range inner {
@@ -238,6 +238,25 @@ func (g *gateway) handleTCP(r tunnel.TCPRequest) {
 		return
 	}
 	g.proxy.HandleTCP(r)
+}
+
+// addPeer gives the tunnel what is known of a connection's key.
+func (g *gateway) addPeer(c session.Connection) error {
+	r := c.Registration
+	from, _ := netip.ParseAddr(c.Remote) // empty after a restart
+	return g.tunnel.AddPeer(tunnel.Peer{
+		Key: r.TunnelKey, PresharedKey: r.PresharedKey, Addresses: c.Device.Addresses, From: from,
+		Endpoint: r.Tunnel.Endpoint, Handshake: r.Tunnel.HandshakeAt, Initiation: r.Tunnel.Initiation,
+	})
+}
+
+// keepTunnels stores what the tunnel has to know after a restart.
+func (g *gateway) keepTunnels(ctx context.Context, kept []tunnel.Kept) error {
+	tunnels := make(map[[32]byte]store.Tunnel, len(kept))
+	for _, k := range kept {
+		tunnels[k.Key] = store.Tunnel{Endpoint: k.Endpoint, HandshakeAt: k.Handshake, Initiation: k.Initiation}
+	}
+	return g.store.KeepTunnels(ctx, tunnels)
 }
 
 // restore puts the registrations and sessions of before a restart in force.

@@ -6,8 +6,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-
-	"github.com/portvakt/portvakt/gateway/segment"
 )
 
 // Health is the body of /healthz and /readyz.
@@ -89,14 +87,19 @@ func (g *gateway) metrics() *prometheus.Registry {
 	counter("audit_records_total", "Records appended to the decision log.", func() float64 { return float64(g.audit.Appended()) })
 	counter("audit_lost_total", "Records of refusals and cuts that could not be written.", func() float64 { return float64(g.audit.Lost()) })
 	gauge("audit_signed_records", "Records of the decision log that the latest checkpoint signs.", func() float64 { return float64(g.notary.Last().Size) })
-	reg.MustRegister(&causes{g.table, prometheus.NewDesc("portvakt_packets_refused_total", "Packets out of tunnels that the segment filter refused.", []string{"cause"}, nil)})
+	gauge("tunnel_peers", "Devices WireGuard has a peer for; the others of devices_connected are dormant.", func() float64 { return float64(g.tunnel.Handshakes().Live) })
+	counter("tunnel_hailed_total", "Devices called after a restart.", func() float64 { return float64(g.tunnel.Handshakes().Hailed) })
+	counter("tunnel_woken_total", "Dormant devices called for a packet to them.", func() float64 { return float64(g.tunnel.Handshakes().Woken) })
+	counter("tunnel_retired_total", "Idle peers that were removed.", func() float64 { return float64(g.tunnel.Handshakes().Removed) })
+	reg.MustRegister(&causes{g.table.Counts, prometheus.NewDesc("portvakt_packets_refused_total", "Packets out of tunnels that the segment filter refused.", []string{"cause"}, nil)})
+	reg.MustRegister(&causes{g.tunnel.Refused, prometheus.NewDesc("portvakt_handshakes_refused_total", "Handshake messages, and packets to dormant devices, that went no further.", []string{"cause"}, nil)})
 	return reg
 }
 
-// causes collects the segment filter's counters.
+// causes collects counters by cause.
 type causes struct {
-	table *segment.Table
-	desc  *prometheus.Desc
+	counts func() map[string]uint64
+	desc   *prometheus.Desc
 }
 
 // Describe implements prometheus.Collector.
@@ -104,7 +107,7 @@ func (c *causes) Describe(ch chan<- *prometheus.Desc) { ch <- c.desc }
 
 // Collect implements prometheus.Collector.
 func (c *causes) Collect(ch chan<- prometheus.Metric) {
-	for cause, n := range c.table.Counts() {
+	for cause, n := range c.counts() {
 		ch <- prometheus.MustNewConstMetric(c.desc, prometheus.CounterValue, float64(n), cause)
 	}
 }

@@ -83,7 +83,7 @@ func newGateway(t *testing.T) *gw {
 	own := g.store.GatewayAddresses()
 	g.sessions = session.New(session.Config{
 		Engine: engine, Store: g.store, Audit: g.audit, Table: segment.NewTable(own), Gateway: own, ControlPort: 80, Locate: locate,
-		AddPeer:    func(store.Registration, [2]netip.Addr) error { return nil },
+		AddPeer:    func(session.Connection) error { return nil },
 		RemovePeer: func([32]byte) error { return nil }, Now: clock,
 	})
 	apps := filepath.Join(dir, "apps")

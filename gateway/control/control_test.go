@@ -79,7 +79,7 @@ func newGateway(t *testing.T) *gw {
 	g.sessions = session.New(session.Config{
 		Engine: policy.NewEngine(policy.EngineOptions{}), Store: g.store, Audit: g.audit, Table: segment.NewTable(own), Gateway: own, ControlPort: 80,
 		Locate:     func(a netip.Addr) policy.Location { return policy.Location{Address: a.String()} },
-		AddPeer:    func(store.Registration, [2]netip.Addr) error { return nil },
+		AddPeer:    func(session.Connection) error { return nil },
 		RemovePeer: func([32]byte) error { return nil },
 		Now:        g.clock,
 	})

@@ -91,7 +91,7 @@ func newWorld(t testing.TB, apps []string, upstreams map[string]string, opts ...
 		Engine: policy.NewEngine(policy.EngineOptions{Timeout: 5 * time.Second}), Store: st, Audit: w.log,
 		Table: segment.NewTable(st.GatewayAddresses()), Gateway: st.GatewayAddresses(), ControlPort: 80,
 		Locate:     func(netip.Addr) policy.Location { return policy.Location{} },
-		AddPeer:    func(store.Registration, [2]netip.Addr) error { return nil },
+		AddPeer:    func(session.Connection) error { return nil },
 		RemovePeer: func([32]byte) error { return nil },
 	})
 	w.publish(apps, upstreams)

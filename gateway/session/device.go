@@ -38,7 +38,6 @@ type device struct {
 	posture   *report
 	nonce     string         // of the next posture report
 	outer     netip.AddrPort // where the tunnel's packets come from
-	moved     bool           // outer is not in the store yet
 	location  policy.Location
 	prepared  prepared
 	gone      *policy.Decision // set once; nothing is allowed any more
@@ -191,6 +190,20 @@ func (d *device) farewell() {
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
+}
+
+// Held tells whether something of the device with that tunnel key is open: a
+// Flow or an event stream.
+func (m *Manager) Held(key [32]byte) bool {
+	m.mu.RLock()
+	d := m.keys[key]
+	m.mu.RUnlock()
+	if d == nil {
+		return false
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.flows) > 0 || len(d.watchers) > 0
 }
 
 // reachNow returns the current view.

@@ -64,7 +64,7 @@ func (m *Manager) Connect(c Connection) error {
 		m.cfg.Audit.Note(r)
 	}
 	m.refresh(d)
-	if err := m.cfg.AddPeer(c.Registration, d.record.Addresses); err != nil {
+	if err := m.cfg.AddPeer(c); err != nil {
 		m.Remove(d.record.ID, policy.Decision{})
 		return fmt.Errorf("adding a tunnel peer: %w", err)
 	}
@@ -96,7 +96,10 @@ func (m *Manager) install(d *device) (old *device, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	old = m.devices[d.record.ID]
-	m.devices[d.record.ID] = d
+	if old != nil {
+		delete(m.keys, old.key)
+	}
+	m.devices[d.record.ID], m.keys[d.key] = d, d
 	for _, a := range d.record.Addresses {
 		m.inner[a] = d
 	}
@@ -140,11 +143,11 @@ func (m *Manager) TokenDevice(inner netip.Addr, tokenHash [32]byte) (id string, 
 // Endpoint tells where the peer with that tunnel key sends from now. A changed
 // place is recorded and decides everything again.
 func (m *Manager) Endpoint(key [32]byte, outer netip.AddrPort) {
-	for _, d := range m.all() {
-		if d.key == key {
-			m.setLocation(d, outer)
-			return
-		}
+	m.mu.RLock()
+	d := m.keys[key]
+	m.mu.RUnlock()
+	if d != nil {
+		m.setLocation(d, outer)
 	}
 }
 
@@ -162,16 +165,9 @@ func (m *Manager) setLocation(d *device, outer netip.AddrPort) {
 	}
 	loc := m.cfg.Locate(outer.Addr().Unmap())
 	old := d.location
-	d.moved = d.moved || d.outer != outer
 	d.outer, d.location = outer, loc
-	session, moved := d.session, d.moved
+	session := d.session
 	d.mu.Unlock()
-	if moved {
-		select {
-		case m.moved <- struct{}{}:
-		default:
-		}
-	}
 	if old == loc {
 		return
 	}

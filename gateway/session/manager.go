@@ -44,9 +44,9 @@ type Config struct {
 	ControlPort uint16
 	// Locate says where an outer address is.
 	Locate func(netip.Addr) policy.Location
-	// AddPeer makes a registration's tunnel key known to the tunnel, RemovePeer
+	// AddPeer makes a connection's tunnel key known to the tunnel, RemovePeer
 	// unknown at once.
-	AddPeer    func(r store.Registration, inner [2]netip.Addr) error
+	AddPeer    func(Connection) error
 	RemovePeer func(key [32]byte) error
 	// Gone is told when a device's connection ended, after its Flows were cut:
 	// what idles on its inner addresses has nobody left to serve. May be nil.
@@ -80,17 +80,15 @@ type Manager struct {
 	// device and not while refreshing.
 	sessionMu sync.Mutex
 
-	// mu guards the two maps, not the devices in them.
+	// mu guards the maps, not the devices in them.
 	mu      sync.RWMutex
 	devices map[string]*device
 	inner   map[netip.Addr]*device
+	keys    map[[32]byte]*device
 
 	// publishMu is held while a revision becomes active.
 	publishMu sync.Mutex
 	catalogue atomic.Pointer[catalogue]
-
-	// moved wakes Run when a device's outer address changed.
-	moved chan struct{}
 
 	flows   atomic.Int64
 	refused atomic.Uint64
@@ -129,7 +127,7 @@ func New(cfg Config) *Manager {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	m := &Manager{cfg: cfg, log: cfg.Log, devices: map[string]*device{}, inner: map[netip.Addr]*device{}, moved: make(chan struct{}, 1)}
+	m := &Manager{cfg: cfg, log: cfg.Log, devices: map[string]*device{}, inner: map[netip.Addr]*device{}, keys: map[[32]byte]*device{}}
 	m.catalogue.Store(&catalogue{})
 	return m
 }
@@ -144,9 +142,6 @@ func (m *Manager) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-m.moved:
-			m.rememberEndpoints(ctx)
-			continue
 		case <-tick.C:
 		}
 		now := m.cfg.Now()
@@ -174,23 +169,6 @@ func (m *Manager) Run(ctx context.Context) error {
 				m.log.Warn("noting which sessions are alive", "err", err)
 			}
 		}
-	}
-}
-
-// rememberEndpoints stores the outer addresses that are not in the store yet, in
-// one write however many they are. One that is lost costs its device some
-// seconds after the next restart.
-func (m *Manager) rememberEndpoints(ctx context.Context) {
-	seen := map[[32]byte]netip.AddrPort{}
-	for _, d := range m.all() {
-		d.mu.Lock()
-		if d.moved {
-			seen[d.key], d.moved = d.outer, false
-		}
-		d.mu.Unlock()
-	}
-	if err := m.cfg.Store.TouchEndpoints(ctx, seen); err != nil && ctx.Err() == nil {
-		m.log.Warn("noting where devices are", "err", err)
 	}
 }
 
@@ -415,6 +393,9 @@ func (m *Manager) remove(id string, only *device, why policy.Decision) {
 			if m.inner[a] == d {
 				delete(m.inner, a)
 			}
+		}
+		if m.keys[d.key] == d {
+			delete(m.keys, d.key)
 		}
 	}
 	m.mu.Unlock()

@@ -100,13 +100,13 @@ func newGateway(t *testing.T) *gw {
 			}
 			return policy.Location{Address: a.String(), Country: g.country.Load().(string)}
 		},
-		AddPeer: func(r store.Registration, _ [2]netip.Addr) error {
+		AddPeer: func(c session.Connection) error {
 			if g.beforeAdd != nil {
 				g.beforeAdd()
 			}
 			g.mu.Lock()
 			defer g.mu.Unlock()
-			g.peers[r.TunnelKey] = true
+			g.peers[c.Registration.TunnelKey] = true
 			return nil
 		},
 		RemovePeer: func(key [32]byte) error {
@@ -713,36 +713,29 @@ func TestRunEndsWhatTimeEnds(t *testing.T) {
 	}
 }
 
-// Run remembers where devices are, so that a restarted gateway can call them.
-func TestRunRemembersEndpoints(t *testing.T) {
+// A device is held while a Flow or an event stream is open, and found by the
+// key that is in force.
+func TestHeld(t *testing.T) {
 	g := newGateway(t)
 	l := g.connect("anna")
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- g.m.Run(ctx) }()
-	stored := func(want string) {
-		t.Helper()
-		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-			regs, err := g.store.Registrations(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
-			if len(regs) == 1 && regs[0].Endpoint.String() == want {
-				return
-			}
-			if time.Now().After(deadline) {
-				t.Fatalf("registrations: %+v, want the endpoint %s", regs, want)
-			}
-		}
+	key := l.reg.TunnelKey
+	if g.m.Held(key) || g.m.Held([32]byte{9}) {
+		t.Error("held though nothing is open")
 	}
-	stored("192.0.2.10:4000")
-	g.m.Endpoint(l.reg.TunnelKey, netip.MustParseAddrPort("192.0.2.10:4001"))
-	stored("192.0.2.10:4001")
-	g.m.Endpoint(l.reg.TunnelKey, netip.MustParseAddrPort("[2001:db8::1]:4001"))
-	stored("[2001:db8::1]:4001")
-	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
+	w, err := g.m.Watch(l.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !g.m.Held(key) {
+		t.Error("an event stream does not hold")
+	}
+	w.Close()
+	if g.m.Held(key) {
+		t.Error("held after the event stream")
+	}
+	g.m.Remove(l.ID, policy.Decision{})
+	if g.m.Held(key) {
+		t.Error("a removed device is held")
 	}
 }
 

@@ -43,11 +43,14 @@ func (s *Store) PutRegistration(ctx context.Context, r Registration) (resumed *S
 		if err := endOpen(ctx, tx, r.DeviceID, keep, EndSuperseded, "", r.CreatedAt); err != nil {
 			return err
 		}
-		if _, err := tx.ExecContext(ctx, `DELETE FROM registrations WHERE device_id = ?`, r.DeviceID); err != nil {
+		// The same key again keeps what is known of its tunnel.
+		if _, err := tx.ExecContext(ctx, `DELETE FROM registrations WHERE device_id = ? AND tunnel_key <> ?`, r.DeviceID, r.TunnelKey[:]); err != nil {
 			return err
 		}
 		_, err = tx.ExecContext(ctx,
-			`INSERT INTO registrations (device_id, tunnel_key, psk_sealed, token_hash, boot_id, agent_version, post_quantum, created_at, expires_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+			`INSERT INTO registrations (device_id, tunnel_key, psk_sealed, token_hash, boot_id, agent_version, post_quantum, created_at, expires_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+			ON CONFLICT (device_id) DO UPDATE SET psk_sealed = excluded.psk_sealed, token_hash = excluded.token_hash, boot_id = excluded.boot_id,
+				agent_version = excluded.agent_version, post_quantum = excluded.post_quantum, created_at = excluded.created_at, expires_at = excluded.expires_at`,
 			r.DeviceID, r.TunnelKey[:], s.seal.sealPSK(r), r.TokenHash[:], r.BootID, r.AgentVersion, r.PostQuantum, nanos(r.CreatedAt), nanos(r.ExpiresAt))
 		return err
 	})
@@ -99,13 +102,19 @@ func (s *Store) DeleteRegistration(ctx context.Context, key [32]byte) error {
 	})
 }
 
-// TouchEndpoints notes where devices, by tunnel key, send from now. Keys that
-// are not registered any more change nothing.
-func (s *Store) TouchEndpoints(ctx context.Context, seen map[[32]byte]netip.AddrPort) error {
+// KeepTunnels notes what is known of tunnels now, by tunnel key. Keys that are
+// not registered any more change nothing.
+func (s *Store) KeepTunnels(ctx context.Context, tunnels map[[32]byte]Tunnel) error {
 	return s.write(ctx, func(tx *sql.Tx) error {
-		for key, ep := range seen {
-			if _, err := tx.ExecContext(ctx, `UPDATE registrations SET endpoint = ? WHERE tunnel_key = ?`, ep.String(), key[:]); err != nil {
-				return fmt.Errorf("noting where devices are: %w", err)
+		for key, t := range tunnels {
+			endpoint := ""
+			if t.Endpoint.IsValid() {
+				endpoint = t.Endpoint.String()
+			}
+			at := sql.NullInt64{Int64: nanos(t.HandshakeAt), Valid: !t.HandshakeAt.IsZero()}
+			if _, err := tx.ExecContext(ctx, `UPDATE registrations SET endpoint = ?, handshake_at = ?, initiation = ? WHERE tunnel_key = ?`,
+				endpoint, at, t.Initiation, key[:]); err != nil {
+				return fmt.Errorf("noting the state of tunnels: %w", err)
 			}
 		}
 		return nil
@@ -115,7 +124,7 @@ func (s *Store) TouchEndpoints(ctx context.Context, seen map[[32]byte]netip.Addr
 // Registrations returns all registrations, also expired ones, by device.
 func (s *Store) Registrations(ctx context.Context) ([]Registration, error) {
 	rows, err := s.r.QueryContext(ctx,
-		`SELECT device_id, tunnel_key, psk_sealed, token_hash, boot_id, agent_version, post_quantum, endpoint, created_at, expires_at FROM registrations ORDER BY device_id`)
+		`SELECT device_id, tunnel_key, psk_sealed, token_hash, boot_id, agent_version, post_quantum, endpoint, handshake_at, initiation, created_at, expires_at FROM registrations ORDER BY device_id`)
 	if err != nil {
 		return nil, fmt.Errorf("reading registrations: %w", err)
 	}
@@ -125,12 +134,13 @@ func (s *Store) Registrations(ctx context.Context) ([]Registration, error) {
 		var key, sealed, token []byte
 		var created, expires int64
 		var endpoint string
-		err := rows.Scan(&r.DeviceID, &key, &sealed, &token, &r.BootID, &r.AgentVersion, &r.PostQuantum, &endpoint, &created, &expires)
+		var handshake sql.NullInt64
+		err := rows.Scan(&r.DeviceID, &key, &sealed, &token, &r.BootID, &r.AgentVersion, &r.PostQuantum, &endpoint, &handshake, &r.Tunnel.Initiation, &created, &expires)
 		if err != nil {
 			return err
 		}
 		if endpoint != "" {
-			if r.Endpoint, err = netip.ParseAddrPort(endpoint); err != nil {
+			if r.Tunnel.Endpoint, err = netip.ParseAddrPort(endpoint); err != nil {
 				return fmt.Errorf("the endpoint of device %q: %w", r.DeviceID, err)
 			}
 		}
@@ -140,7 +150,7 @@ func (s *Store) Registrations(ctx context.Context) ([]Registration, error) {
 		if r.PresharedKey, err = s.seal.openPSK(sealed, r.DeviceID, r.TunnelKey); err != nil {
 			return fmt.Errorf("opening the preshared key of device %q: %w", r.DeviceID, err)
 		}
-		r.CreatedAt, r.ExpiresAt = at(created), at(expires)
+		r.CreatedAt, r.ExpiresAt, r.Tunnel.HandshakeAt = at(created), at(expires), maybe(handshake)
 		rs = append(rs, r)
 		return nil
 	})

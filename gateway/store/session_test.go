@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -88,6 +89,44 @@ func TestRegistrationIsReplaced(t *testing.T) {
 	if _, err := s.PutRegistration(t.Context(), registration("d1", "k2", "b1", t0)); err != nil {
 		t.Error(err)
 	}
+}
+
+// What is known of a tunnel outlives the process and a new registration of its
+// key, and goes with the key.
+func TestKeepTunnels(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "store", "gateway.db")
+	s := open(t, options(path))
+	enrol(t, s, "d1")
+	enrol(t, s, "d2")
+	r1, r2 := registration("d1", "k1", "b1", t0), registration("d2", "k2", "b2", t0)
+	for _, r := range []store.Registration{r1, r2} {
+		if _, err := s.PutRegistration(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r1.Tunnel = store.Tunnel{Endpoint: netip.MustParseAddrPort("[2001:db8::1]:4001"), HandshakeAt: t0.Add(time.Hour), Initiation: make([]byte, 148)}
+	tunnels := map[[32]byte]store.Tunnel{r1.TunnelKey: r1.Tunnel, hash("unknown"): r1.Tunnel}
+	if err := s.KeepTunnels(t.Context(), tunnels); err != nil {
+		t.Fatal(err)
+	}
+	r1.BootID = "b9"
+	if _, err := s.PutRegistration(t.Context(), r1); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, options(path))
+	rs, err := s.Registrations(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	same(t, "registrations", rs, []store.Registration{r1, r2})
+	r3 := registration("d1", "k3", "b9", t0)
+	if _, err := s.PutRegistration(t.Context(), r3); err != nil {
+		t.Fatal(err)
+	}
+	if rs, err = s.Registrations(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	same(t, "registrations", rs, []store.Registration{r3, r2})
 }
 
 func TestARegistrationTakesTheSessionAlong(t *testing.T) {

@@ -84,8 +84,15 @@ type Registration struct {
 	TokenHash            [32]byte // of the control token
 	BootID, AgentVersion string
 	PostQuantum          bool
-	Endpoint             netip.AddrPort // where the device was seen last; see [Store.TouchEndpoints]
+	Tunnel               Tunnel // see [Store.KeepTunnels]
 	CreatedAt, ExpiresAt time.Time
+}
+
+// Tunnel is what is known of a registration's tunnel.
+type Tunnel struct {
+	Endpoint    netip.AddrPort // where the device was seen last
+	HandshakeAt time.Time      // when its last handshake was complete; zero: never
+	Initiation  []byte         // the newest handshake initiation accepted; nil: none
 }
 
 // Session binds a Subject to a Device and an OS user.

@@ -4,7 +4,9 @@
 //
 // Who may be a peer is the caller's business; this package holds registered
 // keys only as long as it is told to. A datagram of any other key is not
-// answered.
+// answered. WireGuard has a peer only for keys in use: one is made when a
+// registered device's handshake initiation arrives, or a packet to it leaves,
+// and goes when it is idle and nothing holds it.
 package tunnel
 
 import (
@@ -19,6 +21,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/crypto/curve25519"
 	"golang.zx2c4.com/wireguard/device"
@@ -54,11 +57,21 @@ type Config struct {
 	TCP func(TCPRequest)
 	UDP func(*overlay.UDPFlow)
 	// OnEndpoint is told which outer address a peer uses once its first
-	// handshake is complete, and again whenever it changes: within about 50 ms
-	// of the peer's first packet from there, a second at the latest (longer
-	// with very many peers, see pollShare). It is called from one goroutine
-	// and must not block. The key may have been removed meanwhile.
+	// handshake is complete, and again whenever it changes: within about 10 ms
+	// of the peer's first packet from there, a second at the latest. It is called
+	// from one goroutine and must not block. The key may have been removed
+	// meanwhile.
 	OnEndpoint func(key [32]byte, endpoint netip.AddrPort)
+	// Held tells whether something needs a key's peer though it is idle. It is
+	// asked once a second for idle peers only. May be nil.
+	Held func(key [32]byte) bool
+	// Keep stores what must outlive the process: a handshake initiation that
+	// was accepted once must not be after a restart. It is called from one
+	// goroutine, at most once a second and when Run ends. May be nil.
+	Keep func(context.Context, []Kept) error
+	// IdleAfter is how long after its last handshake message an unheld peer is
+	// removed; 0 means 190 s, when none of its keys is good any more.
+	IdleAfter time.Duration
 	// Log is optional.
 	Log *slog.Logger
 }
@@ -68,18 +81,30 @@ type Peer struct {
 	Key          [32]byte // WireGuard public key
 	PresharedKey [32]byte
 	Addresses    [2]netip.Addr // the device's inner addresses; an invalid one is left out
-	// Endpoint, if valid, is where the device was last, before a restart. A
-	// handshake with it begins at once: a stock WireGuard would find out by
-	// itself only after 15 s of silence (its keepalive and rekey time-outs).
-	Endpoint netip.AddrPort
+	// From is where the device connected from, if that is known: under a flood
+	// of initiations those from there are heard first.
+	From netip.Addr
+	// Endpoint, Handshake and Initiation are as [Config.Keep] was given them. If
+	// the handshake's session can still be in use, the device is called at once.
+	Endpoint   netip.AddrPort
+	Handshake  time.Time
+	Initiation []byte
 }
 
-// PeerInfo is the state of a peer's tunnel.
+// Kept is what must outlive the process about a key.
+type Kept struct {
+	Key        [32]byte
+	Endpoint   netip.AddrPort // proven; not valid before the first handshake
+	Handshake  time.Time      // when it was complete; zero before the first
+	Initiation []byte         // the newest accepted, which no older one may follow; nil or 148 bytes
+}
+
+// PeerInfo is the state of a key's tunnel.
 type PeerInfo struct {
 	Key           [32]byte
 	Endpoint      netip.AddrPort // not valid before the first handshake
-	LastHandshake int64          // Unix time in nanoseconds; 0 is never
-	Rx, Tx        uint64         // bytes, WireGuard's own included
+	LastHandshake time.Time
+	Live          bool // WireGuard has a peer for it
 }
 
 // Tunnel is a WireGuard interface. Its methods may be called from any
@@ -92,16 +117,20 @@ type Tunnel struct {
 	log    *slog.Logger
 	ready  chan struct{}
 	port   atomic.Uint32
-	watch  *watcher
+
+	known    *registry
+	gate     *gate
+	watch    *watcher
+	hails    hails
+	bind     *ingress
+	counters counters
 
 	// mu guards what follows and serialises changes of the device's peers. It
 	// is never taken on a goroutine that carries packets.
-	mu      sync.Mutex
-	state   state
-	dev     *device.Device // while running
-	stack   stack          // while running
-	peers   map[[32]byte]Peer
-	holders map[netip.Addr][32]byte // inner address -> key of the peer that has it
+	mu    sync.Mutex
+	state state
+	dev   *device.Device // while running
+	stack stack          // while running
 }
 
 type state uint8
@@ -135,15 +164,18 @@ func New(cfg Config) (*Tunnel, error) {
 		return nil, fmt.Errorf("deriving public key: %w", err)
 	}
 	t := &Tunnel{
-		cfg:     cfg,
-		listen:  listen,
-		public:  [32]byte(public),
-		log:     cfg.Log,
-		ready:   make(chan struct{}),
-		peers:   make(map[[32]byte]Peer),
-		holders: make(map[netip.Addr][32]byte),
+		cfg:    cfg,
+		listen: listen,
+		public: [32]byte(public),
+		log:    cfg.Log,
+		ready:  make(chan struct{}),
+		known:  newRegistry(),
+		hails:  hails{wake: make(chan struct{}, 1)},
 	}
-	t.watch = newWatcher(t)
+	if t.cfg.IdleAfter == 0 {
+		t.cfg.IdleAfter = idleAfter
+	}
+	t.gate, t.watch = newGate(t), newWatcher(t)
 	return t, nil
 }
 
@@ -184,17 +216,29 @@ func (t *Tunnel) Run(ctx context.Context) error {
 	t.log.Info("tunnel listens", "address", netip.AddrPortFrom(t.listen.Addr(), t.Port()))
 	close(t.ready)
 	var wg sync.WaitGroup
-	watchCtx, stopWatch := context.WithCancel(ctx)
-	wg.Go(func() { t.watch.run(watchCtx) })
+	workCtx, stopWork := context.WithCancel(ctx)
+	defer stopWork()
+	wg.Go(func() { t.watch.run(workCtx, t.dev) })
+	wg.Go(func() { t.gate.run(workCtx) })
+	wg.Go(func() { t.hail(workCtx) })
+	keepCtx, stopKeep := context.WithCancel(context.WithoutCancel(ctx))
+	kept := make(chan struct{})
+	go func() {
+		defer close(kept)
+		t.keep(keepCtx)
+	}()
 	var err error
 	select {
 	case <-ctx.Done():
 	case <-t.dev.Wait():
 		err = errors.New("running tunnel: the WireGuard device closed by itself")
 	}
-	stopWatch()
+	stopWork()
 	wg.Wait()
-	return errors.Join(err, t.stop())
+	err = errors.Join(err, t.stop())
+	stopKeep()
+	<-kept
+	return err
 }
 
 func (t *Tunnel) start() error {
@@ -207,11 +251,8 @@ func (t *Tunnel) start() error {
 	if err != nil {
 		return fmt.Errorf("running tunnel: %w", err)
 	}
-	b := &bind{
-		Bind: transport.NewUDP(transport.UDPOptions{Listen: t.listen, Sticky: true, GSOOff: t.cfg.UDPGSOOff, Log: t.log}),
-		seen: t.watch.seen,
-	}
-	dev := device.NewDevice(st.Device(), b, logger(t.log))
+	t.bind = newIngress(t, transport.NewUDP(transport.UDPOptions{Listen: t.listen, Sticky: true, GSOOff: t.cfg.UDPGSOOff, Log: t.log}))
+	dev := device.NewDevice(&egress{st.Device(), t}, t.bind, logger(t.log))
 	fail := func(err error) error {
 		t.state = closed
 		_ = st.Close()
@@ -220,22 +261,14 @@ func (t *Tunnel) start() error {
 	}
 	var conf strings.Builder
 	confKey(&conf, "private_key", t.cfg.PrivateKey)
-	for _, p := range t.peers {
-		confPeer(&conf, p)
-	}
 	if err := dev.IpcSet(conf.String()); err != nil {
 		return fail(fmt.Errorf("configuring device: %w", err))
 	}
 	if err := dev.Up(); err != nil {
 		return fail(fmt.Errorf("listening on %s: %w", t.cfg.Listen, err))
 	}
-	for _, p := range t.peers {
-		if err := hailed(dev, p); err != nil {
-			return fail(err)
-		}
-	}
 	t.dev, t.stack, t.state = dev, st, running
-	t.port.Store(uint32(b.port.Load()))
+	t.port.Store(t.bind.port.Load())
 	return nil
 }
 
@@ -287,30 +320,21 @@ func (t *Tunnel) AddPeer(p Peer) error {
 	if t.state == closed {
 		return fmt.Errorf("adding peer: %w", ErrClosed)
 	}
-	for _, a := range p.Addresses {
-		if holder, ok := t.holders[a]; ok && holder != p.Key {
-			if err := t.removeLocked(holder); err != nil {
-				return fmt.Errorf("adding peer: %w", err)
-			}
-		}
+	for _, r := range t.known.holders(&p) {
+		t.removeLocked(r)
 	}
-	if t.dev != nil {
+	r := t.known.put(&p)
+	if t.known.awake(r) {
 		var conf strings.Builder
-		confPeer(&conf, p)
+		confPeer(&conf, r)
 		if err := t.dev.IpcSet(conf.String()); err != nil {
 			// Half a peer must not stay.
-			return errors.Join(fmt.Errorf("adding peer: %w", err), t.removeLocked(p.Key))
-		}
-		if err := hailed(t.dev, p); err != nil {
-			return errors.Join(fmt.Errorf("adding peer: %w", err), t.removeLocked(p.Key))
+			t.removeLocked(r)
+			return fmt.Errorf("adding peer: %w", err)
 		}
 	}
-	t.forgetLocked(p.Key)
-	t.peers[p.Key] = p
-	for _, a := range p.Addresses {
-		if a.IsValid() {
-			t.holders[a] = p.Key
-		}
+	if p.Endpoint.IsValid() && time.Since(p.Handshake) < recently {
+		t.hails.add(r)
 	}
 	return nil
 }
@@ -323,45 +347,30 @@ func (t *Tunnel) RemovePeer(key [32]byte) error {
 	if t.state == closed {
 		return nil
 	}
-	return t.removeLocked(key)
-}
-
-func (t *Tunnel) removeLocked(key [32]byte) error {
-	t.forgetLocked(key)
-	t.watch.forgetLocked(key)
-	if t.dev == nil {
-		return nil
-	}
-	var conf strings.Builder
-	confKey(&conf, "public_key", key)
-	conf.WriteString("remove=true\n")
-	if err := t.dev.IpcSet(conf.String()); err != nil {
-		return fmt.Errorf("removing peer: %w", err)
+	if r := t.known.get(key); r != nil {
+		t.removeLocked(r)
 	}
 	return nil
 }
 
-// forgetLocked takes a key out of the tables. Callers hold mu.
-func (t *Tunnel) forgetLocked(key [32]byte) {
-	for _, a := range t.peers[key].Addresses {
-		if t.holders[a] == key {
-			delete(t.holders, a)
-		}
-	}
-	delete(t.peers, key)
+func (t *Tunnel) removeLocked(r *registration) {
+	t.lowerLocked(r)
+	t.known.drop(r)
 }
 
-// Peers is the state of all peers, in no order. It is empty unless Run runs.
-func (t *Tunnel) Peers() ([]PeerInfo, error) {
-	dev := t.device()
-	if dev == nil {
-		return nil, nil
+// Peers is the state of all registered keys, in no order.
+func (t *Tunnel) Peers() []PeerInfo { return t.known.infos() }
+
+// Inject sends whole IP packets into the tunnel. It copies them and does not
+// block; it returns how many it took, none unless Run runs.
+func (t *Tunnel) Inject(packets [][]byte) int {
+	t.mu.Lock()
+	stack := t.stack
+	t.mu.Unlock()
+	if stack == nil {
+		return 0
 	}
-	conf, err := dev.IpcGet()
-	if err != nil {
-		return nil, fmt.Errorf("reading peers: %w", err)
-	}
-	return parsePeers(conf), nil
+	return stack.Inject(packets)
 }
 
 // Stats returns the stack's packet counters; zero unless Run runs.
@@ -374,83 +383,21 @@ func (t *Tunnel) Stats() overlay.Stats {
 	return t.stack.Stats()
 }
 
-// device is the running device or nil. It stays usable, empty, once closed.
-func (t *Tunnel) device() *device.Device {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.dev
-}
-
 func confKey(w *strings.Builder, name string, key [32]byte) {
 	w.WriteString(name + "=" + hex.EncodeToString(key[:]) + "\n")
 }
 
-func confPeer(w *strings.Builder, p Peer) {
-	confKey(w, "public_key", p.Key)
-	confKey(w, "preshared_key", p.PresharedKey)
+// confPeer describes a registration's peer. Callers hold the tunnel's mu.
+func confPeer(w *strings.Builder, r *registration) {
+	confKey(w, "public_key", r.key)
+	confKey(w, "preshared_key", r.psk)
 	w.WriteString("replace_allowed_ips=true\n")
-	for _, a := range p.Addresses {
+	for _, a := range r.addresses {
 		if a.IsValid() {
 			// A device's own address and nothing around it: /32 or /128.
 			w.WriteString("allowed_ip=" + netip.PrefixFrom(a, a.BitLen()).String() + "\n")
 		}
 	}
-	if p.Endpoint.IsValid() {
-		// Turning keepalives on sends one, and that begins a handshake.
-		w.WriteString("endpoint=" + p.Endpoint.String() + "\npersistent_keepalive_interval=25\n")
-	}
-}
-
-// hailed turns the keepalives of confPeer off again: the one is under way, and
-// a laptop that is not there any more must not be called for ever.
-func hailed(dev *device.Device, p Peer) error {
-	if !p.Endpoint.IsValid() {
-		return nil
-	}
-	var conf strings.Builder
-	confKey(&conf, "public_key", p.Key)
-	conf.WriteString("update_only=true\npersistent_keepalive_interval=0\n")
-	if err := dev.IpcSet(conf.String()); err != nil {
-		return fmt.Errorf("hailing a peer: %w", err)
-	}
-	return nil
-}
-
-// parsePeers reads WireGuard's configuration protocol.
-func parsePeers(conf string) []PeerInfo {
-	var peers []PeerInfo
-	var sec, nsec int64
-	for line := range strings.Lines(conf) {
-		key, value, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "=")
-		if key == "public_key" {
-			var p PeerInfo
-			if n, err := hex.Decode(p.Key[:], []byte(value)); err != nil || n != len(p.Key) {
-				continue
-			}
-			peers = append(peers, p)
-			continue
-		}
-		if len(peers) == 0 {
-			continue
-		}
-		p := &peers[len(peers)-1]
-		switch key {
-		case "endpoint":
-			if ep, err := netip.ParseAddrPort(value); err == nil {
-				p.Endpoint = netip.AddrPortFrom(ep.Addr().Unmap(), ep.Port())
-			}
-		case "last_handshake_time_sec":
-			sec, _ = strconv.ParseInt(value, 10, 64)
-		case "last_handshake_time_nsec":
-			nsec, _ = strconv.ParseInt(value, 10, 64)
-			p.LastHandshake = sec*1e9 + nsec
-		case "rx_bytes":
-			p.Rx, _ = strconv.ParseUint(value, 10, 64)
-		case "tx_bytes":
-			p.Tx, _ = strconv.ParseUint(value, 10, 64)
-		}
-	}
-	return peers
 }
 
 // logger gives the device's own messages to log, at debug: they name peers'

@@ -242,8 +242,8 @@ func TestRemovePeer(t *testing.T) {
 	if err := in.RemovePeer(a.pub); err != nil {
 		t.Fatal(err)
 	}
-	if peers, err := in.Peers(); err != nil || len(peers) != 1 || peers[0].Key != b.pub {
-		t.Errorf("peers after removal: %v, %v", peers, err)
+	if peers := in.Peers(); len(peers) != 1 || peers[0].Key != b.pub {
+		t.Errorf("peers after removal: %v", peers)
 	}
 	time.Sleep(50 * time.Millisecond)
 	r.answered.Store(0)
@@ -282,11 +282,12 @@ func TestNewKeyTakesTheAddressesOver(t *testing.T) {
 	if n, err := nc.Read(make([]byte, 5)); err == nil {
 		t.Errorf("the old key still gets %d bytes", n)
 	}
-	peers, err := in.Peers()
-	if err != nil || len(peers) != 1 || peers[0].Key != fresh.pub {
-		t.Fatalf("peers: %v, %v", peers, err)
+	located(t, in, fresh.pub)
+	peers := in.Peers()
+	if len(peers) != 1 || peers[0].Key != fresh.pub {
+		t.Fatalf("peers: %v", peers)
 	}
-	if p := peers[0]; p.Rx == 0 || p.Tx == 0 || time.Since(time.Unix(0, p.LastHandshake)) > time.Minute || !p.Endpoint.IsValid() {
+	if p := peers[0]; !p.Live || time.Since(p.LastHandshake) > time.Minute || !p.Endpoint.IsValid() {
 		t.Errorf("state of the peer: %+v", p)
 	}
 }
@@ -350,7 +351,7 @@ func TestRestartCallsRememberedPeers(t *testing.T) {
 	in.admit(t, c, 1)
 	c.connect(t, in, listen, 1)
 	roundTrip(t, c.mustDial(t, at(app[0], 443)))
-	var there located
+	var there place
 	select {
 	case there = <-in.located:
 	case <-time.After(5 * time.Second):
@@ -361,7 +362,7 @@ func TestRestartCallsRememberedPeers(t *testing.T) {
 	again := startAs(t, listen, priv)
 	restarted := time.Now()
 	again.table.Set(inner(1), []segment.Entry{{Addr: app[0], Proto: segment.ProtoTCP, Port: 443}})
-	if err := again.AddPeer(tunnel.Peer{Key: c.pub, PresharedKey: c.psk, Addresses: inner(1), Endpoint: there.ep}); err != nil {
+	if err := again.AddPeer(tunnel.Peer{Key: c.pub, PresharedKey: c.psk, Addresses: inner(1), Endpoint: there.ep, Handshake: time.Now()}); err != nil {
 		t.Fatal(err)
 	}
 	select {
@@ -459,8 +460,8 @@ func TestLifecycle(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- tun.Run(ctx) }()
 	<-tun.Ready()
-	if peers, err := tun.Peers(); err != nil || len(peers) != 1 || peers[0].Key != cl.pub {
-		t.Errorf("peers: %v, %v", peers, err)
+	if peers := tun.Peers(); len(peers) != 1 || peers[0].Key != cl.pub || peers[0].Live {
+		t.Errorf("peers: %v", peers)
 	}
 	if err := tun.Run(ctx); err == nil {
 		t.Error("ran twice")

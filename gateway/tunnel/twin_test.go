@@ -48,8 +48,8 @@ func keyPair() (priv, pub [32]byte) {
 	return priv, [32]byte(p)
 }
 
-// located is what OnEndpoint was told.
-type located struct {
+// place is what OnEndpoint was told.
+type place struct {
 	key [32]byte
 	ep  netip.AddrPort
 	at  time.Time
@@ -61,7 +61,7 @@ type located struct {
 type ingress struct {
 	*tunnel.Tunnel
 	table   *segment.Table
-	located chan located
+	located chan place
 	conns   chan net.Conn
 	asked   chan tunnel.TCPRequest
 	stop    func()
@@ -81,36 +81,43 @@ func startAs(t *testing.T, listen string, priv [32]byte) *ingress {
 
 func startMode(t *testing.T, mode tunnel.Mode, listen string, priv [32]byte) *ingress {
 	t.Helper()
-	in := &ingress{table: segment.NewTable(gatewayAddrs), located: make(chan located, 100), conns: make(chan net.Conn, 10), asked: make(chan tunnel.TCPRequest, 1000)}
+	return startConfig(t, tunnel.Config{PrivateKey: priv, Listen: listen, Mode: mode}, nil)
+}
+
+func startConfig(t testing.TB, cfg tunnel.Config, change func(*tunnel.Config)) *ingress {
+	t.Helper()
+	in := &ingress{table: segment.NewTable(gatewayAddrs), located: make(chan place, 5000), conns: make(chan net.Conn, 10), asked: make(chan tunnel.TCPRequest, 1000)}
+	cfg.Addresses, cfg.Table = gatewayAddrs, in.table
+	cfg.TCP = func(r tunnel.TCPRequest) {
+		if r.Local().Port() == 7 {
+			r.Reset()
+			return
+		}
+		if r.Local().Port() == 9 {
+			in.asked <- r
+			return
+		}
+		c, err := r.Accept()
+		if err != nil {
+			return
+		}
+		if r.Local().Port() == 8 {
+			in.conns <- c
+			return
+		}
+		_, _ = io.Copy(c, c)
+		_ = c.Close()
+	}
+	cfg.UDP = func(f *overlay.UDPFlow) {
+		_, _ = io.Copy(f, f)
+		_ = f.Close()
+	}
+	cfg.OnEndpoint = func(key [32]byte, ep netip.AddrPort) { in.located <- place{key, ep, time.Now()} }
+	if change != nil {
+		change(&cfg)
+	}
 	var err error
-	in.Tunnel, err = tunnel.New(tunnel.Config{
-		PrivateKey: priv, Listen: listen, Addresses: gatewayAddrs, Table: in.table, Mode: mode,
-		TCP: func(r tunnel.TCPRequest) {
-			if r.Local().Port() == 7 {
-				r.Reset()
-				return
-			}
-			if r.Local().Port() == 9 {
-				in.asked <- r
-				return
-			}
-			c, err := r.Accept()
-			if err != nil {
-				return
-			}
-			if r.Local().Port() == 8 {
-				in.conns <- c
-				return
-			}
-			_, _ = io.Copy(c, c)
-			_ = c.Close()
-		},
-		UDP: func(f *overlay.UDPFlow) {
-			_, _ = io.Copy(f, f)
-			_ = f.Close()
-		},
-		OnEndpoint: func(key [32]byte, ep netip.AddrPort) { in.located <- located{key, ep, time.Now()} },
-	})
+	in.Tunnel, err = tunnel.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -149,6 +156,21 @@ func (in *ingress) admit(t *testing.T, c *client, i int) {
 	in.table.Set(inner(i), es)
 	if err := in.AddPeer(tunnel.Peer{Key: c.pub, PresharedKey: c.psk, Addresses: inner(i)}); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// located waits until the owner was told where a key is.
+func located(t *testing.T, in *ingress, key [32]byte) netip.AddrPort {
+	t.Helper()
+	for {
+		select {
+		case got := <-in.located:
+			if got.key == key {
+				return got.ep
+			}
+		case <-time.After(3 * time.Second):
+			t.Fatal("the client was never located")
+		}
 	}
 }
 
@@ -285,7 +307,8 @@ type relay struct {
 	gateway  *net.UDPAddr
 	front    *net.UDPConn
 	client   atomic.Pointer[netip.AddrPort]
-	answered atomic.Int64 // datagrams that came back
+	answered atomic.Int64                 // datagrams that came back
+	seen     atomic.Pointer[func([]byte)] // told of every datagram to the gateway
 
 	mu   sync.Mutex
 	back *net.UDPConn
@@ -308,6 +331,9 @@ func newRelay(t *testing.T, in *ingress) *relay {
 				return
 			}
 			r.client.Store(&src)
+			if seen := r.seen.Load(); seen != nil {
+				(*seen)(b[:n])
+			}
 			r.mu.Lock()
 			_, _ = r.back.Write(b[:n])
 			r.mu.Unlock()

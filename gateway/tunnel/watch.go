@@ -2,121 +2,101 @@ package tunnel
 
 import (
 	"context"
-	"net/netip"
-	"sync/atomic"
 	"time"
+
+	"golang.zx2c4.com/wireguard/device"
 )
 
 const (
-	// pollEvery is how often peers' endpoints are read in any case: two peers
-	// behind one address that change places send from no new one.
-	pollEvery = time.Second
-	// pollAfter is how long a datagram from a new address has to be
-	// authenticated before the endpoints are read.
-	pollAfter = 25 * time.Millisecond
-	// pollApart is the least time between two readings, however many strangers
-	// send.
-	pollApart = 50 * time.Millisecond
-	// pollShare bounds the time spent reading, to one part in pollShare:
-	// reading 10,000 peers takes tens of milliseconds.
-	pollShare = 20
+	// lookAfter is how long a packet from a new place has to be authenticated
+	// before WireGuard is asked.
+	lookAfter = 5 * time.Millisecond
+	// tendEvery is how often overdue answers are looked for.
+	tendEvery = 25 * time.Millisecond
+	// lookAgain is how many times, tendEvery apart, a peer is looked at whose
+	// answer WireGuard has yet to read.
+	lookAgain = 20
+	// sweepEvery is how often every live peer is looked at, should a sign have
+	// been missed; 10,000 take some milliseconds.
+	sweepEvery = time.Second
+	// suspectQueue is how many peers wait to be looked at. One that finds no
+	// room is suspected again with its next packet.
+	suspectQueue = 1024
 )
 
-// watcher tells the owner where peers are. Upstream has no event for it: the
-// socket reports source addresses that are no peer's, the watcher then reads
-// all endpoints and compares.
+// watcher tells the owner where peers are. Upstream has no event for it. The
+// ingress reports transport messages whose index is a peer's and whose source is
+// not; the watcher then asks WireGuard, which believes only what it could
+// decrypt, where that peer is.
 type watcher struct {
-	tunnel *Tunnel
-	wake   chan struct{}
+	t        *Tunnel
+	suspects chan *registration
 
-	// known holds the endpoints of the last reading. It is replaced whole, and
-	// read for every datagram.
-	known atomic.Pointer[map[netip.AddrPort]struct{}]
-
-	// last is what the owner was told; the tunnel's mu guards it.
-	last map[[32]byte]netip.AddrPort
+	// later are the peers to be looked at again, with how often; run owns it.
+	later map[*registration]int
 }
 
 func newWatcher(t *Tunnel) *watcher {
-	w := &watcher{tunnel: t, wake: make(chan struct{}, 1), last: make(map[[32]byte]netip.AddrPort)}
-	w.known.Store(&map[netip.AddrPort]struct{}{})
-	return w
+	return &watcher{t: t, suspects: make(chan *registration, suspectQueue), later: make(map[*registration]int)}
 }
 
-// seen notes a datagram's source. It runs on the receiving goroutines.
-func (w *watcher) seen(src netip.AddrPort) {
-	src = netip.AddrPortFrom(src.Addr().Unmap(), src.Port())
-	if _, ok := (*w.known.Load())[src]; ok {
-		return
-	}
+// suspect has a peer looked at. It runs on the receiving goroutines.
+func (w *watcher) suspect(r *registration) {
 	select {
-	case w.wake <- struct{}{}:
+	case w.suspects <- r:
 	default:
+		w.t.known.trust(r)
 	}
 }
 
-// forgetLocked makes the next endpoint of a key a first one again. Callers hold
-// the tunnel's mu.
-func (w *watcher) forgetLocked(key [32]byte) { delete(w.last, key) }
-
-// run polls until ctx is done.
-func (w *watcher) run(ctx context.Context) {
-	if w.tunnel.cfg.OnEndpoint == nil {
-		return
-	}
-	timer := time.NewTimer(pollEvery)
-	defer timer.Stop()
+// run watches until ctx is done.
+func (w *watcher) run(ctx context.Context, dev *device.Device) {
+	tend, sweep := time.NewTicker(tendEvery), time.NewTicker(sweepEvery)
+	defer tend.Stop()
+	defer sweep.Stop()
 	for {
-		timer.Reset(pollEvery)
 		select {
 		case <-ctx.Done():
 			return
-		case <-timer.C:
-		case <-w.wake:
-			if !sleep(ctx, pollAfter) {
+		case r := <-w.suspects:
+			if !sleep(ctx, lookAfter) {
 				return
 			}
-		}
-		begun := time.Now()
-		w.poll()
-		if !sleep(ctx, max(pollApart-pollAfter, pollShare*time.Since(begun))) {
-			return
+			for more := len(w.suspects); ; more-- {
+				if !w.look(dev, r) {
+					w.later[r] = lookAgain
+				}
+				if more == 0 {
+					break
+				}
+				r = <-w.suspects
+			}
+		case now := <-tend.C:
+			w.t.gate.overdue(now)
+			for r, left := range w.later {
+				if w.later[r]--; w.look(dev, r) || left == 1 {
+					delete(w.later, r)
+				}
+			}
+		case now := <-sweep.C:
+			w.t.known.forgetCalls(now.Add(-device.RekeyAttemptTime))
+			for _, r := range w.t.known.lives() {
+				w.look(dev, r)
+				w.t.retire(r, now)
+			}
 		}
 	}
 }
 
-func (w *watcher) poll() {
-	peers, err := w.tunnel.Peers()
-	if err != nil {
-		w.tunnel.log.Warn("peers' endpoints cannot be read", "err", err)
-		return
+// look asks WireGuard where a peer is. It is false while the peer's place is one
+// that was only claimed: before a packet of its new session it proves nothing.
+func (w *watcher) look(dev *device.Device, r *registration) (proven bool) {
+	w.t.known.trust(r)
+	ep, proven := w.t.bind.where(dev, r.key)
+	if proven && w.t.known.settle(r, ep, time.Now()) && w.t.cfg.OnEndpoint != nil {
+		w.t.cfg.OnEndpoint(r.key, ep)
 	}
-	known := make(map[netip.AddrPort]struct{}, len(peers))
-	for _, p := range peers {
-		// Before its first whole handshake a peer's endpoint proves nothing: a
-		// recorded initiation sent again would set it.
-		if !p.Endpoint.IsValid() || p.LastHandshake == 0 {
-			continue
-		}
-		known[p.Endpoint] = struct{}{}
-		if w.changed(p) {
-			w.tunnel.cfg.OnEndpoint(p.Key, p.Endpoint)
-		}
-	}
-	w.known.Store(&known)
-}
-
-func (w *watcher) changed(p PeerInfo) bool {
-	w.tunnel.mu.Lock()
-	defer w.tunnel.mu.Unlock()
-	if _, ok := w.tunnel.peers[p.Key]; !ok {
-		return false // removed since the reading
-	}
-	if w.last[p.Key] == p.Endpoint {
-		return false
-	}
-	w.last[p.Key] = p.Endpoint
-	return true
+	return proven
 }
 
 // sleep waits for d and reports whether ctx is still good.

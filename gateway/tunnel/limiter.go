@@ -1,0 +1,162 @@
+package tunnel
+
+import (
+	"hash/maphash"
+	"net/netip"
+	"sync"
+	"time"
+)
+
+// rate is a token bucket's: tokens a second, and how many it holds.
+type rate struct{ perSecond, burst float64 }
+
+// What failed openings may cost: one is about 50 us of one core. Openings that
+// succeed cost no token, so that any number of devices behind one address come
+// in. Sources that proved their address (mac2) have buckets of their own, which
+// nobody else can empty.
+var (
+	unprovenNarrow = rate{50, 200}    // IPv4 /32, IPv6 /64
+	unprovenWide   = rate{100, 400}   // IPv4 /24, IPv6 /48
+	unprovenAll    = rate{1000, 2000} // everyone together
+	provenNarrow   = rate{200, 800}
+	provenWide     = rate{400, 1600}
+	provenAll      = rate{4000, 10000}
+)
+
+// limiterSlots is how many sources of a kind are told apart. More share: with
+// the bounds for everyone, fewer than that are ever empty at once.
+const limiterSlots = 4096
+
+// limiter holds the token buckets of sources whose initiations fail.
+type limiter struct {
+	seed maphash.Seed
+	made time.Time // its monotonic reading counts: a wall clock set back fills no bucket
+
+	mu       sync.Mutex
+	unproven class
+	proven   class
+}
+
+type class struct {
+	narrow, wide bucketTable
+	all          bucket
+	allRate      rate
+}
+
+type bucketTable struct {
+	rate  rate
+	slots [limiterSlots]bucket
+}
+
+// bucket counts what is missing in it, so that the zero value is full.
+type bucket struct {
+	missing float64
+	at      time.Duration // since the limiter was made, of missing
+}
+
+func newLimiter() *limiter {
+	return &limiter{
+		seed:     maphash.MakeSeed(),
+		made:     time.Now(),
+		unproven: class{bucketTable{rate: unprovenNarrow}, bucketTable{rate: unprovenWide}, bucket{}, unprovenAll},
+		proven:   class{bucketTable{rate: provenNarrow}, bucketTable{rate: provenWide}, bucket{}, provenAll},
+	}
+}
+
+func (b *bucket) fill(r rate, at time.Duration) {
+	if passed := at - b.at; passed > 0 {
+		b.missing = max(0, b.missing-passed.Seconds()*r.perSecond)
+		b.at = at
+	}
+}
+
+func (b *bucket) empty(r rate, at time.Duration) bool {
+	if b.missing == 0 {
+		return false // most are
+	}
+	b.fill(r, at)
+	return b.missing >= r.burst
+}
+
+func (b *bucket) spend(r rate, at time.Duration) {
+	b.fill(r, at)
+	b.missing = min(r.burst, b.missing+1)
+}
+
+func (l *limiter) class(proven bool) *class {
+	if proven {
+		return &l.proven
+	}
+	return &l.unproven
+}
+
+// buckets are those of an address. The seed is secret, so that nobody chooses
+// whom to share with.
+func (l *limiter) buckets(c *class, src netip.Addr) (narrow, wide *bucket) {
+	n, w := 32, 24
+	if src.Is6() {
+		n, w = 64, 48
+	}
+	at := func(t *bucketTable, bits int) *bucket {
+		p, err := src.Prefix(bits)
+		if err != nil {
+			return &c.all // an address without a family is nobody's
+		}
+		return &t.slots[maphash.Comparable(l.seed, p)%limiterSlots]
+	}
+	return at(&c.narrow, n), at(&c.wide, w)
+}
+
+// sourceSpent tells whether a source's buckets are empty, allSpent whether
+// everyone's is. Neither costs a token.
+func (l *limiter) sourceSpent(src netip.Addr, proven bool, now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c := l.class(proven)
+	narrow, wide := l.buckets(c, src)
+	return narrow.empty(c.narrow.rate, now.Sub(l.made)) || wide.empty(c.wide.rate, now.Sub(l.made))
+}
+
+func (l *limiter) allSpent(proven bool, now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c := l.class(proven)
+	return c.all.empty(c.allRate, now.Sub(l.made))
+}
+
+// failed takes the tokens of one failed opening.
+func (l *limiter) failed(src netip.Addr, proven bool, now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c := l.class(proven)
+	narrow, wide := l.buckets(c, src)
+	at := now.Sub(l.made)
+	narrow.spend(c.narrow.rate, at)
+	wide.spend(c.wide.rate, at)
+	c.all.spend(c.allRate, at)
+}
+
+// refused remembers which initiations failed, by their ephemeral keys: the same
+// bytes again cost no exchange. It forgets the oldest by overwriting.
+type refused struct {
+	seed maphash.Seed
+
+	mu    sync.Mutex
+	slots [limiterSlots]uint64
+}
+
+func (r *refused) hash(d *datagram) uint64 { return maphash.Bytes(r.seed, d[ephemeralAt:mac1At]) | 1 }
+
+func (r *refused) add(d *datagram) {
+	h := r.hash(d)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.slots[h>>1%limiterSlots] = h
+}
+
+func (r *refused) has(d *datagram) bool {
+	h := r.hash(d)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.slots[h>>1%limiterSlots] == h
+}
