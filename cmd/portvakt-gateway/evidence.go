@@ -163,7 +163,56 @@ only what was decided on, for:
 		},
 	}
 	show.Flags().BoolVar(&input, "input", false, "only the policy input")
-	return group("audit", "Read the decision log, and prove what it says", tail, show, auditVerifyCmd(opt), auditProveCmd(opt))
+	return group("audit", "Read the decision log, and prove what it says", tail, show, auditExportCmd(opt), auditVerifyCmd(opt), auditProveCmd(opt))
+}
+
+func auditExportCmd(opt *options) *cobra.Command {
+	var format, since, until, out string
+	c := &cobra.Command{
+		Use: "export", Short: "Write records in a form that other systems read", Args: cobra.NoArgs,
+		Long: `Write the records of a time as JSON Lines, as OCSF events, in the Common Event
+Format, or as CSV for a spreadsheet. Every record names the gateway and its
+number: together they are its identity. docs/audit.md describes the forms.`,
+		Example: `  portvakt-gateway audit export --format csv --since 2026-05-01T00:00:00+02:00 --until 2026-06-01T00:00:00+02:00 -o may.csv
+  portvakt-gateway audit export --format ocsf > events.jsonl`,
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			for name, v := range map[string]string{"since": since, "until": until} {
+				if _, err := time.Parse(time.RFC3339, v); v != "" && err != nil {
+					return usageError{fmt.Errorf("--%s %q: expected a time such as 2026-12-24T22:00:00+01:00", name, v)}
+				}
+			}
+			cl, err := opt.client()
+			if err != nil {
+				return err
+			}
+			if out == "" {
+				return cl.Export(cmd.Context(), cmd.OutOrStdout(), format, since, until)
+			}
+			return replaceFile(out, 0o600, func(w io.Writer) error { return cl.Export(cmd.Context(), w, format, since, until) })
+		},
+	}
+	c.Flags().StringVar(&format, "format", "jsonl", "jsonl, ocsf, cef or csv")
+	c.Flags().StringVar(&since, "since", "", "from this `time` on (RFC 3339)")
+	c.Flags().StringVar(&until, "until", "", "before this `time` (RFC 3339)")
+	c.Flags().StringVarP(&out, "output", "o", "", "the `file` to write (default: standard output)")
+	return c
+}
+
+// replaceFile writes beside the file and renames, so that a failure leaves what
+// was there.
+func replaceFile(path string, mode os.FileMode, write func(io.Writer) error) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
+	if err != nil {
+		return fmt.Errorf("writing %s: %w", path, err)
+	}
+	defer os.Remove(f.Name())
+	if err := errors.Join(write(f), f.Chmod(mode), f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return fmt.Errorf("writing %s: %w", path, err)
+	}
+	return nil
 }
 
 func policyCmd(opt *options) *cobra.Command {
@@ -181,18 +230,13 @@ evaluates: opa eval -b b.tar.gz -i in.json data.portvakt.decision`,
 			if err != nil {
 				return err
 			}
-			// Written beside and renamed, so that a failure leaves what was there.
-			f, err := os.CreateTemp(filepath.Dir(out), ".bundle-*")
-			if err != nil {
-				return fmt.Errorf("writing the bundle: %w", err)
-			}
-			defer os.Remove(f.Name())
-			rev, err := cl.Bundle(cmd.Context(), f, revision)
-			if err := errors.Join(err, f.Chmod(0o644), f.Close()); err != nil {
+			var rev string
+			err = replaceFile(out, 0o644, func(w io.Writer) (err error) {
+				rev, err = cl.Bundle(cmd.Context(), w, revision)
 				return err
-			}
-			if err := os.Rename(f.Name(), out); err != nil {
-				return fmt.Errorf("writing the bundle: %w", err)
+			})
+			if err != nil {
+				return err
 			}
 			if opt.json {
 				return printJSON(cmd.OutOrStdout(), map[string]string{"revision": rev, "file": out})

@@ -135,6 +135,29 @@ func evidenceOf(t *testing.T, path string, c func(...string) []string) {
 	command(t, 2, "--proof needs --key", "audit", "verify", "--proof", proof)
 	command(t, 2, "verifier key", c("audit", "verify", "--key", "nonsense")...)
 	command(t, 1, "no record has", c("audit", "prove", "d-nope")...)
+	may := filepath.Join(dir, "may.csv")
+	command(t, 0, "", c("audit", "export", "--format", "csv", "-o", may)...)
+	if text, err := os.ReadFile(may); err != nil || !strings.HasPrefix(string(text), "node,seq,time,") || !strings.Contains(string(text), ",start,") {
+		t.Errorf("%v: %s", err, text)
+	}
+	command(t, 0, "CEF:0|Portvakt|Gateway|1|start|", c("audit", "export", "--format", "cef")...)
+	command(t, 0, `"class_uid":6002`, c("audit", "export", "--format", "ocsf")...)
+	for tries := 0; ; tries++ { // who exports is recorded, a moment later
+		var out bytes.Buffer
+		if run(t.Context(), c("audit", "tail", "-n", "0"), &out, io.Discard); strings.Contains(out.String(), "audit log, exported as cef") {
+			break
+		}
+		if tries == 500 {
+			t.Errorf("the export is not recorded:\n%s", out.String())
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if out := command(t, 0, "", c("audit", "export", "--since", "2999-01-01T00:00:00Z")...); out != "" {
+		t.Errorf("from the future: %s", out)
+	}
+	command(t, 2, "format is one of", c("audit", "export", "--format", "xml")...)
+	command(t, 2, "--since", c("audit", "export", "--since", "yesterday")...)
 	copied := filepath.Join(dir, "copy")
 	if err := os.CopyFS(copied, os.DirFS(filepath.Join(dir, "data", "audit"))); err != nil {
 		t.Fatal(err)

@@ -105,6 +105,12 @@ func (c *Client) AuditShow(ctx context.Context, w io.Writer, id string, input bo
 	return c.stream(ctx, path, w)
 }
 
+// Export copies the records of a time, in one of the forms of package export,
+// to w. Empty times are open ends.
+func (c *Client) Export(ctx context.Context, w io.Writer, format, since, until string) error {
+	return c.stream(ctx, "/v1/export?"+url.Values{"format": {format}, "since": {since}, "until": {until}}.Encode(), w)
+}
+
 // Bundle copies the OPA bundle of a revision, "" meaning the active one, to w
 // and returns which revision it is.
 func (c *Client) Bundle(ctx context.Context, w io.Writer, revision string) (string, error) {

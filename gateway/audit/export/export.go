@@ -1,0 +1,180 @@
+// Package export writes records of the decision log in the forms that other
+// systems read: JSON Lines, OCSF, CEF and CSV. docs/audit.md describes each.
+//
+// Every form names the node and the record's sequence number: together they are
+// the record's identity, by which a receiver drops what it got twice.
+package export
+
+import (
+	"encoding/csv"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/portvakt/portvakt/gateway/audit"
+)
+
+// A Format turns one record, and the line it is stored as, into one line of its
+// own with a newline at its end. It escapes what came from outside: no value can
+// end the line or be taken for a field's name.
+type Format func(to []byte, node string, line []byte, r *audit.Record) ([]byte, error)
+
+// Formats are the forms by name.
+var Formats = map[string]Format{"jsonl": JSONLines, "ocsf": OCSF, "cef": CEF, "csv": CSV}
+
+// Names of the Formats, for help texts and errors.
+var Names = []string{"jsonl", "ocsf", "cef", "csv"}
+
+// Range picks records by their time: from Since on and before Until. A zero end
+// is open.
+type Range struct{ Since, Until time.Time }
+
+func (r Range) holds(t time.Time) bool {
+	return (r.Since.IsZero() || !t.Before(r.Since)) && (r.Until.IsZero() || t.Before(r.Until))
+}
+
+// Write writes the records of a log that are within a Range, and returns how
+// many.
+func Write(w io.Writer, logFile, node string, within Range, f Format, name string) (n int, err error) {
+	if name == "csv" {
+		if _, err := io.WriteString(w, csvHeader()); err != nil {
+			return 0, fmt.Errorf("exporting: %w", err)
+		}
+	}
+	var buf []byte
+	scanErr := audit.Scan(logFile, func(line []byte, r *audit.Record) bool {
+		if !within.holds(r.Time) {
+			return true
+		}
+		if buf, err = f(buf[:0], node, line, r); err != nil {
+			err = fmt.Errorf("exporting record %d: %w", r.Seq, err)
+			return false
+		}
+		if _, err = w.Write(buf); err != nil {
+			err = fmt.Errorf("exporting: %w", err)
+			return false
+		}
+		n++
+		return true
+	})
+	if err == nil {
+		err = scanErr
+	}
+	return n, err
+}
+
+// JSONLines is the stored line with the node in front of it.
+func JSONLines(to []byte, node string, line []byte, _ *audit.Record) ([]byte, error) {
+	to = append(to, `{"node":`...)
+	name, err := json.Marshal(node)
+	if err != nil {
+		return nil, err
+	}
+	to = append(append(to, name...), ',')
+	return append(append(to, line[1:]...), '\n'), nil
+}
+
+// columns of the CSV form, in order.
+var columns = []struct {
+	name  string
+	value func(r *audit.Record) string
+}{
+	{"seq", func(r *audit.Record) string { return strconv.FormatUint(r.Seq, 10) }},
+	{"time", func(r *audit.Record) string { return r.Time.UTC().Format(time.RFC3339Nano) }},
+	{"kind", func(r *audit.Record) string { return string(r.Kind) }},
+	{"allow", func(r *audit.Record) string {
+		if r.Allow == nil {
+			return ""
+		}
+		return strconv.FormatBool(*r.Allow)
+	}},
+	{"reason", func(r *audit.Record) string { return r.Reason }},
+	{"app", func(r *audit.Record) string { return r.App }},
+	{"subject", func(r *audit.Record) string { return r.Subject }},
+	{"device", func(r *audit.Record) string { return r.Device }},
+	{"session", func(r *audit.Record) string { return r.Session }},
+	{"flow", func(r *audit.Record) string { return r.Flow }},
+	{"remote", func(r *audit.Record) string { return r.Remote }},
+	{"method", func(r *audit.Record) string { return r.Method }},
+	{"host", func(r *audit.Record) string { return r.Host }},
+	{"path", func(r *audit.Record) string { return r.Path }},
+	{"fact", func(r *audit.Record) string {
+		if r.Fact == nil {
+			return ""
+		}
+		return r.Fact.Name + ": " + r.Fact.Value
+	}},
+	{"rule", func(r *audit.Record) string { return r.Rule }},
+	{"revision", func(r *audit.Record) string { return r.Revision }},
+	{"decision", func(r *audit.Record) string { return r.Decision }},
+	{"actor", func(r *audit.Record) string { return r.Actor }},
+	{"outcome", func(r *audit.Record) string { return r.Outcome }},
+	{"status", func(r *audit.Record) string { return number(int64(r.Status)) }},
+	{"bytes_in", func(r *audit.Record) string { return number(r.BytesIn) }},
+	{"bytes_out", func(r *audit.Record) string { return number(r.BytesOut) }},
+	{"duration_ms", func(r *audit.Record) string { return number(r.DurationMS) }},
+	{"message", func(r *audit.Record) string { return r.Message }},
+}
+
+func number(n int64) string {
+	if n == 0 {
+		return ""
+	}
+	return strconv.FormatInt(n, 10)
+}
+
+func csvHeader() string {
+	names := []string{"node"}
+	for _, c := range columns {
+		names = append(names, c.name)
+	}
+	return strings.Join(names, ",") + "\r\n"
+}
+
+// CSV is RFC 4180 with one header line (see Write). A value that a spreadsheet
+// would take for a formula has an apostrophe in front of it.
+func CSV(to []byte, node string, _ []byte, r *audit.Record) ([]byte, error) {
+	fields := make([]string, 0, len(columns)+1)
+	fields = append(fields, cell(node))
+	for _, c := range columns {
+		fields = append(fields, cell(c.value(r)))
+	}
+	var b strings.Builder
+	w := csv.NewWriter(&b)
+	w.UseCRLF = true
+	if err := w.Write(fields); err != nil {
+		return nil, err
+	}
+	w.Flush()
+	return append(to, b.String()...), w.Error()
+}
+
+func cell(s string) string {
+	s = oneLine(s)
+	if s != "" && strings.ContainsRune("=+-@\t", rune(s[0])) {
+		return "'" + s
+	}
+	return s
+}
+
+// oneLine shows control and invisible characters instead of obeying them.
+func oneLine(s string) string {
+	if !strings.ContainsFunc(s, hidden) {
+		return s
+	}
+	var b strings.Builder
+	for _, r := range s {
+		switch {
+		case !hidden(r):
+			b.WriteRune(r)
+		case r > 0xffff:
+			fmt.Fprintf(&b, `\U%08X`, r)
+		default:
+			fmt.Fprintf(&b, `\u%04X`, r)
+		}
+	}
+	return b.String()
+}
