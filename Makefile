@@ -38,6 +38,7 @@ e2e: build ## the end-to-end tests alone (as root they run with real peers in ne
 bench: ## the tunnel against stock wireguard-go (root; Debian's iperf3, nginx, wrk); ARGS="--rounds 1 --only tcp", --quick, --json
 	@$(GO) build -o build/bench/ ./cmd/portvakt-gateway ./cmd/portvakt-agent
 	@$(GO) build -o build/bench/wireguard-go golang.zx2c4.com/wireguard
+	@$(GO) test -c -o build/bench/tunnel.test ./gateway/tunnel
 	@cd deploy && $(GO) build -o ../build/bench/bench ./bench
 	@build/bench/bench $(ARGS)
 

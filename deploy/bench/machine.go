@@ -11,12 +11,34 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/portvakt/portvakt/deploy/bench/table"
 )
+
+// profile records with perf(1) where a way's gateway spends its time until stop
+// is called, if that was asked for.
+func (b *bench) profile(t testSpec, w *way) (stop func() error, err error) {
+	if b.profiles == "" || w.gateway == nil {
+		return func() error { return nil }, nil
+	}
+	cmd := exec.Command("perf", "record", "-q", "-F", "999", "-g", "-o", filepath.Join(b.profiles, t.name+"-"+w.name+".perf"),
+		"-p", strconv.Itoa(w.gateway.PID()))
+	cmd.Stderr = b.log
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("profiling: %w (Debian: apt-get install linux-perf)", err)
+	}
+	return func() error {
+		if err := cmd.Process.Signal(os.Interrupt); err != nil {
+			return fmt.Errorf("profiling: %w", err)
+		}
+		_ = cmd.Wait() // perf ends with the signal it was sent
+		return nil
+	}, nil
+}
 
 var versionPattern = regexp.MustCompile(`\d+(\.\d+)+`)
 

@@ -95,6 +95,7 @@ type options struct {
 	ways           []string
 	quick          bool
 	json, markdown bool
+	profiles       string
 }
 
 func parse(args []string) (options, error) {
@@ -112,6 +113,7 @@ func parse(args []string) (options, error) {
 	fs.BoolVar(&o.quick, "quick", false, "one short round; only floors are judged")
 	fs.BoolVar(&o.json, "json", false, "print one JSON object")
 	fs.BoolVar(&o.markdown, "markdown", false, "print the section of docs/benchmarks.md")
+	fs.StringVar(&o.profiles, "profiles", "", "directory for a profile of the gateway in each measurement, by perf (perf report -i FILE)")
 	if err := fs.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return o, err
@@ -176,8 +178,9 @@ func needs(apps map[string]bool) error {
 // bench is one run.
 type bench struct {
 	*company
-	length time.Duration // of one measurement
-	log    io.Writer
+	length   time.Duration // of one measurement
+	profiles string        // directory for them; empty means none
+	log      io.Writer
 }
 
 // run measures everything that was asked for.
@@ -206,7 +209,7 @@ func run(ctx context.Context, o options, log io.Writer) (_ []table.Row, _ table.
 	}
 	b := &bench{
 		company: &company{Lab: l, bin: o.bin, self: self, mtu: o.mtu},
-		length:  time.Duration(o.seconds) * time.Second, log: log,
+		length:  time.Duration(o.seconds) * time.Second, profiles: o.profiles, log: log,
 	}
 	defer func() {
 		if err != nil && ctx.Err() == nil {
@@ -273,7 +276,7 @@ func (b *bench) rounds(ctx context.Context, o options, specs []rowSpec, ways []*
 func appsOf(specs []rowSpec) map[string]bool {
 	out := map[string]bool{}
 	for _, t := range tests {
-		if slices.ContainsFunc(specs, func(s rowSpec) bool { return s.test == t.name || s.baseTest() == t.name }) {
+		if t.app != "" && slices.ContainsFunc(specs, func(s rowSpec) bool { return s.test == t.name || s.baseTest() == t.name }) {
 			out[t.app] = true
 		}
 	}
@@ -284,7 +287,7 @@ func appsOf(specs []rowSpec) map[string]bool {
 func wanted(specs []rowSpec, test, way string) bool {
 	return slices.ContainsFunc(specs, func(s rowSpec) bool {
 		if way == wayStock || way == wayRaw {
-			return s.baseTest() == test
+			return s.baseTest() == test && s.way != wayProcess
 		}
 		return s.test == test && s.way == way
 	})

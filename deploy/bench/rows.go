@@ -15,6 +15,7 @@ const (
 	wayUserspace = "userspace" // agent in TUN mode, gateway with its userspace stack
 	wayTUN       = "tun"       // agent in TUN mode, gateway in TUN mode
 	wayRootless  = "rootless"  // agent without privilege, gateway with its userspace stack
+	wayProcess   = "process"   // no network: Go benchmarks of gateway/tunnel
 )
 
 // baseline is the name under which the rows give the stock way.
@@ -29,6 +30,11 @@ type rowSpec struct {
 	way          string
 	// base is the test of the stock way to compare with, when it is another.
 	base string
+	// baseMetric is the metric to compare with that the same measurement has,
+	// instead of the stock way's.
+	baseMetric string
+	// scale is how much of the metric's unit one of the row's is; 0 means 1.
+	scale float64
 }
 
 var rowSpecs = []rowSpec{
@@ -92,7 +98,36 @@ var rowSpecs = []rowSpec{
 		name: "voice, 1,000 flows: gateway CPU for 10^6 packets", unit: "s", lower: true, floor: table.Value(8), goal: table.Value(6),
 		test: "voice-1000", metric: metricPerMpk, way: wayUserspace,
 	},
+	{
+		name: "memory of a dormant registration", unit: "KiB", lower: true, floor: table.Value(2), goal: table.Value(1),
+		test: testPeers, metric: "BenchmarkPeersDormant B/registration", way: wayProcess, scale: 1 << 10,
+	},
+	{
+		name: "memory of an active device", unit: "KiB", lower: true, floor: table.Value(40), goal: table.Value(30),
+		test: testPeers, metric: "BenchmarkPeersActive B/device", way: wayProcess, scale: 1 << 10,
+	},
+	{
+		name: "dormant device, datagram in to answer out, p99", unit: "ms", lower: true, floor: table.Value(1.5), goal: table.Value(1),
+		test: testPeers, metric: "BenchmarkPeersFirstContact p99-us", way: wayProcess, scale: 1000,
+	},
+	{
+		name: "10,000 dormant devices back", unit: "s", lower: true, floor: table.Value(6), goal: table.Value(4),
+		test: testPeers, metric: "BenchmarkPeersReturn s/10000", way: wayProcess,
+	},
+	{
+		name: "handshakes, known endpoint", unit: "per core and s", floor: table.Ratio(0.9), goal: table.Ratio(1),
+		test: testPeers, metric: "BenchmarkPeersHandshakes/known handshakes/core-s", way: wayProcess, baseMetric: stockHandshakes,
+	},
+	{
+		name: "handshakes, dormant device", unit: "per core and s", floor: table.Ratio(0.5), goal: table.Ratio(0.6),
+		test: testPeers, metric: "BenchmarkPeersHandshakes/dormant handshakes/core-s", way: wayProcess, baseMetric: stockHandshakes,
+	},
 }
+
+const (
+	testPeers       = "peers"
+	stockHandshakes = "BenchmarkPeersHandshakes/stock handshakes/core-s"
+)
 
 func tcpRow(mode, name, test, way string, floor, goal float64) rowSpec {
 	return rowSpec{
@@ -110,11 +145,18 @@ func (s rowSpec) baseTest() string {
 
 // row fills a row from what was measured.
 func (s rowSpec) row(m measured) table.Row {
-	return table.Row{
+	r := table.Row{
 		Name: s.name, Unit: s.unit, LowerIsBetter: s.lower, Floor: s.floor, Goal: s.goal,
-		Ours: m.values(s.test, s.way, s.metric), Baseline: m.values(s.baseTest(), wayStock, s.metric), BaselineName: baseline,
-		Raw: m.values(s.baseTest(), wayRaw, s.metric),
+		Ours: m.values(s.test, s.way, s.metric, s.scale),
 	}
+	switch {
+	case s.baseMetric != "":
+		r.Baseline, r.BaselineName = m.values(s.test, s.way, s.baseMetric, s.scale), baseline
+	case s.way != wayProcess:
+		r.Baseline, r.BaselineName = m.values(s.baseTest(), wayStock, s.metric, s.scale), baseline
+		r.Raw = m.values(s.baseTest(), wayRaw, s.metric, s.scale)
+	}
+	return r
 }
 
 // measured holds the samples by test and way, one a round; a nil sample is a
@@ -123,7 +165,10 @@ type measured map[[2]string][]sample
 
 // values are a metric's values round by round, NaN where a round failed. A way
 // that was not measured, or knows no such metric, has none.
-func (m measured) values(test, way, metric string) []float64 {
+func (m measured) values(test, way, metric string, scale float64) []float64 {
+	if scale == 0 {
+		scale = 1
+	}
 	var out []float64
 	for _, s := range m[[2]string{test, way}] {
 		v, ok := s[metric]
@@ -133,7 +178,7 @@ func (m measured) values(test, way, metric string) []float64 {
 		case !ok:
 			return nil
 		}
-		out = append(out, v)
+		out = append(out, v/scale)
 	}
 	return out
 }

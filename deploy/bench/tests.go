@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -51,7 +52,7 @@ const voicePort = 10000
 // testSpec is one measurement, taken on several ways in turn.
 type testSpec struct {
 	name string
-	app  string
+	app  string // which it is of; empty for none
 	// print is the metric that the progress line shows, in unit.
 	print, unit string
 	run         func(ctx context.Context, b *bench, w *way, to netip.AddrPort) (sample, error)
@@ -73,12 +74,13 @@ var tests = []testSpec{
 	{"connect", appEcho, metricRate, "connections/s", connect},
 	{"voice-20", appVoice, metricP50, "us p50", voice(20, 50)},
 	{"voice-1000", appVoice, metricLoss, "% lost", voice(1000, 100)},
+	{testPeers, "", "BenchmarkPeersReturn s/10000", "s for 10,000", peers},
 }
 
 // measure runs a test on a way, with the gateway's CPU time around it.
 func (b *bench) measure(ctx context.Context, t testSpec, w *way) (sample, error) {
 	to, ok := w.apps[t.app]
-	if !ok {
+	if !ok && t.app != "" {
 		return nil, fmt.Errorf("%s has no app %s", w.name, t.app)
 	}
 	var before time.Duration
@@ -91,7 +93,12 @@ func (b *bench) measure(ctx context.Context, t testSpec, w *way) (sample, error)
 			return nil, err
 		}
 	}
+	stop, err := b.profile(t, w)
+	if err != nil {
+		return nil, err
+	}
 	s, err := t.run(ctx, b, w, to)
+	err = errors.Join(err, stop())
 	if err != nil || w.gateway == nil {
 		return s, err
 	}
@@ -180,7 +187,8 @@ func readIperf(out []byte) (sample, error) {
 }
 
 func (b *bench) wrk(ctx context.Context, w *way, url string) (sample, error) {
-	out, err := b.load(ctx, w, "wrk", "-t2", "-c64", fmt.Sprintf("-d%ds", int(b.length.Seconds())), url)
+	// Two seconds at least: the 64 handshakes at the beginning are not the row.
+	out, err := b.load(ctx, w, "wrk", "-t2", "-c64", fmt.Sprintf("-d%ds", max(2, int(b.length.Seconds()))), url)
 	if err != nil {
 		return nil, err
 	}
@@ -254,4 +262,48 @@ func voice(flows, rate int) func(context.Context, *bench, *way, netip.AddrPort) 
 			metricLoss: c.Loss(), metricP50: c.Delays.P50, metricP99: c.Delays.P99, metricJitter: c.Delays.Jitter, "datagrams": float64(c.Received),
 		}, nil
 	}
+}
+
+// peersLimit bounds the Go benchmarks.
+const peersLimit = 2 * time.Minute
+
+// peers runs the Go benchmarks of gateway/tunnel, once each: what they measure
+// they report themselves.
+func peers(ctx context.Context, b *bench, _ *way, _ netip.AddrPort) (sample, error) {
+	ctx, cancel := context.WithTimeout(ctx, peersLimit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, filepath.Join(b.bin, "tunnel.test"), "-test.run", "^$", "-test.bench", "^BenchmarkPeers", "-test.benchtime", "1x")
+	cmd.Dir = b.Dir
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return nil, fmt.Errorf("benchmarks of gateway/tunnel: %w: %.600s", err, out)
+	}
+	return readBenchmarks(string(out))
+}
+
+// readBenchmarks reads `go test -bench` (https://go.dev/design/14313-benchmark-format):
+// name, iterations, then pairs of value and unit.
+func readBenchmarks(out string) (sample, error) {
+	s := sample{}
+	for line := range strings.Lines(out) {
+		f := strings.Fields(line)
+		if len(f) < 4 || !strings.HasPrefix(f[0], "Benchmark") {
+			continue
+		}
+		name := f[0]
+		if i := strings.LastIndex(name, "-"); i > 0 { // GOMAXPROCS
+			name = name[:i]
+		}
+		for i := 2; i+1 < len(f); i += 2 {
+			v, err := strconv.ParseFloat(f[i], 64)
+			if err != nil {
+				return nil, fmt.Errorf("reading the benchmark %s: %w", name, err)
+			}
+			s[name+" "+f[i+1]] = v
+		}
+	}
+	if len(s) == 0 {
+		return nil, fmt.Errorf("there was no benchmark: %.300s", out)
+	}
+	return s, nil
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/portvakt/portvakt/deploy/bench/lab"
 )
 
-var wayNames = []string{wayRaw, wayStock, wayUserspace, wayTUN, wayRootless}
+var wayNames = []string{wayRaw, wayStock, wayUserspace, wayTUN, wayRootless, wayProcess}
 
 // direct is where the apps are without a gateway of ours.
 func direct(a netip.Addr) reach {
@@ -28,10 +28,16 @@ func (b *bench) ways(ctx context.Context, o options, specs []rowSpec) ([]*way, e
 	uses := func(name string) bool {
 		return slices.Contains(o.ways, name) && slices.ContainsFunc(specs, func(s rowSpec) bool { return s.way == name })
 	}
+	var out []*way
+	if uses(wayProcess) {
+		out = append(out, &way{name: wayProcess})
+	}
+	if len(appsOf(specs)) == 0 {
+		return out, nil
+	}
 	if err := b.open(ctx, appsOf(specs)); err != nil {
 		return nil, err
 	}
-	var out []*way
 	if slices.Contains(o.ways, wayRaw) {
 		out = append(out, &way{name: wayRaw, at: lab.AtClient, apps: direct(lab.App)})
 	}
