@@ -1,0 +1,291 @@
+package dns
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/godbus/dbus/v5"
+)
+
+// systemBus is where the D-Bus specification puts it. The environment's word
+// for it is not taken: this runs as root.
+const systemBus = "unix:path=/run/dbus/system_bus_socket"
+
+const (
+	callTimeout = 3 * time.Second
+	busRetry    = 30 * time.Second
+	// calm is how long a change is let settle before it is looked at.
+	calm = 200 * time.Millisecond
+	// Rewriting a file that another program rewrites each time must not become
+	// a race: after maxFights within fightWindow it is theirs for a while.
+	maxFights   = 5
+	fightWindow = time.Minute
+)
+
+// Config of a Manager.
+type Config struct {
+	// Link and Index name the tunnel's interface.
+	Link  string
+	Index int
+	// Root is the tree of the files; empty means "/".
+	Root string
+	// Bus is the address of the system's D-Bus; empty means the usual one.
+	Bus string
+	// Log may be nil.
+	Log *slog.Logger
+}
+
+// Setting is the DNS of the apps.
+type Setting struct {
+	Servers []netip.Addr // of the gateway, inside the tunnel
+	Domains []string     // the apps' names, lower case, without the final dot
+}
+
+// backend is one way to have a Setting. set may be called again, with the same
+// or another one.
+type backend interface {
+	name() string
+	set(context.Context, Setting) error
+	undo(context.Context) error
+}
+
+// Manager keeps a Setting in force. Its methods may be called from any
+// goroutine.
+type Manager struct {
+	cfg Config
+
+	mu   sync.Mutex
+	bus  *dbus.Conn // guarded by mu; nil until it is needed
+	want *Setting   // guarded by mu; nil while none is
+	in   backend    // guarded by mu; what has it, nil if none
+}
+
+// New returns a Manager that has changed nothing yet.
+func New(cfg Config) *Manager {
+	if cfg.Root == "" {
+		cfg.Root = "/"
+	}
+	if cfg.Bus == "" {
+		cfg.Bus = systemBus
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Manager{cfg: cfg}
+}
+
+// Recover undoes what a killed process left. What resolved was told it forgot
+// with the interface.
+func Recover(ctx context.Context, cfg Config) error {
+	m := New(cfg)
+	defer m.closeBus()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if m.ownFiles() != nil {
+		return nil // what is in them is another's
+	}
+	return errors.Join((&dnsmasq{m}).undo(ctx), (&resolvConf{m: m}).undo(ctx))
+}
+
+// Set puts s in force and returns the name of the manager that has it.
+func (m *Manager) Set(ctx context.Context, s Setting) (manager string, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.want = &Setting{slices.Clone(s.Servers), slices.Clone(s.Domains)}
+	return m.apply(ctx)
+}
+
+// Undo puts everything back as it was.
+func (m *Manager) Undo(ctx context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.want = nil
+	return m.leave(ctx)
+}
+
+func (m *Manager) leave(ctx context.Context) error {
+	if m.in == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	err := m.in.undo(ctx)
+	if err != nil {
+		err = fmt.Errorf("undoing DNS in %s: %w", m.in.name(), err)
+	}
+	m.in = nil
+	return err
+}
+
+// apply gives want to the manager that is right now. The caller holds mu.
+func (m *Manager) apply(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	b, err := m.choose(ctx)
+	if err != nil {
+		return "", errors.Join(err, m.leave(ctx))
+	}
+	if m.in != nil && m.in.name() != b.name() {
+		if err := m.leave(ctx); err != nil {
+			m.cfg.Log.Warn("the former DNS manager keeps something", "err", err)
+		}
+	}
+	if m.in == nil {
+		m.in = b
+	}
+	if err := m.in.set(ctx, *m.want); err != nil {
+		return "", fmt.Errorf("setting DNS in %s: %w", m.in.name(), err)
+	}
+	return m.in.name(), nil
+}
+
+// choose finds out through whom this system resolves names.
+func (m *Manager) choose(ctx context.Context) (backend, error) {
+	bus, busErr := m.connect()
+	if busErr == nil {
+		switch ok, err := m.throughResolved(ctx, bus); {
+		case err != nil:
+			return nil, err
+		case ok:
+			return &resolved{m, bus}, nil
+		}
+		if m.throughDnsmasq(ctx, bus) {
+			return &dnsmasq{m}, nil
+		}
+	}
+	if err := m.ownFiles(); err != nil {
+		return nil, err
+	}
+	return &resolvConf{m: m}, nil
+}
+
+// connect returns the system's D-Bus. The caller holds mu.
+func (m *Manager) connect() (*dbus.Conn, error) {
+	if m.bus != nil && m.bus.Connected() {
+		return m.bus, nil
+	}
+	c, err := dbus.Connect(m.cfg.Bus)
+	if err != nil {
+		return nil, fmt.Errorf("reaching the system's D-Bus: %w", err)
+	}
+	m.bus = c
+	return c, nil
+}
+
+func (m *Manager) closeBus() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.bus != nil {
+		_ = m.bus.Close()
+		m.bus = nil
+	}
+}
+
+// owned says whether a service is there. One in another network namespace has
+// other interfaces than we and counts as not there.
+func owned(ctx context.Context, bus *dbus.Conn, service string) bool {
+	var there bool
+	if err := bus.BusObject().CallWithContext(ctx, "org.freedesktop.DBus.NameHasOwner", 0, service).Store(&there); err != nil || !there {
+		return false
+	}
+	var pid uint32
+	if err := bus.BusObject().CallWithContext(ctx, "org.freedesktop.DBus.GetConnectionUnixProcessID", 0, service).Store(&pid); err != nil {
+		return false
+	}
+	own, err1 := os.Readlink("/proc/self/ns/net")
+	theirs, err2 := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid))
+	return err1 == nil && err2 == nil && own == theirs
+}
+
+func (m *Manager) path(p string) string { return filepath.Join(m.cfg.Root, p) }
+
+// Run keeps the Setting in force until ctx is done; it undoes nothing.
+func (m *Manager) Run(ctx context.Context) error {
+	defer m.closeBus()
+	bus, file := make(chan string, 1), make(chan string, 1)
+	var watchers sync.WaitGroup
+	defer watchers.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	watchers.Go(func() { m.watchBus(ctx, bus) })
+	watchers.Go(func() { m.watchFile(ctx, file) })
+	var fights []time.Time
+	for {
+		var why string
+		restarted := false
+		select {
+		case <-ctx.Done():
+			return nil
+		case why = <-bus:
+			restarted = true
+		case why = <-file:
+		}
+		if !pause(ctx, calm) {
+			return nil
+		}
+		fights = slices.DeleteFunc(fights, func(t time.Time) bool { return time.Since(t) > fightWindow })
+		if len(fights) >= maxFights && !restarted {
+			m.cfg.Log.Warn("another program keeps changing this laptop's DNS; leaving it alone for a while")
+			if !pause(ctx, fightWindow) {
+				return nil
+			}
+			fights = nil
+		}
+		again, err := m.again(ctx, restarted)
+		if again && !restarted {
+			fights = append(fights, time.Now())
+		}
+		if err != nil {
+			m.cfg.Log.Warn("setting DNS again, since "+why, "err", err)
+		} else if again {
+			m.cfg.Log.Info("DNS was set again, since " + why)
+		}
+	}
+}
+
+// again applies what is wanted once more: after a restart of somebody's in any
+// case, else when the file lost it or another manager is in charge by now.
+func (m *Manager) again(ctx context.Context, restarted bool) (bool, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.want == nil {
+		return false, nil
+	}
+	if !restarted && m.in != nil {
+		f, ok := m.in.(*resolvConf)
+		if b, err := m.choose(ctx); err == nil && b.name() == m.in.name() && (!ok || f.holds()) {
+			return false, nil
+		}
+	}
+	_, err := m.apply(ctx)
+	return true, err
+}
+
+// pause waits and says whether ctx is still alive.
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func tell(changed chan<- string, why string) {
+	select {
+	case changed <- why:
+	default: // one is on its way already
+	}
+}

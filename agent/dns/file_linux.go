@@ -1,0 +1,272 @@
+package dns
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// The lines that are put into resolv.conf stand between these two.
+const (
+	beginMark = "# portvakt begin: the apps' names; the file as it was is beside it in resolv.conf.portvakt"
+	endMark   = "# portvakt end"
+)
+
+// maxResolvConf bounds what is read; resolv.conf(5) is a few lines.
+const maxResolvConf = 64 << 10
+
+// ownFiles says whether /etc/resolv.conf belongs to this network namespace:
+// a namespace of `ip netns` that has none of its own shares the machine's.
+func (m *Manager) ownFiles() error {
+	if m.cfg.Root != "/" {
+		return nil
+	}
+	own, err1 := os.Readlink("/proc/self/ns/net")
+	first, err2 := os.Readlink("/proc/1/ns/net")
+	if err1 == nil && err2 == nil && own == first {
+		return nil
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if f := strings.Fields(line); len(f) > 4 && (f[4] == "/etc/resolv.conf" || f[4] == "/etc") {
+			return nil
+		}
+	}
+	return errors.New("this network namespace shares /etc/resolv.conf with another one; give it one of its own (/etc/netns/NAME/resolv.conf)")
+}
+
+// resolvConf is the file. Where it is a link, what it leads to is written.
+type resolvConf struct {
+	m       *Manager
+	written []byte // by set; nil before
+}
+
+func (*resolvConf) name() string { return ResolvConf }
+
+func (r *resolvConf) file() string   { return r.m.path("etc/resolv.conf") }
+func (r *resolvConf) backup() string { return r.m.path("etc/resolv.conf.portvakt") }
+
+// set writes the backup first: from then on a crash is undone by Recover.
+func (r *resolvConf) set(_ context.Context, s Setting) error {
+	text, mode, err := readFile(r.file())
+	if err != nil {
+		return err
+	}
+	base, ours := strip(text)
+	if !ours || len(r.written) == 0 || !bytes.Equal(text, r.written) {
+		// Another program's new file, or an old one of ours that it changed.
+		if err := replace(r.backup(), base, mode); err != nil {
+			return err
+		}
+	}
+	next := compose(base, s)
+	if !bytes.Equal(next, text) {
+		if err := replace(r.file(), next, mode); err != nil {
+			return err
+		}
+	}
+	r.written = next
+	return nil
+}
+
+// holds says whether the file is as it was written.
+func (r *resolvConf) holds() bool {
+	text, _, err := readFile(r.file())
+	return err == nil && bytes.Equal(text, r.written)
+}
+
+// undo takes our lines out. If nothing else changed, that is the backup, byte
+// for byte.
+func (r *resolvConf) undo(context.Context) error {
+	r.written = nil
+	backup, _, err := readFile(r.backup())
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	kept := err == nil
+	text, mode, err := readFile(r.file())
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if base, ours := strip(text); ours {
+		if kept && restored(base, backup) {
+			base = backup
+		}
+		if err := replace(r.file(), base, mode); err != nil {
+			return err
+		}
+	}
+	if !kept {
+		return nil
+	}
+	// A file without our lines is another program's by now.
+	return os.Remove(r.backup())
+}
+
+// restored says whether base is what compose left of the backup.
+func restored(base, backup []byte) bool {
+	return bytes.Equal(base, backup) || bytes.Equal(base, withoutRotate(backup))
+}
+
+// compose puts the gateway's server in front. Only one, since glibc takes
+// three in all (resolv.conf(5), MAXNS).
+func compose(base []byte, s Setting) []byte {
+	servers := slices.Clone(s.Servers)
+	slices.SortFunc(servers, netip.Addr.Compare) // IPv4 first
+	if len(servers) == 0 || len(s.Domains) == 0 {
+		return base
+	}
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "%s\nnameserver %s\n%s\n", beginMark, servers[0], endMark)
+	b.Write(withoutRotate(base))
+	return b.Bytes()
+}
+
+// withoutRotate leaves the option out that would ask our server and the others
+// by turns.
+func withoutRotate(base []byte) []byte {
+	var b bytes.Buffer
+	for line := range strings.Lines(string(base)) {
+		f := strings.Fields(line)
+		if len(f) > 1 && f[0] == "options" && slices.Contains(f, "rotate") {
+			f = slices.DeleteFunc(f, func(s string) bool { return s == "rotate" })
+			line = strings.Join(f, " ") + "\n"
+			if len(f) == 1 {
+				line = ""
+			}
+		}
+		b.WriteString(line)
+	}
+	return b.Bytes()
+}
+
+// strip takes our lines out, wherever they are by now.
+func strip(text []byte) (base []byte, ours bool) {
+	var b bytes.Buffer
+	within := false
+	for line := range strings.Lines(string(text)) {
+		switch strings.TrimRight(line, "\n") {
+		case beginMark:
+			within, ours = true, true
+			continue
+		case endMark:
+			if within {
+				within = false
+				continue
+			}
+		}
+		if within && strings.HasPrefix(line, "nameserver ") {
+			continue
+		}
+		within = false // somebody wrote between our lines
+		b.WriteString(line)
+	}
+	return b.Bytes(), ours
+}
+
+func readFile(path string) ([]byte, os.FileMode, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, 0, err
+	}
+	if !info.Mode().IsRegular() || info.Size() > maxResolvConf {
+		return nil, 0, fmt.Errorf("%s is no file of at most %d bytes", path, maxResolvConf)
+	}
+	text, err := os.ReadFile(path)
+	return text, info.Mode().Perm(), err
+}
+
+// replace writes a file in one step. What a link leads to is replaced, not the
+// link; a file that something is mounted on can only be written in place.
+func replace(path string, text []byte, mode os.FileMode) error {
+	if to, err := filepath.EvalSymlinks(path); err == nil {
+		path = to
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), ".portvakt-*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(text)
+	err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err == nil {
+		return nil
+	}
+	err = errors.Join(err, os.Remove(f.Name()))
+	if errors.Is(err, syscall.EBUSY) {
+		return os.WriteFile(path, text, mode)
+	}
+	return err
+}
+
+// watchFile hears of changes of resolv.conf.
+func (m *Manager) watchFile(ctx context.Context, changed chan<- string) {
+	if err := m.follow(ctx, changed); err != nil && ctx.Err() == nil {
+		m.cfg.Log.Warn("changes of resolv.conf go unnoticed", "err", err)
+	}
+}
+
+func (m *Manager) follow(ctx context.Context, changed chan<- string) error {
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return err
+	}
+	f := os.NewFile(uintptr(fd), "inotify")
+	defer f.Close()
+	defer context.AfterFunc(ctx, func() { f.Close() })()
+	// The directory of the name, and that of what the name leads to: the file
+	// itself is replaced, not written to.
+	name := m.path("etc/resolv.conf")
+	watched := []string{name}
+	if to, err := filepath.EvalSymlinks(name); err == nil && to != name {
+		watched = append(watched, to)
+	}
+	names := map[string]bool{}
+	for _, p := range watched {
+		names[filepath.Base(p)] = true
+		if _, err := unix.InotifyAddWatch(fd, filepath.Dir(p), unix.IN_CLOSE_WRITE|unix.IN_MOVED_TO|unix.IN_CREATE); err != nil {
+			return fmt.Errorf("watching %s: %w", filepath.Dir(p), err)
+		}
+	}
+	buf := make([]byte, 16<<10)
+	for {
+		n, err := f.Read(buf)
+		if err != nil {
+			return err
+		}
+		if mentions(buf[:n], names) {
+			tell(changed, "resolv.conf was changed")
+		}
+	}
+}
+
+// mentions reads inotify(7) events.
+func mentions(b []byte, names map[string]bool) bool {
+	for len(b) >= unix.SizeofInotifyEvent {
+		size := int(binary.NativeEndian.Uint32(b[12:]))
+		b = b[unix.SizeofInotifyEvent:]
+		if size > len(b) {
+			return true // cannot be; then rather look
+		}
+		if names[string(bytes.TrimRight(b[:size], "\x00"))] {
+			return true
+		}
+		b = b[size:]
+	}
+	return false
+}

@@ -1,0 +1,202 @@
+package dns_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/portvakt/portvakt/agent/dns"
+)
+
+const home = "# by dhclient\nsearch home.arpa\nnameserver 192.0.2.53\nnameserver 192.0.2.54\noptions edns0 trust-ad\n"
+
+func plain(t *testing.T, text string) (string, dns.Config) {
+	t.Helper()
+	root := tree(t, map[string]string{"etc/resolv.conf": text})
+	return root, dns.Config{Index: 7, Root: root, Bus: "unix:path=" + root + "/no-bus"}
+}
+
+// servers of a resolv.conf, in their order.
+func servers(text string) (out []string) {
+	for line := range strings.Lines(text) {
+		if f := strings.Fields(line); len(f) == 2 && f[0] == "nameserver" {
+			out = append(out, f[1])
+		}
+	}
+	return out
+}
+
+func backupGone(t *testing.T, root string) {
+	t.Helper()
+	if _, err := os.Stat(filepath.Join(root, "etc/resolv.conf.portvakt")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the backup stays: %v", err)
+	}
+}
+
+func TestResolvConf(t *testing.T) {
+	for name, text := range map[string]string{
+		"usual":            home,
+		"empty":            "",
+		"no final newline": "nameserver 192.0.2.53",
+		"rotating":         "options rotate timeout:1\nnameserver 192.0.2.53\nnameserver 192.0.2.54\n",
+		"only rotating":    "nameserver 192.0.2.53\noptions rotate\n",
+		"windows":          "nameserver 192.0.2.53\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			root, cfg := plain(t, text)
+			must(t, os.Chmod(filepath.Join(root, "etc/resolv.conf"), 0o640))
+			m := start(t, cfg)
+			set(t, m, setting, dns.ResolvConf)
+			got := read(t, root, "etc/resolv.conf")
+			if s := servers(got); len(s) != 1+len(servers(text)) || s[0] != "100.96.0.1" {
+				t.Errorf("servers %v in %q", s, got)
+			}
+			if strings.Contains(text, "edns0") && !strings.Contains(got, "options edns0 trust-ad\n") {
+				t.Errorf("the options are gone: %q", got)
+			}
+			for _, l := range strings.Split(got, "\n") {
+				if f := strings.Fields(l); len(f) > 0 && f[0] == "options" && strings.Contains(l, "rotate") {
+					t.Errorf("the servers are asked by turns: %q", l)
+				}
+			}
+			set(t, m, setting, dns.ResolvConf)
+			if again := read(t, root, "etc/resolv.conf"); again != got {
+				t.Errorf("set twice it is %q", again)
+			}
+			must(t, m.Undo(t.Context()))
+			if back := read(t, root, "etc/resolv.conf"); back != text {
+				t.Errorf("undone it is %q, was %q", back, text)
+			}
+			if info, err := os.Stat(filepath.Join(root, "etc/resolv.conf")); err != nil || info.Mode().Perm() != 0o640 {
+				t.Errorf("undone its mode is %v %v", info.Mode(), err)
+			}
+			backupGone(t, root)
+		})
+	}
+}
+
+// A killed process is undone by the next one, whatever was killed when.
+func TestResolvConfAfterACrash(t *testing.T) {
+	t.Run("after the file was written", func(t *testing.T) {
+		root, cfg := plain(t, home)
+		set(t, dns.New(cfg), setting, dns.ResolvConf)
+		must(t, dns.Recover(t.Context(), cfg))
+		if got := read(t, root, "etc/resolv.conf"); got != home {
+			t.Errorf("it is %q", got)
+		}
+		backupGone(t, root)
+	})
+	t.Run("between backup and file", func(t *testing.T) {
+		root, cfg := plain(t, home)
+		must(t, os.WriteFile(filepath.Join(root, "etc/resolv.conf.portvakt"), []byte(home), 0o644))
+		must(t, dns.Recover(t.Context(), cfg))
+		if got := read(t, root, "etc/resolv.conf"); got != home {
+			t.Errorf("it is %q", got)
+		}
+		backupGone(t, root)
+	})
+	t.Run("and another program rewrote it", func(t *testing.T) {
+		root, cfg := plain(t, home)
+		set(t, dns.New(cfg), setting, dns.ResolvConf)
+		const later = "nameserver 203.0.113.53\n"
+		must(t, os.WriteFile(filepath.Join(root, "etc/resolv.conf"), []byte(later), 0o644))
+		must(t, dns.Recover(t.Context(), cfg))
+		if got := read(t, root, "etc/resolv.conf"); got != later {
+			t.Errorf("an old file came back over the new one: %q", got)
+		}
+		backupGone(t, root)
+	})
+	t.Run("and the backup is lost", func(t *testing.T) {
+		root, cfg := plain(t, home)
+		set(t, dns.New(cfg), setting, dns.ResolvConf)
+		must(t, os.Remove(filepath.Join(root, "etc/resolv.conf.portvakt")))
+		must(t, dns.Recover(t.Context(), cfg))
+		if got := read(t, root, "etc/resolv.conf"); got != home {
+			t.Errorf("it is %q", got)
+		}
+	})
+	t.Run("and another program added to it", func(t *testing.T) {
+		root, cfg := plain(t, home)
+		set(t, dns.New(cfg), setting, dns.ResolvConf)
+		path := filepath.Join(root, "etc/resolv.conf")
+		must(t, os.WriteFile(path, []byte(read(t, root, "etc/resolv.conf")+"search new.example\n"), 0o644))
+		must(t, dns.Recover(t.Context(), cfg))
+		if got := read(t, root, "etc/resolv.conf"); got != home+"search new.example\n" {
+			t.Errorf("it is %q", got)
+		}
+	})
+	t.Run("and a new one sets before it recovers", func(t *testing.T) {
+		root, cfg := plain(t, home)
+		set(t, dns.New(cfg), setting, dns.ResolvConf)
+		m := dns.New(cfg)
+		set(t, m, setting, dns.ResolvConf)
+		if s := servers(read(t, root, "etc/resolv.conf")); len(s) != 3 {
+			t.Errorf("servers %v", s)
+		}
+		must(t, m.Undo(t.Context()))
+		if got := read(t, root, "etc/resolv.conf"); got != home {
+			t.Errorf("it is %q", got)
+		}
+	})
+	t.Run("nothing was there", func(t *testing.T) {
+		root, cfg := plain(t, home)
+		must(t, dns.Recover(t.Context(), cfg))
+		if got := read(t, root, "etc/resolv.conf"); got != home {
+			t.Errorf("it is %q", got)
+		}
+	})
+}
+
+// A lease renewed under way rewrites the file: the new servers stay, ours
+// comes back in front, and in the end the newest file is what is left.
+func TestResolvConfRewritten(t *testing.T) {
+	root, cfg := plain(t, home)
+	m := start(t, cfg)
+	set(t, m, setting, dns.ResolvConf)
+	const lease = "nameserver 203.0.113.53\n"
+	path := filepath.Join(root, "etc/resolv.conf")
+	// dhclient and NetworkManager replace the file.
+	eventually(t, "ours is in front of the new one", func() bool {
+		if servers(read(t, root, "etc/resolv.conf"))[0] == "100.96.0.1" && strings.Contains(read(t, root, "etc/resolv.conf"), lease) {
+			return true
+		}
+		if !strings.Contains(read(t, root, "etc/resolv.conf"), lease) {
+			must(t, os.WriteFile(path+".new", []byte(lease), 0o644))
+			must(t, os.Rename(path+".new", path))
+		}
+		return false
+	})
+	must(t, m.Undo(t.Context()))
+	if got := read(t, root, "etc/resolv.conf"); got != lease {
+		t.Errorf("undone it is %q", got)
+	}
+}
+
+// A link stays a link; what it leads to is replaced.
+func TestResolvConfIsALink(t *testing.T) {
+	root := tree(t, map[string]string{"run/resolvconf/resolv.conf": home})
+	must(t, os.Symlink("../run/resolvconf/resolv.conf", filepath.Join(root, "etc/resolv.conf")))
+	m := start(t, dns.Config{Root: root, Bus: "unix:path=" + root + "/no-bus"})
+	set(t, m, setting, dns.ResolvConf)
+	if to, err := os.Readlink(filepath.Join(root, "etc/resolv.conf")); err != nil || to != "../run/resolvconf/resolv.conf" {
+		t.Errorf("the link leads to %q %v", to, err)
+	}
+	if s := servers(read(t, root, "run/resolvconf/resolv.conf")); len(s) != 3 {
+		t.Errorf("servers %v", s)
+	}
+	must(t, m.Undo(t.Context()))
+	if got := read(t, root, "run/resolvconf/resolv.conf"); got != home {
+		t.Errorf("undone it is %q", got)
+	}
+}
+
+func TestNoResolvConf(t *testing.T) {
+	root := tree(t, nil)
+	m := start(t, dns.Config{Root: root, Bus: "unix:path=" + root + "/no-bus"})
+	if _, err := m.Set(t.Context(), setting); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("Set: %v", err)
+	}
+	must(t, m.Undo(t.Context()))
+}
