@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/portvakt/portvakt/agent/dns"
 )
 
 // firstMessage is how long a caller may take to open its interface; the next
@@ -65,7 +67,7 @@ func Run(ctx context.Context, cfg HelperConfig) (err error) {
 		return err
 	}
 	defer alone.Close()
-	if err := undoRoutes(); err != nil {
+	if err := errors.Join(undoRoutes(), dns.Recover(ctx, dns.Config{Log: cfg.Log})); err != nil {
 		return fmt.Errorf("undoing what a former helper left: %w", err)
 	}
 	l, err := listen(cfg.Socket, cfg.AllowUID)
@@ -142,8 +144,9 @@ type session struct {
 	cfg    HelperConfig
 	conn   *net.UnixConn
 	agent  uint32
-	own    []netip.Addr
 	routes *routes // nil until open
+	dns    *dns.Manager
+	quiet  func() // ends the manager's Run
 }
 
 // serve answers one agent and undoes everything in the end.
@@ -216,6 +219,12 @@ func (s *session) handle(req any) (text string, tun int, err error) {
 			return "", -1, errOrder
 		}
 		return "", -1, s.set(r)
+	case dnsRequest:
+		if s.routes == nil {
+			return "", -1, errOrder
+		}
+		text, err = s.setDNS(r)
+		return text, -1, err
 	}
 	return "", -1, errMessage
 }
@@ -243,10 +252,22 @@ func (s *session) open(r openRequest) (tun int, err error) {
 	if err != nil {
 		return -1, err
 	}
-	s.own = own
 	if s.routes, err = newRoutes(index, s.agent, own); err != nil {
 		unix.Close(tun)
 		return -1, err
+	}
+	s.dns = dns.New(dns.Config{Link: r.name, Index: index, Log: s.cfg.Log})
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := s.dns.Run(ctx); err != nil {
+			s.cfg.Log.Error("the network helper does not follow the laptop's DNS", "err", err)
+		}
+	}()
+	s.quiet = func() {
+		cancel()
+		<-done
 	}
 	s.cfg.Log.Info("the network helper opened "+r.name, "addresses", r.addrs)
 	return tun, nil
@@ -265,14 +286,42 @@ func (s *session) set(r setRequest) error {
 	return s.routes.set(r.user, r.routes)
 }
 
+// setDNS points names at servers that are routed into the tunnel; no servers
+// means none.
+func (s *session) setDNS(r dnsRequest) (manager string, err error) {
+	var servers []netip.Addr
+	for _, a := range r.servers {
+		if s.routes.from(a) == nil {
+			continue // a laptop without that family
+		}
+		if _, ok := s.routes.now[a]; !ok {
+			return "", fmt.Errorf("the DNS server %v is not in the tunnel", a)
+		}
+		servers = append(servers, a)
+	}
+	for _, d := range r.domains {
+		if err := checkDomain(d); err != nil {
+			return "", err
+		}
+	}
+	if len(servers) == 0 || len(r.domains) == 0 {
+		return "", errors.Join(s.dns.Undo(context.Background()), s.routes.setDNS(nil))
+	}
+	if err := s.routes.setDNS(servers); err != nil {
+		return "", err
+	}
+	return s.dns.Set(context.Background(), dns.Setting{Servers: servers, Domains: r.domains})
+}
+
 // undo may be called more than once.
 func (s *session) undo() {
 	if s.routes == nil {
 		return
 	}
 	s.routes = nil
-	if err := undoRoutes(); err != nil {
-		s.cfg.Log.Error("the network helper could not undo its routes", "err", err)
+	s.quiet()
+	if err := errors.Join(s.dns.Undo(context.Background()), undoRoutes()); err != nil {
+		s.cfg.Log.Error("the network helper could not undo everything", "err", err)
 		return
 	}
 	s.cfg.Log.Info("the network helper undid everything")

@@ -19,7 +19,7 @@ import (
 //	5100  of the user who logged in               -> tableTunnel
 //	5101  of the agent, bound to our address      -> tableTunnel
 //	5102  of the kernel, from our address         -> tableTunnel
-//	5103  to the gateway's DNS port               -> tableTunnel
+//	5103  to the gateway's DNS, from anybody      -> tableTunnel
 //	5109  everything else                         -> tableRefuse
 //
 // tableTunnel has the current host routes and nothing else. tableRefuse has a
@@ -49,6 +49,7 @@ type routes struct {
 	index  int // of the interface
 	own    []netip.Addr
 	user   uint32
+	dns    []netip.Addr            // whose port 53 is open to everybody
 	now    map[netip.Addr]struct{} // in tableTunnel
 	refuse map[netip.Addr]struct{} // in tableRefuse
 }
@@ -119,7 +120,7 @@ func (r *routes) setUser(user uint32) error {
 		return nil
 	}
 	for _, f := range families {
-		if err := deleteRules(f, func(rule netlink.Rule) bool { return rule.Priority == ruleUser }); err != nil {
+		if err := deleteRules(f, func(rule netlink.Rule) bool { return rule.Priority == ruleUser && rule.Protocol == protocol }); err != nil {
 			return fmt.Errorf("closing the tunnel to user %d: %w", r.user, err)
 		}
 	}
@@ -135,6 +136,34 @@ func (r *routes) setUser(user uint32) error {
 		}
 	}
 	r.user = user
+	return nil
+}
+
+// setDNS lets every account ask these servers, and nothing else of them:
+// programs do not resolve names themselves but have a service do it.
+func (r *routes) setDNS(servers []netip.Addr) error {
+	if slices.Equal(servers, r.dns) {
+		return nil
+	}
+	for _, f := range families {
+		if err := deleteRules(f, func(rule netlink.Rule) bool { return rule.Priority == ruleDNS && rule.Protocol == protocol }); err != nil {
+			return fmt.Errorf("closing the gateway's DNS: %w", err)
+		}
+	}
+	r.dns = nil
+	for _, a := range servers {
+		if r.from(a) == nil {
+			continue
+		}
+		for _, transport := range []int{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
+			rule := newRule(family(a), ruleDNS, tableTunnel)
+			rule.Dst, rule.IPProto, rule.Dport = ipNet(a), transport, netlink.NewRulePortRange(53, 53)
+			if err := netlink.RuleAdd(rule); err != nil {
+				return fmt.Errorf("opening the gateway's DNS: %w", err)
+			}
+		}
+	}
+	r.dns = slices.Clone(servers)
 	return nil
 }
 
