@@ -205,6 +205,9 @@ func (a *agent) apply(l *link, s *wire.State) error {
 	if err := l.tun.setAllowed(allowed(l.connect, s.Apps)); err != nil {
 		return fmt.Errorf("setting the tunnel's addresses: %w", err)
 	}
+	if a.network != nil {
+		a.network.setDNS(l.connect.Gateway.Addresses, s.Apps)
+	}
 	// Also asks userAllowed about every open connection: one that outlives the
 	// login it was opened under would be decided by the next person's session.
 	a.loopback.SetApps(s.Apps)

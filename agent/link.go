@@ -163,6 +163,9 @@ func (a *agent) live(ctx context.Context, l *link, resumed bool) error {
 	})
 	err := g.Wait()
 	a.setLink(nil)
+	if a.network != nil {
+		a.network.unlinked()
+	}
 	return err
 }
 
@@ -370,6 +373,9 @@ func (a *agent) snapshot() localapi.Status {
 	}
 	if l == nil {
 		return st
+	}
+	if a.network != nil {
+		st.DNS = a.network.state()
 	}
 	t := l.tun.status()
 	st.Tunnel = &localapi.Tunnel{

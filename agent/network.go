@@ -6,8 +6,11 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 
+	"github.com/portvakt/portvakt/agent/dns"
+	"github.com/portvakt/portvakt/agent/localapi"
 	"github.com/portvakt/portvakt/agent/nethelper"
 	"github.com/portvakt/portvakt/agent/tunnel"
 	"github.com/portvakt/portvakt/internal/wire"
@@ -24,6 +27,8 @@ type TUN struct {
 	HelperSocket string
 	// Interface is its name; empty means [DefaultInterface].
 	Interface string
+	// NoDNS leaves the laptop's DNS alone.
+	NoDNS bool
 }
 
 // noInterface marks a link that failed for want of the interface.
@@ -45,6 +50,8 @@ type network struct {
 	made   nethelper.Config   // guarded by mu; what open was made with
 	user   uint32             // guarded by mu; who may use it
 	routes []netip.Addr       // guarded by mu; sorted
+	names  []string           // guarded by mu; that DNS was given last, sorted
+	dns    *localapi.DNS      // guarded by mu; nil until it was tried for this link
 }
 
 func newNetwork(cfg TUN, user uint32, log *slog.Logger) *network {
@@ -123,6 +130,66 @@ func (n *network) setLocked(user uint32, addrs []netip.Addr) error {
 	return nil
 }
 
+// setDNS has the gateway asked for the apps' names. When it cannot be, the apps
+// still work through the proxy; the status says so.
+func (n *network) setDNS(servers []netip.Addr, apps []wire.App) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.open == nil || n.cfg.NoDNS {
+		return
+	}
+	names := namesOf(apps)
+	if n.dns != nil && n.dns.Problem == "" && slices.Equal(names, n.names) {
+		return
+	}
+	manager, err := n.open.DNS(servers, names)
+	n.names = names
+	st := &localapi.DNS{Manager: manager}
+	if err != nil {
+		st.Problem = "The apps' names do not resolve on this laptop: " + err.Error() + ". The apps work through the proxy."
+		if n.dns == nil || n.dns.Problem != st.Problem {
+			n.log.Warn("setting this laptop's DNS", "err", err)
+		}
+	}
+	n.dns = st
+}
+
+// state is how the laptop's DNS is; nil when nothing was tried.
+func (n *network) state() *localapi.DNS {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.dns
+}
+
+// unlinked is called when a link has ended: without one the gateway answers no
+// question. Where names are split nobody else is asked for the apps', and the
+// next link is soon there; resolv.conf cannot split, and every name would wait.
+func (n *network) unlinked() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.dns != nil && n.dns.Manager == dns.ResolvConf && n.open != nil {
+		if _, err := n.open.DNS(nil, nil); err != nil {
+			n.log.Warn("undoing this laptop's DNS", "err", err)
+		}
+	}
+	n.dns, n.names = nil, nil
+}
+
+// namesOf are the names of the apps in the one form that DNS uses.
+func namesOf(apps []wire.App) []string {
+	var out []string
+	for _, app := range apps {
+		for _, h := range app.Hosts {
+			h = strings.ToLower(strings.TrimSuffix(h, "."))
+			if _, err := netip.ParseAddr(h); err != nil && strings.Contains(h, ".") {
+				out = append(out, h)
+			}
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
 // close gives the interface back.
 func (n *network) close() {
 	n.mu.Lock()
@@ -137,5 +204,5 @@ func (n *network) closeLocked() {
 	if err := n.open.Close(); err != nil {
 		n.log.Warn("giving the network interface back", "err", err)
 	}
-	n.open, n.routes = nil, nil
+	n.open, n.routes, n.names, n.dns = nil, nil, nil, nil
 }

@@ -60,6 +60,7 @@ type Status struct {
 	// Mode says what the inside of the tunnel is.
 	Mode     string        `json:"mode,omitempty"`
 	Tunnel   *Tunnel       `json:"tunnel,omitempty"`
+	DNS      *DNS          `json:"dns,omitempty"` // with ModeTUN
 	Proxy    *Proxy        `json:"proxy,omitempty"`
 	Session  *wire.Session `json:"session,omitempty"`
 	Location wire.Location `json:"location"`
@@ -82,6 +83,15 @@ type Tunnel struct {
 	TxBytes       uint64       `json:"tx_bytes"`
 	PostQuantum   bool         `json:"post_quantum"`
 	ExpiresAt     time.Time    `json:"expires_at"` // of the registration
+}
+
+// DNS says how the apps' names resolve on this laptop.
+type DNS struct {
+	// Manager is what was told of them: systemd-resolved, NetworkManager
+	// (dnsmasq) or resolv.conf.
+	Manager string `json:"manager,omitempty"`
+	// Problem is why they do not resolve, in words for the person.
+	Problem string `json:"problem,omitempty"`
 }
 
 // Proxy says where browsers and programs find the agent.

@@ -160,6 +160,16 @@ func (p *paper) status(st *localapi.Status) {
 		}
 		p.item("tunnel", text, "")
 	}
+	if st.Mode == localapi.ModeTUN {
+		p.item("mode", "network interface", "")
+	}
+	if d := st.DNS; d != nil {
+		if d.Problem != "" {
+			p.item("DNS", d.Problem, yellow)
+		} else if d.Manager != "" {
+			p.item("DNS", "the apps' names resolve through "+d.Manager, "")
+		}
+	}
 	if st.Proxy != nil {
 		p.item("proxy", "http://"+st.Proxy.Address+" (HTTP and SOCKS5)", "")
 		p.item("PAC file", st.Proxy.PAC, "")

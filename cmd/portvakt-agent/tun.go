@@ -24,6 +24,7 @@ import (
 type tunFlags struct {
 	on           bool
 	helper, name string
+	noDNS        bool
 	pools        []string
 }
 
@@ -31,6 +32,7 @@ func (t *tunFlags) add(f *pflag.FlagSet) {
 	f.BoolVar(&t.on, "tun", false, "use a network interface instead of the userspace stack (Linux)")
 	f.StringVar(&t.helper, "net-helper", "", "with --tun: Unix socket of the network helper (default "+nethelper.DefaultSocket+"; as root: a helper of its own)")
 	f.StringVar(&t.name, "tun-name", agent.DefaultInterface, "with --tun: name of the interface, portvakt0 to portvakt999")
+	f.BoolVar(&t.noDNS, "no-dns", false, "with --tun: leave this laptop's DNS alone")
 	addPools(f, &t.pools, "with --tun as root: ")
 }
 
@@ -54,7 +56,7 @@ func (t *tunFlags) run(ctx context.Context, cfg agent.Config) error {
 	if !t.on {
 		return agent.Run(ctx, cfg)
 	}
-	cfg.TUN = &agent.TUN{HelperSocket: t.helper, Interface: t.name}
+	cfg.TUN = &agent.TUN{HelperSocket: t.helper, Interface: t.name, NoDNS: t.noDNS}
 	if t.helper != "" || os.Geteuid() != 0 {
 		return agent.Run(ctx, cfg)
 	}
@@ -133,10 +135,12 @@ func newNetHelper() *cobra.Command {
 		Use:   "net-helper",
 		Short: "Own the network interface of an agent with --tun (root)",
 		Long: `net-helper runs as root and serves one agent ("portvakt-agent run --tun") over a
-Unix socket: it makes the tunnel's interface, hands it to the agent, and sets
-the routes to the apps for the OS user who logged in. It reads nothing from
-the network. A route is always to a single address inside --pool, into the
-tunnel, and never to a network this laptop is attached to.
+Unix socket: it makes the tunnel's interface, hands it to the agent, sets the
+routes to the apps for the OS user who logged in, and points the apps' names at
+the gateway in systemd-resolved, NetworkManager's dnsmasq or, where neither is
+in use, /etc/resolv.conf. It reads nothing from the network. A route is always
+to a single address inside --pool, into the tunnel, and never to a network this
+laptop is attached to.
 
 When the agent ends, also by kill -9, everything is undone. What a helper that
 was killed itself left behind is undone at the next start.`,

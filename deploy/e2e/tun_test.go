@@ -36,6 +36,10 @@ type tunLaptop struct {
 func newTUNLaptop(t *testing.T) *tunLaptop {
 	t.Helper()
 	l := &tunLaptop{lab: newLab(t)}
+	// `ip netns exec` shows the laptop this one as its /etc/resolv.conf.
+	l.must(os.MkdirAll(filepath.Dir(l.resolvConf()), 0o755))
+	t.Cleanup(func() { _ = os.RemoveAll(filepath.Dir(l.resolvConf())) })
+	l.must(os.WriteFile(l.resolvConf(), []byte(homeDNS), 0o644))
 	l.write("apps/wiki.yaml", `name: wiki
 title: Wiki
 protocol: http
@@ -75,6 +79,11 @@ func (l *tunLaptop) must(err error) {
 		l.t.Fatal(err)
 	}
 }
+
+// homeDNS is a laptop's resolv.conf at home; nothing answers there.
+const homeDNS = "# home\nnameserver 198.18.0.99\noptions timeout:1 attempts:1\n"
+
+func (l *tunLaptop) resolvConf() string { return filepath.Join("/etc/netns", l.laptop, "resolv.conf") }
 
 func (l *tunLaptop) state() string  { return filepath.Join(l.dir, "state") }
 func (l *tunLaptop) socket() string { return filepath.Join(l.dir, "run", "net.sock") }
@@ -145,7 +154,7 @@ type tunStatus struct {
 	State, Mode string
 	Trouble     struct{ Message string }
 	Tunnel      struct{ Addresses, Gateway []string }
-	Session     *struct{ Name string }
+	DNS         struct{ Manager, Problem string }
 }
 
 func (l *tunLaptop) status() (st tunStatus) {
@@ -239,6 +248,9 @@ func (l *tunLaptop) leftovers() string {
 	if out, err := exec.Command("ip", "-n", l.laptop, "link", "show", "portvakt0").CombinedOutput(); err == nil {
 		left = append(left, string(out))
 	}
+	if text, err := os.ReadFile(l.resolvConf()); err != nil || string(text) != homeDNS {
+		left = append(left, fmt.Sprintf("resolv.conf %v: %s", err, text))
+	}
 	return strings.Join(left, "\n")
 }
 
@@ -297,6 +309,16 @@ func TestTUN(t *testing.T) {
 			t.Errorf("the main table has %s", out)
 		}
 	})
+	t.Run("the gateway is asked for names", func(t *testing.T) {
+		if d := l.status().DNS; d.Manager != "resolv.conf" || d.Problem != "" {
+			t.Errorf("DNS is %+v", d)
+		}
+		text, err := os.ReadFile(l.resolvConf())
+		l.must(err)
+		if gw, home := strings.Index(string(text), "nameserver 100.96.0.1\n"), strings.Index(string(text), "nameserver 198.18.0.99"); gw < 0 || gw > home {
+			t.Errorf("resolv.conf is %s", text)
+		}
+	})
 	t.Run("another account is refused", func(t *testing.T) {
 		for _, uid := range []int{otherUID, 0} {
 			if out, err := l.open(uid, "wiki.example.com", wiki); err == nil {
@@ -332,5 +354,30 @@ func TestTUN(t *testing.T) {
 	t.Run("stopped", func(t *testing.T) {
 		l.end(l.run, syscall.SIGTERM)
 		l.clean("the agent ended")
+	})
+	t.Run("as root", func(t *testing.T) {
+		l.end(l.helper, syscall.SIGTERM)
+		l.must(exec.Command("chown", "-R", "root:root", l.state()).Run())
+		agent := func() *exec.Cmd {
+			cmd := l.begin("root", l.command(0, l.agent, "run", "--tun", "--state", l.state(), "--proxy-addr", "127.0.0.1:9180"))
+			l.eventually("the agent is connected", func() error {
+				out, err := l.try(0, l.agent, "status", "--json", "--state", l.state())
+				if err != nil || !strings.Contains(out, `"state": "connected"`) {
+					return fmt.Errorf("%w: %s", err, out)
+				}
+				return nil
+			})
+			l.eventually("the gateway is routed", func() error {
+				if !strings.Contains(l.ip("route", "show", "table", "20714"), "100.96.0.1") {
+					return errors.New("no route")
+				}
+				return nil
+			})
+			return cmd
+		}
+		l.end(agent(), syscall.SIGKILL)
+		l.clean("an agent with a helper of its own was killed")
+		l.end(agent(), syscall.SIGTERM)
+		l.clean("an agent with a helper of its own ended")
 	})
 }
