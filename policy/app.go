@@ -22,6 +22,12 @@ const (
 	VisibilityHidden  = "hidden"
 )
 
+// DSCP of an App: whether its calls are told to the network on the way.
+const (
+	DSCPAuto = "auto"
+	DSCPOff  = "off"
+)
+
 // App is one protected upstream, as a file of the catalogue names it. Every
 // App of a Revision is valid and has its defaults filled in; do not change it.
 type App struct {
@@ -45,6 +51,9 @@ type App struct {
 	Allow []netip.Prefix `json:"allow"`
 	// Visibility is explain or hidden.
 	Visibility string `json:"visibility"`
+	// DSCP of a udp app is auto or off: whether packets of what looks like a
+	// call are marked as voice. It is empty for other protocols.
+	DSCP string `json:"dscp"`
 	// WebSocket says whether HTTP requests may upgrade to a WebSocket.
 	WebSocket bool `json:"websocket"`
 	// Origins are allowed besides the https origins of Hosts.

@@ -29,7 +29,7 @@ const gatewayHost = "gateway.portvakt.internal"
 var (
 	appKeys = []string{
 		"name", "title", "protocol", "hosts", "upstream", "upstream_ca_file", "ports", "allow",
-		"visibility", "websocket", "origins", "cross_site", "access",
+		"visibility", "dscp", "websocket", "origins", "cross_site", "access",
 	}
 	ruleKeys = []string{
 		"anyone", "groups", "subjects", "posture", "countries", "not_countries", "hours", "methods", "paths",
@@ -121,6 +121,7 @@ func (f *yamlFile) appAddress(app *App, fields map[string]field, body ast.Node) 
 		})
 	}
 	f.appPorts(app, fields, body)
+	f.appDSCP(app, fields)
 	if fd, ok := fields["allow"]; ok {
 		for _, s := range f.texts(fd, checkPrefix) {
 			app.Allow = append(app.Allow, netip.MustParsePrefix(s))
@@ -144,6 +145,19 @@ func (f *yamlFile) appPorts(app *App, fields map[string]field, body ast.Node) {
 	app.Ports = f.ports(fd)
 	if _, _, err := net.SplitHostPort(app.Upstream); err == nil && len(app.Ports) > 1 {
 		f.fail(fd.value, fd.path, "wanted exactly one port, because upstream %q names one, found %d", app.Upstream, len(app.Ports))
+	}
+}
+
+// appDSCP reads what only udp apps have.
+func (f *yamlFile) appDSCP(app *App, fields map[string]field) {
+	fd, given := fields["dscp"]
+	switch {
+	case app.Protocol == ProtocolUDP && given:
+		app.DSCP = f.checked(fd, oneOf(DSCPAuto, DSCPOff))
+	case app.Protocol == ProtocolUDP:
+		app.DSCP = DSCPAuto
+	case given:
+		f.fail(fd.key, fd.path, "only for protocol udp, this app has %s", app.Protocol)
 	}
 }
 
@@ -365,18 +379,6 @@ func fillApp(app *App) {
 func fillList(list *[]string) {
 	if *list == nil {
 		*list = []string{}
-	}
-}
-
-func oneOf(words ...string) func(string) string {
-	return func(s string) string {
-		switch {
-		case slices.Contains(words, s):
-			return ""
-		case len(words) == 1:
-			return words[0]
-		}
-		return strings.Join(words[:len(words)-1], ", ") + " or " + words[len(words)-1]
 	}
 }
 

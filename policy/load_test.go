@@ -84,6 +84,13 @@ func TestLoadFills(t *testing.T) {
 	if diff := cmp.Diff([]uint16{443, 80}, crm.Ports); diff != "" {
 		t.Error(diff)
 	}
+	if desk.DSCP != policy.DSCPAuto || crm.DSCP != "" || db.DSCP != "" {
+		t.Errorf("dscp: %q %q %q", desk.DSCP, crm.DSCP, db.DSCP)
+	}
+	quiet := load(t, map[string]string{"a.yml": "name: desk\nprotocol: udp\nupstream: desk.example.com\nports: [5060]\ndscp: off\n"}).Apps()[0]
+	if quiet.DSCP != policy.DSCPOff { // and not YAML 1.1's false
+		t.Errorf("dscp: off is %q", quiet.DSCP)
+	}
 	if desk.Allow[0] != netip.MustParsePrefix("127.0.0.1/32") {
 		t.Error(desk.Allow)
 	}

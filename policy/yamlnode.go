@@ -307,3 +307,16 @@ func firstLine(s string) string {
 	s, _, _ = strings.Cut(s, "\n")
 	return s
 }
+
+// oneOf checks that a text is one of words.
+func oneOf(words ...string) func(string) string {
+	return func(s string) string {
+		switch {
+		case slices.Contains(words, s):
+			return ""
+		case len(words) == 1:
+			return words[0]
+		}
+		return strings.Join(words[:len(words)-1], ", ") + " or " + words[len(words)-1]
+	}
+}
