@@ -1,0 +1,250 @@
+// Package media carries UDP between devices and apps: calls, mostly. It takes
+// whole IP packets out of the tunnel and makes whole IP packets for it; no
+// stack is in between, and no goroutine belongs to a packet or a flow.
+//
+// One upstream socket stands for one source port of a device, whatever it
+// speaks to: the mapping is endpoint-independent and stays the same while
+// anything uses it (RFC 4787 REQ-1), keeps the port's parity (REQ-4) and puts
+// the neighbours of an RTP/RTCP pair side by side where it can (RFC 3550
+// section 11). What comes in is filtered by address and port: only what an open
+// flow of that socket sends to may answer (REQ-8, the strict form).
+//
+// Every flow is registered, decided and recorded before its first datagram
+// leaves, and every datagram asks it whether it may still pass. What is refused
+// is silence.
+package media
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/portvakt/portvakt/gateway/session"
+	"github.com/portvakt/portvakt/policy"
+)
+
+// Config is what a Relay needs. Sessions, AppByAddr, Inject and MTU are
+// required.
+type Config struct {
+	Sessions *session.Manager
+	// AppByAddr returns the app of a virtual address in the active revision.
+	AppByAddr func(netip.Addr) (policy.App, bool)
+	// Inject sends whole IP packets into the tunnel and returns how many it
+	// took. It copies them and never blocks.
+	Inject func(packets [][]byte) int
+	// MTU of the inside, in bytes.
+	MTU int
+	// Gateway are the gateway's own inner addresses, where DNS answers
+	// questions (port 53): see dns.Server.Answer. Without DNS they are silent.
+	Gateway [2]netip.Addr
+	DNS     func(device netip.Addr, query []byte, limit int) []byte
+	// Forbidden are prefixes where no app is, unless it allows them itself.
+	Forbidden []netip.Prefix
+	Limits    Limits
+	Timeouts  Timeouts
+	// Now is the clock of idle times; nil means time.Now.
+	Now func() time.Time
+	Log *slog.Logger
+}
+
+// Limits bound what one device, or all of them, can make the relay hold. A zero
+// field means its default.
+type Limits struct {
+	DeviceFlows   int // of one inner address; 1,024
+	DevicePorts   int // source ports of one inner address that have flows, and so a socket; 256
+	DeviceOpening int // flows of one inner address that are not decided yet; 64
+	Flows         int // of all; 65,536
+	Opening       int // of all, waiting for a worker; 1,024
+	Workers       int // flows that are being decided at once; 32
+	Resolving     int // upstream names of one app that are being looked up at once; 8
+}
+
+// Timeouts bound how long the relay waits. A zero field means its default.
+type Timeouts struct {
+	Idle    time.Duration // a flow without a datagram either way; 120 s (RFC 4787 REQ-5)
+	IdleDNS time.Duration // the same to port 53; 30 s
+	Dial    time.Duration // looking up an upstream's name; 5 s
+	Sweep   time.Duration // between two looks for what is idle, and the grain of idle times; 1 s
+	// Rest is how long the port of a mapping that ended goes to nobody else, so
+	// that what its app still sends reaches no other device's call; 120 s.
+	Rest time.Duration
+}
+
+func setDefault[T int | time.Duration](v *T, to T) {
+	if *v <= 0 {
+		*v = to
+	}
+}
+
+func (c *Config) defaults() {
+	setDefault(&c.Limits.DeviceFlows, 1024)
+	setDefault(&c.Limits.DevicePorts, 256)
+	setDefault(&c.Limits.DeviceOpening, 64)
+	setDefault(&c.Limits.Flows, 65536)
+	setDefault(&c.Limits.Opening, 1024)
+	setDefault(&c.Limits.Workers, 32)
+	setDefault(&c.Limits.Resolving, 8)
+	setDefault(&c.Timeouts.Idle, 2*time.Minute)
+	setDefault(&c.Timeouts.IdleDNS, 30*time.Second)
+	setDefault(&c.Timeouts.Dial, 5*time.Second)
+	setDefault(&c.Timeouts.Sweep, time.Second)
+	setDefault(&c.Timeouts.Rest, 2*time.Minute)
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+}
+
+// maxPollers is how many goroutines wait for what apps send; more than there
+// are processors would only take turns.
+const maxPollers = 4
+
+// Relay carries datagrams. Its methods are safe for concurrent use.
+type Relay struct {
+	cfg     Config
+	log     *slog.Logger
+	running atomic.Bool
+	clock   atomic.Int64 // cfg.Now at the last sweep, Unix nanoseconds
+	work    chan *flow   // flows to decide
+	ports   ports
+	pollers []*poller
+	next    atomic.Uint32 // poller of the next socket
+	open    atomic.Int64  // flows in all tables
+	sockets atomic.Int64
+	counts  [causes]atomic.Uint64
+
+	// mu guards the map, not the devices in it. A device leaves it with mu held
+	// for writing and only when it has no flows.
+	mu      sync.RWMutex
+	devices map[netip.Addr]*device
+
+	// resolving counts look-ups under way by app.
+	resolveMu sync.Mutex
+	resolving map[string]int
+}
+
+// New returns a Relay that drops everything until Run.
+func New(cfg Config) (*Relay, error) {
+	if cfg.Sessions == nil || cfg.AppByAddr == nil || cfg.Inject == nil || cfg.MTU < 1280 {
+		return nil, errors.New("media: Sessions, AppByAddr, Inject and an MTU of at least 1280 are required")
+	}
+	cfg.defaults()
+	r := &Relay{
+		cfg: cfg, log: cfg.Log,
+		work:      make(chan *flow, cfg.Limits.Opening),
+		devices:   map[netip.Addr]*device{},
+		resolving: map[string]int{},
+	}
+	r.ports.init(cfg.Timeouts.Rest)
+	return r, nil
+}
+
+// Run carries datagrams until ctx is done. Then every flow ends; it returns
+// when nothing of the Relay is left running.
+func (r *Relay) Run(ctx context.Context) error {
+	var polling, working sync.WaitGroup
+	for range min(maxPollers, runtime.GOMAXPROCS(0)) {
+		p, err := newPoller(r)
+		if err != nil {
+			for _, p := range r.pollers {
+				p.close()
+			}
+			return err
+		}
+		r.pollers = append(r.pollers, p)
+	}
+	failed := make(chan error, len(r.pollers))
+	for _, p := range r.pollers {
+		polling.Go(func() {
+			if err := p.run(); err != nil {
+				failed <- err
+			}
+		})
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	for range r.cfg.Limits.Workers {
+		working.Go(func() { r.worker(ctx, &working) })
+	}
+	r.clock.Store(r.cfg.Now().UnixNano())
+	r.running.Store(true)
+	tick := time.NewTicker(r.cfg.Timeouts.Sweep)
+	defer tick.Stop()
+	var err error
+	for ended := false; !ended; {
+		select {
+		case <-ctx.Done():
+			ended = true
+		case err = <-failed:
+			ended = true
+		case <-tick.C:
+			r.sweep(r.cfg.Now())
+		}
+	}
+	r.running.Store(false)
+	cancel()
+	working.Wait()
+	r.closeAll()
+	for _, p := range r.pollers {
+		p.close()
+	}
+	polling.Wait()
+	return err
+}
+
+// A cause says why a datagram was dropped.
+type cause uint8
+
+const (
+	passed      cause = iota
+	malformed         // lengths, versions or ports that cannot be
+	checksum          // wrong, or none where IPv6 needs one
+	stopped           // the relay does not run
+	deviceFlows       // Limits.DeviceFlows
+	devicePorts       // Limits.DevicePorts
+	opening           // Limits.DeviceOpening, Opening, Flows or Resolving
+	queued            // more than a few before the flow was decided
+	refused           // the flow was refused a moment ago
+	cut               // the flow may not go on
+	sending           // the system did not take it
+	unsolicited       // from an address that no flow sends to
+	tooBig            // from the app, larger than the inner MTU
+	tunnelQueue       // the tunnel did not take it
+	dnsSilent         // a question that gets no answer
+	causes
+)
+
+var causeNames = [causes]string{
+	malformed: "malformed", checksum: "checksum", stopped: "stopped", deviceFlows: "device_flows", devicePorts: "device_ports",
+	opening: "opening", queued: "undecided", refused: "refused", cut: "cut", sending: "send", unsolicited: "unsolicited",
+	tooBig: "too_big", tunnelQueue: "tunnel_queue", dnsSilent: "dns",
+}
+
+func (r *Relay) drop(c cause) { r.counts[c].Add(1) }
+
+// Stats are the numbers that metrics show.
+type Stats struct {
+	Flows   int // open, or being decided
+	Sockets int // towards apps
+}
+
+// Stats returns the current numbers.
+func (r *Relay) Stats() Stats {
+	return Stats{Flows: int(r.open.Load()), Sockets: int(r.sockets.Load())}
+}
+
+// Dropped counts datagrams that went no further, by cause.
+func (r *Relay) Dropped() map[string]uint64 {
+	m := make(map[string]uint64, causes)
+	for c := passed + 1; c < causes; c++ {
+		m[causeNames[c]] = r.counts[c].Load()
+	}
+	return m
+}

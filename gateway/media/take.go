@@ -1,0 +1,281 @@
+package media
+
+import (
+	"bytes"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/portvakt/portvakt/gateway/session"
+)
+
+const (
+	dnsPort = 53
+
+	// maxQueued is how many datagrams of a flow wait for its Decision; a call
+	// sends one every 20 ms and a decision takes a few.
+	maxQueued = 4
+
+	// refusedFor is how long a refused flow is not decided anew, whatever its
+	// device sends.
+	refusedFor = time.Second
+)
+
+// device is what one inner address has open. Its flows' datagrams come in on
+// one goroutine, so that mu is hardly ever waited for.
+type device struct {
+	addr netip.Addr
+
+	mu      sync.Mutex // guards what follows; taken last of all locks
+	flows   map[flowKey]*flow
+	ports   map[uint16]int // flows by source port
+	opening int            // flows that are not decided yet
+
+	// socketMu is held while a socket of the device comes or goes, for a few
+	// system calls. It is taken before a socket's lock.
+	socketMu sync.Mutex
+	sockets  map[socketKey][]*socket
+}
+
+// flowKey names a flow of a device: its source port and where it sends.
+type flowKey struct {
+	port uint16
+	app  netip.AddrPort
+}
+
+type flowState uint32
+
+const (
+	flowOpening flowState = iota // a worker has it
+	flowOpen
+	flowRefused // a worker said no; forgotten by a sweep
+	flowClosed  // out of the table
+)
+
+// flow is one device's (address, port) speaking to one (address, port) of an app.
+type flow struct {
+	dev  *device
+	key  flowKey
+	back header // of what goes to the device
+
+	state atomic.Uint32 // a flowState; changes with dev.mu held
+	last  atomic.Int64  // Relay.clock at the last datagram either way
+	in    atomic.Int64  // bytes from the device
+	out   atomic.Int64  // bytes to the device
+
+	queue [][]byte // of the opening flow; guarded by dev.mu
+
+	// Set by the worker before the flow is open.
+	session *session.Flow
+	socket  *socket
+	to      netip.AddrPort
+	target  target
+	mark    bool // the app's calls are told to the network
+
+	voice voice // the poller's
+}
+
+func (f *flow) peer() netip.AddrPort { return netip.AddrPortFrom(f.dev.addr, f.key.port) }
+
+func (f *flow) is(s flowState) bool { return flowState(f.state.Load()) == s }
+
+// Take consumes a UDP packet that came out of a device's tunnel and that the
+// device's segment allows, and reports whether the packet is UDP at all. It
+// does not keep the packet and never blocks.
+func (r *Relay) Take(packet []byte) bool {
+	if !isUDP(packet) {
+		return false
+	}
+	var d datagram
+	if c := parse(packet, &d); c != passed {
+		r.drop(c)
+		return true
+	}
+	if !r.running.Load() {
+		r.drop(stopped)
+		return true
+	}
+	if a := d.dst.Addr(); a == r.cfg.Gateway[0] || a == r.cfg.Gateway[1] {
+		r.answer(&d)
+		return true
+	}
+	f := r.find(&d)
+	switch {
+	case f == nil:
+		r.begin(&d)
+	case f.is(flowOpen):
+		r.forward(f, d.payload)
+	default:
+		r.hold(f, d.payload)
+	}
+	return true
+}
+
+// find looks for the flow of a datagram.
+func (r *Relay) find(d *datagram) *flow {
+	r.mu.RLock()
+	dev := r.devices[d.src.Addr()]
+	r.mu.RUnlock()
+	if dev == nil {
+		return nil
+	}
+	dev.mu.Lock()
+	f := dev.flows[flowKey{d.src.Port(), d.dst}]
+	dev.mu.Unlock()
+	return f
+}
+
+// forward sends a datagram of an open flow to its app.
+func (r *Relay) forward(f *flow, payload []byte) {
+	if f.session.Check() != nil {
+		r.drop(cut)
+		return
+	}
+	s := f.socket
+	s.mu.RLock()
+	// Whoever closes the flow takes the lock for writing: once that is done
+	// nothing is sent any more, and the descriptor is nobody else's meanwhile.
+	if !f.is(flowOpen) {
+		s.mu.RUnlock()
+		r.drop(cut)
+		return
+	}
+	err := s.send(&f.target, payload)
+	s.mu.RUnlock()
+	if err != nil {
+		r.drop(sending)
+		return
+	}
+	f.last.Store(r.clock.Load())
+	f.in.Add(int64(len(payload)))
+}
+
+// hold keeps a datagram of a flow that is being decided.
+func (r *Relay) hold(f *flow, payload []byte) {
+	f.dev.mu.Lock()
+	state := flowState(f.state.Load())
+	if state == flowOpening && len(f.queue) < maxQueued {
+		f.queue = append(f.queue, bytes.Clone(payload))
+		f.dev.mu.Unlock()
+		return
+	}
+	f.dev.mu.Unlock()
+	switch state {
+	case flowOpen: // decided in between
+		r.forward(f, payload)
+	case flowOpening:
+		r.drop(queued)
+	case flowRefused:
+		r.drop(refused)
+	default:
+		r.drop(cut)
+	}
+}
+
+// begin opens a flow with its first datagram.
+func (r *Relay) begin(d *datagram) {
+	addr := d.src.Addr()
+	r.mu.RLock()
+	dev := r.devices[addr]
+	if dev != nil {
+		r.admit(dev, d)
+		r.mu.RUnlock()
+		return
+	}
+	r.mu.RUnlock()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if dev = r.devices[addr]; dev == nil {
+		dev = &device{addr: addr, flows: map[flowKey]*flow{}, ports: map[uint16]int{}, sockets: map[socketKey][]*socket{}}
+		r.devices[addr] = dev
+	}
+	r.admit(dev, d)
+}
+
+// admit puts a new flow into its device's table and before a worker, within
+// the limits. mu is held.
+func (r *Relay) admit(dev *device, d *datagram) {
+	dev.mu.Lock()
+	defer dev.mu.Unlock()
+	port := d.src.Port()
+	switch {
+	case len(dev.flows) >= r.cfg.Limits.DeviceFlows:
+		r.drop(deviceFlows)
+		return
+	case dev.ports[port] == 0 && len(dev.ports) >= r.cfg.Limits.DevicePorts:
+		r.drop(devicePorts)
+		return
+	case dev.opening >= r.cfg.Limits.DeviceOpening, r.open.Load() >= int64(r.cfg.Limits.Flows):
+		r.drop(opening)
+		return
+	}
+	f := &flow{dev: dev, key: flowKey{port, d.dst}, back: newHeader(d.dst, d.src), queue: [][]byte{bytes.Clone(d.payload)}}
+	f.last.Store(r.clock.Load())
+	select {
+	case r.work <- f:
+	default:
+		r.drop(opening)
+		return
+	}
+	dev.flows[f.key] = f
+	dev.ports[port]++
+	dev.opening++
+	r.open.Add(1)
+}
+
+// forget takes a flow out of its device's table. dev.mu is held.
+func (r *Relay) forget(f *flow) {
+	dev := f.dev
+	delete(dev.flows, f.key)
+	if dev.ports[f.key.port]--; dev.ports[f.key.port] == 0 {
+		delete(dev.ports, f.key.port)
+	}
+	f.state.Store(uint32(flowClosed))
+	r.open.Add(-1)
+}
+
+// answer answers a question to the gateway itself.
+func (r *Relay) answer(d *datagram) {
+	if r.cfg.DNS == nil || d.dst.Port() != dnsPort {
+		r.drop(dnsSilent)
+		return
+	}
+	h := newHeader(d.dst, d.src)
+	a := r.cfg.DNS(d.src.Addr(), d.payload, r.cfg.MTU-h.size)
+	if a == nil {
+		r.drop(dnsSilent)
+		return
+	}
+	buf := make([]byte, headMax+len(a))
+	copy(buf[headMax:], a)
+	if r.cfg.Inject([][]byte{h.wrap(buf, 0)}) == 0 {
+		r.drop(tunnelQueue)
+	}
+}
+
+// reply sends what an app answered into its device's tunnel with p's next
+// batch. f is nil when no flow sends to where it came from.
+func (r *Relay) reply(p *poller, f *flow, buf []byte, n int, truncated bool) {
+	switch {
+	case f == nil:
+		r.drop(unsolicited)
+		return
+	case truncated || n > r.cfg.MTU-f.back.size:
+		// No tunnel takes fragments, and nothing is said to the app: its own
+		// way to the gateway is not the narrow one.
+		r.drop(tooBig)
+		return
+	case f.is(flowClosed), f.session.Check() != nil:
+		r.drop(cut)
+		return
+	}
+	payload := buf[headMax : headMax+n]
+	var class byte
+	if f.mark && f.voice.look(payload) {
+		class = classEF
+	}
+	f.last.Store(r.clock.Load())
+	f.out.Add(int64(n))
+	p.queue(f, f.back.wrap(buf[:headMax+n], class))
+}
