@@ -22,14 +22,15 @@ import (
 	"github.com/portvakt/portvakt/gateway/audit"
 	"github.com/portvakt/portvakt/gateway/audit/notary"
 	"github.com/portvakt/portvakt/gateway/control"
+	"github.com/portvakt/portvakt/gateway/dns"
 	"github.com/portvakt/portvakt/gateway/identity"
 	"github.com/portvakt/portvakt/gateway/location"
+	"github.com/portvakt/portvakt/gateway/media"
 	"github.com/portvakt/portvakt/gateway/proxy"
 	"github.com/portvakt/portvakt/gateway/segment"
 	"github.com/portvakt/portvakt/gateway/session"
 	"github.com/portvakt/portvakt/gateway/store"
 	"github.com/portvakt/portvakt/gateway/tunnel"
-	"github.com/portvakt/portvakt/internal/overlay"
 	"github.com/portvakt/portvakt/internal/wire"
 	"github.com/portvakt/portvakt/policy"
 )
@@ -64,6 +65,7 @@ type gateway struct {
 	sessions *session.Manager
 	tunnel   *tunnel.Tunnel
 	proxy    *proxy.Proxy
+	media    *media.Relay
 	api      *control.API
 	admin    *admin.Server
 	table    *segment.Table
@@ -128,7 +130,7 @@ func (g *gateway) build() (err error) {
 	g.tunnel, err = tunnel.New(tunnel.Config{
 		PrivateKey: key, Listen: cfg.Tunnel.Listen, Addresses: own, MTU: cfg.Tunnel.MTU, Table: g.table,
 		Mode: tunnel.Mode(cfg.Tunnel.Mode),
-		TCP:  g.handleTCP, UDP: func(f *overlay.UDPFlow) { g.proxy.HandleUDP(f) },
+		TCP:  g.handleTCP, UDP: func(packet []byte) bool { return g.media.Take(packet) },
 		UDPGSOOff:  cfg.Tunnel.UDPGSO == "off",
 		OnEndpoint: func(key [32]byte, ep netip.AddrPort) { g.sessions.Endpoint(key, ep) },
 		Held:       func(key [32]byte) bool { return g.sessions.Held(key) },
@@ -153,6 +155,14 @@ func (g *gateway) build() (err error) {
 		Session: g.sessions, AppByAddr: g.sessions.AppByAddr, Signer: g.signer, Log: g.log,
 		Certificate: func(names []string) (*tls.Certificate, error) { return g.ca.ServerCertificate(names, nil) },
 		Forbidden:   g.forbidden(),
+	})
+	if err != nil {
+		return err
+	}
+	names := dns.New(dns.Config{Resolve: g.sessions.Resolve})
+	g.media, err = media.New(media.Config{
+		Sessions: g.sessions, AppByAddr: g.sessions.AppByAddr, Inject: g.tunnel.Inject, MTU: cfg.Tunnel.MTU,
+		Gateway: own, DNS: names.Answer, Forbidden: g.forbidden(), Log: g.log,
 	})
 	if err != nil {
 		return err
@@ -191,6 +201,7 @@ func (g *gateway) run(ctx context.Context) error {
 	grp.Go(func() error { return g.places.Run(ctx) })
 	grp.Go(func() error { return g.public.Run(ctx) })
 	grp.Go(func() error { return g.proxy.Run(ctx) })
+	grp.Go(func() error { return g.media.Run(ctx) })
 	grp.Go(func() error { return g.tunnel.Run(ctx) })
 	policyRead := make(chan struct{})
 	grp.Go(func() error { return g.followPolicy(ctx, policyRead) })

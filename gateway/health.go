@@ -93,6 +93,9 @@ func (g *gateway) metrics() *prometheus.Registry {
 	counter("tunnel_retired_total", "Idle peers that were removed.", func() float64 { return float64(g.tunnel.Handshakes().Removed) })
 	reg.MustRegister(&causes{g.table.Counts, prometheus.NewDesc("portvakt_packets_refused_total", "Packets out of tunnels that the segment filter refused.", []string{"cause"}, nil)})
 	reg.MustRegister(&causes{g.tunnel.Refused, prometheus.NewDesc("portvakt_handshakes_refused_total", "Handshake messages, and packets to dormant devices, that went no further.", []string{"cause"}, nil)})
+	gauge("udp_flows", "UDP flows that are open or being decided.", func() float64 { return float64(g.media.Stats().Flows) })
+	gauge("udp_sockets", "UDP sockets towards apps.", func() float64 { return float64(g.media.Stats().Sockets) })
+	reg.MustRegister(&causes{g.media.Dropped, prometheus.NewDesc("portvakt_udp_dropped_total", "UDP datagrams of devices and apps that went no further.", []string{"cause"}, nil)})
 	return reg
 }
 

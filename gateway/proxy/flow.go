@@ -5,11 +5,9 @@ import (
 	"errors"
 	"io"
 	"net"
-	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/portvakt/portvakt/gateway/dial"
 	"github.com/portvakt/portvakt/gateway/session"
@@ -19,7 +17,7 @@ import (
 // openFlow registers, decides and records a flow and dials its app. It calls
 // decided before the dial, so that an app that does not answer keeps nobody
 // from the others. A nil Flow means that nothing may be answered.
-func (p *Proxy) openFlow(ctx context.Context, network string, b session.Begin, decided func()) (*session.Flow, net.Conn) {
+func (p *Proxy) openFlow(ctx context.Context, b session.Begin, decided func()) (*session.Flow, net.Conn) {
 	flow, err := p.cfg.Session.Begin(b)
 	if err != nil {
 		p.log.Debug("refusing a flow", "app", b.App.Name, "remote", b.Peer, "err", err)
@@ -35,7 +33,7 @@ func (p *Proxy) openFlow(ctx context.Context, network string, b session.Begin, d
 	dialing, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(flow.Context(), cancel)()
-	up, err := dial.New(p.cfg.Timeouts.Dial, b.App.Allow, p.cfg.Forbidden).DialContext(dialing, network, b.App.UpstreamFor(b.Port))
+	up, err := dial.New(p.cfg.Timeouts.Dial, b.App.Allow, p.cfg.Forbidden).DialContext(dialing, "tcp", b.App.UpstreamFor(b.Port))
 	if err != nil {
 		outcome := outcomeUnreachable
 		if errors.Is(err, dial.ErrForbidden) {
@@ -64,7 +62,7 @@ func (p *Proxy) serveTCP(ctx context.Context, in TCPInbound, app policy.App, dec
 		in.Reset()
 		return
 	}
-	flow, up := p.openFlow(ctx, "tcp", session.Begin{Peer: in.Peer(), App: app, Action: policy.ActionFlow, Port: port}, decided)
+	flow, up := p.openFlow(ctx, session.Begin{Peer: in.Peer(), App: app, Action: policy.ActionFlow, Port: port}, decided)
 	if flow == nil {
 		in.Reset()
 		return
@@ -140,67 +138,5 @@ func pump(flow *session.Flow, dst, src net.Conn, count *atomic.Int64) (reading b
 		if rerr != nil {
 			return true, rerr
 		}
-	}
-}
-
-// serveUDP decides before the first datagram reaches the app. A refusal is
-// silence.
-func (p *Proxy) serveUDP(ctx context.Context, in UDPInbound, app policy.App, decided func()) {
-	defer in.Close()
-	port := in.Local().Port()
-	if !slices.Contains(app.Ports, port) {
-		return
-	}
-	flow, up := p.openFlow(ctx, "udp", session.Begin{Peer: in.Peer(), App: app, Action: policy.ActionFlow, Port: port}, decided)
-	if flow == nil {
-		return
-	}
-	kill := sync.OnceFunc(func() { _ = in.Close(); _ = up.Close() })
-	flow.OnCut(kill)
-	defer context.AfterFunc(ctx, kill)()
-	var sent, received, last atomic.Int64
-	last.Store(time.Now().UnixNano())
-	var both sync.WaitGroup
-	both.Go(func() { p.relay(flow, up, in, &sent, &last); kill() })
-	both.Go(func() { p.relay(flow, in, up, &received, &last); kill() })
-	both.Wait()
-	endFlow(flow, outcomeDone, sent.Load(), received.Load())
-}
-
-type datagramReader interface {
-	Read(b []byte) (int, error)
-	SetReadDeadline(t time.Time) error
-}
-
-// relay passes datagrams one way until neither way has seen one for
-// Timeouts.UDPIdle. An app that answers "port unreachable" may be restarting:
-// that is an empty read and not the end.
-func (p *Proxy) relay(flow *session.Flow, dst io.Writer, src datagramReader, count, last *atomic.Int64) {
-	buf := chunks.Get()
-	defer chunks.Put(buf)
-	for {
-		idleAt := time.Unix(0, last.Load()).Add(p.cfg.Timeouts.UDPIdle)
-		_ = src.SetReadDeadline(idleAt)
-		n, err := src.Read(buf)
-		if flow.Check() != nil {
-			return
-		}
-		switch {
-		case err == nil:
-		case errors.Is(err, os.ErrDeadlineExceeded):
-			if time.Since(time.Unix(0, last.Load())) >= p.cfg.Timeouts.UDPIdle {
-				return
-			}
-			continue
-		case refusedUDP(err):
-			continue
-		default:
-			return
-		}
-		last.Store(time.Now().UnixNano())
-		if _, err := dst.Write(buf[:n]); err != nil && !refusedUDP(err) {
-			return
-		}
-		count.Add(int64(n))
 	}
 }

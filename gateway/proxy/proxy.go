@@ -1,6 +1,6 @@
 // Package proxy is the policy enforcement point for everything that leaves a
-// tunnel for an app: HTTP exchanges, WebSockets, TCP connections and UDP
-// exchanges. Each is read in one way only, registered as a Flow, decided,
+// tunnel for an app by TCP: HTTP exchanges, WebSockets and TCP connections; UDP
+// is package media's. Each is read in one way only, registered as a Flow, decided,
 // recorded, and only then forwarded; every chunk afterwards asks the Flow
 // whether it may still pass.
 //
@@ -39,17 +39,6 @@ type TCPInbound interface {
 	Reset()
 }
 
-// UDPInbound is a UDP exchange whose first datagram has arrived and can be
-// read from it. Read returns one datagram.
-type UDPInbound interface {
-	Peer() netip.AddrPort
-	Local() netip.AddrPort
-	Read(b []byte) (int, error)
-	Write(b []byte) (int, error)
-	SetReadDeadline(t time.Time) error
-	Close() error
-}
-
 // Config is what a Proxy needs. Session, AppByAddr, Certificate and Signer are
 // required.
 type Config struct {
@@ -74,7 +63,6 @@ type Timeouts struct {
 	Idle           time.Duration // a device's connection between requests; 2 min
 	Dial           time.Duration // TCP and TLS with an app; 5 s
 	ResponseHeader time.Duration // of an app, after the request was sent; 60 s
-	UDPIdle        time.Duration // a UDP exchange without a datagram either way; 2 min
 	Drain          time.Duration // what is open when Run's context ends; 5 s
 }
 
@@ -84,7 +72,7 @@ type Limits struct {
 	HeaderBytes         int   // request line and headers; 64 KiB
 	ResponseHeaderBytes int64 // of an app; 256 KiB
 	Streams             int   // concurrent HTTP/2 streams of one connection; 250
-	Pending             int   // connections and exchanges that are not decided yet; 1,024
+	Pending             int   // connections that are not decided yet; 1,024
 	DeviceConns         int   // open HTTP connections of one device; 256
 }
 
@@ -100,7 +88,6 @@ func (t *Timeouts) defaults() {
 	setDefault(&t.Idle, 2*time.Minute)
 	setDefault(&t.Dial, 5*time.Second)
 	setDefault(&t.ResponseHeader, time.Minute)
-	setDefault(&t.UDPIdle, 2*time.Minute)
 	setDefault(&t.Drain, 5*time.Second)
 }
 
@@ -178,7 +165,7 @@ func (p *Proxy) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error
 	return p.cfg.Certificate(app.Hosts)
 }
 
-// Run serves what HandleTCP and HandleUDP take until ctx ends. Then nothing new
+// Run serves what HandleTCP takes until ctx ends. Then nothing new
 // is taken, what is open may end within Timeouts.Drain, and the rest is reset.
 // It returns when nothing of the Proxy is left running.
 func (p *Proxy) Run(ctx context.Context) error {
@@ -298,7 +285,7 @@ func (p *Proxy) counting(h http.HandlerFunc) http.Handler {
 	})
 }
 
-// Dropped counts the connections and exchanges that were refused because
+// Dropped counts the connections that were refused because
 // Limits.Pending was reached.
 func (p *Proxy) Dropped() uint64 { return p.dropped.Load() }
 
@@ -320,14 +307,5 @@ func (p *Proxy) HandleTCP(in TCPInbound) {
 	}
 	if !p.start(func(ctx context.Context, decided func()) { serve(ctx, in, app, decided) }) {
 		in.Reset()
-	}
-}
-
-// HandleUDP takes over a UDP exchange. It never blocks: what cannot be served
-// is closed in silence.
-func (p *Proxy) HandleUDP(in UDPInbound) {
-	app, ok := p.cfg.AppByAddr(in.Local().Addr())
-	if !ok || app.Protocol != "udp" || !p.start(func(ctx context.Context, decided func()) { p.serveUDP(ctx, in, app, decided) }) {
-		_ = in.Close()
 	}
 }

@@ -40,10 +40,9 @@ func (t *Tunnel) raise(r *registration) error {
 	}
 	t.mu.Lock()
 	held, err := t.raiseLocked(r, false)
-	stack := t.stack
 	t.mu.Unlock()
 	if len(held) > 0 {
-		stack.Inject(held)
+		t.Inject(held)
 	}
 	return err
 }
@@ -53,7 +52,6 @@ func (t *Tunnel) raise(r *registration) error {
 func (t *Tunnel) call(r *registration) {
 	t.mu.Lock()
 	held, err := t.raiseLocked(r, true)
-	stack := t.stack
 	t.mu.Unlock()
 	switch {
 	case err != nil:
@@ -61,7 +59,7 @@ func (t *Tunnel) call(r *registration) {
 		t.log.Warn("making a peer for a packet", "err", err)
 	case len(held) > 0:
 		t.counters.woken.Add(1)
-		stack.Inject(held)
+		t.Inject(held)
 	}
 }
 
@@ -176,7 +174,7 @@ func (t *Tunnel) hailOne(r *registration) {
 		return
 	}
 	if len(held) > 0 {
-		t.stack.Inject(held)
+		t.Inject(held)
 	}
 	if p := t.dev.LookupPeer(r.key); p != nil {
 		t.counters.hailed.Add(1)

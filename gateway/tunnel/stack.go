@@ -44,7 +44,6 @@ func (t *Tunnel) newStack() (stack, error) {
 			MTU:       t.cfg.MTU,
 			Gateway:   true,
 			TCP:       func(r *overlay.TCPRequest) { t.cfg.TCP(r) },
-			UDP:       t.cfg.UDP,
 			Filter:    t.filter,
 		})
 	case TUN:

@@ -52,10 +52,13 @@ type Config struct {
 	Table *segment.Table
 	// Mode says whose TCP/IP stack the tunnel ends in; "" is Userspace.
 	Mode Mode
-	// TCP and UDP take what the table lets through (see overlay.Options).
-	// Without TCP every connection is refused.
+	// TCP takes the connections the table lets through (see overlay.Options).
+	// Without it every connection is refused.
 	TCP func(TCPRequest)
-	UDP func(*overlay.UDPFlow)
+	// UDP is given every packet the table lets through and reports whether it
+	// is UDP and taken; it answers by Inject. It runs on the receiving goroutine
+	// of the packet's peer, must not block and must not keep the packet.
+	UDP func(packet []byte) bool
 	// OnEndpoint is told which outer address a peer uses once its first
 	// handshake is complete, and again whenever it changes: within about 10 ms
 	// of the peer's first packet from there, a second at the latest. It is called
@@ -124,13 +127,13 @@ type Tunnel struct {
 	hails    hails
 	bind     *ingress
 	counters counters
+	stack    atomic.Pointer[stack] // nil before Run
 
 	// mu guards what follows and serialises changes of the device's peers. It
 	// is never taken on a goroutine that carries packets.
 	mu    sync.Mutex
 	state state
 	dev   *device.Device // while running
-	stack stack          // while running
 }
 
 type state uint8
@@ -251,6 +254,7 @@ func (t *Tunnel) start() error {
 	if err != nil {
 		return fmt.Errorf("running tunnel: %w", err)
 	}
+	t.stack.Store(&st)
 	t.bind = newIngress(t, transport.NewUDP(transport.UDPOptions{Listen: t.listen, Sticky: true, GSOOff: t.cfg.UDPGSOOff, Log: t.log}))
 	dev := device.NewDevice(&egress{st.Device(), t}, t.bind, logger(t.log))
 	fail := func(err error) error {
@@ -267,7 +271,7 @@ func (t *Tunnel) start() error {
 	if err := dev.Up(); err != nil {
 		return fail(fmt.Errorf("listening on %s: %w", t.cfg.Listen, err))
 	}
-	t.dev, t.stack, t.state = dev, st, running
+	t.dev, t.state = dev, running
 	t.port.Store(t.bind.port.Load())
 	return nil
 }
@@ -277,7 +281,7 @@ func (t *Tunnel) stop() error {
 	defer t.mu.Unlock()
 	t.state = closed
 	// The stack first: its resets still find a tunnel.
-	err := t.stack.Close()
+	err := (*t.stack.Load()).Close()
 	t.dev.Close()
 	return err
 }
@@ -286,6 +290,9 @@ func (t *Tunnel) stop() error {
 func (t *Tunnel) filter(packet []byte) (overlay.Action, []byte) {
 	switch v, _ := t.cfg.Table.Filter(packet); v {
 	case segment.Pass:
+		if t.cfg.UDP != nil && t.cfg.UDP(packet) {
+			return overlay.Taken, nil
+		}
 		return overlay.Pass, nil
 	case segment.Reset:
 		return overlay.Drop, segment.ResetFor(packet)
@@ -361,26 +368,21 @@ func (t *Tunnel) removeLocked(r *registration) {
 // Peers is the state of all registered keys, in no order.
 func (t *Tunnel) Peers() []PeerInfo { return t.known.infos() }
 
-// Inject sends whole IP packets into the tunnel. It copies them and does not
-// block; it returns how many it took, none unless Run runs.
-func (t *Tunnel) Inject(packets [][]byte) int {
-	t.mu.Lock()
-	stack := t.stack
-	t.mu.Unlock()
-	if stack == nil {
-		return 0
-	}
-	return stack.Inject(packets)
-}
-
 // Stats returns the stack's packet counters; zero unless Run runs.
 func (t *Tunnel) Stats() overlay.Stats {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.stack == nil {
-		return overlay.Stats{}
+	if st := t.stack.Load(); st != nil {
+		return (*st).Stats()
 	}
-	return t.stack.Stats()
+	return overlay.Stats{}
+}
+
+// Inject sends whole IP packets to devices past the stack and returns how many
+// it took; none unless Run runs. It copies them and never blocks.
+func (t *Tunnel) Inject(packets [][]byte) (accepted int) {
+	if st := t.stack.Load(); st != nil {
+		return (*st).Inject(packets)
+	}
+	return 0
 }
 
 func confKey(w *strings.Builder, name string, key [32]byte) {

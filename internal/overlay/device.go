@@ -116,7 +116,7 @@ func (d *device) admits(packet []byte) bool {
 }
 
 // forGateway keeps from a stack that answers for every address what such a
-// stack must not act on: ICMP but for echo requests to its own addresses,
+// stack must not act on: UDP, which is not its own, ICMP but for echo requests to its own addresses,
 // fragments, and IPv6 extension headers, behind which ICMP could hide. It holds
 // with any filter and without one.
 func (d *device) forGateway(packet []byte) bool {
@@ -139,7 +139,7 @@ func (d *device) forGateway(packet []byte) bool {
 		return false
 	}
 	switch tcpip.TransportProtocolNumber(proto) {
-	case header.TCPProtocolNumber, header.UDPProtocolNumber:
+	case header.TCPProtocolNumber:
 		return true
 	case header.ICMPv4ProtocolNumber, header.ICMPv6ProtocolNumber:
 		return len(l4) > 0 && l4[0] == echo && slices.Contains(d.stack.opts.Addresses, dst)

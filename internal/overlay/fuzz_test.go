@@ -30,7 +30,6 @@ func FuzzInbound(f *testing.F) {
 	s, err := overlay.New(overlay.Options{
 		Addresses: gateway, Gateway: true,
 		TCP: func(r *overlay.TCPRequest) { r.Reset() },
-		UDP: func(u *overlay.UDPFlow) { _ = u.Close() },
 	})
 	if err != nil {
 		f.Fatal(err)

@@ -2,7 +2,7 @@
 // gVisor stack behind the [tun.Device] of an unmodified WireGuard.
 //
 // On a gateway the stack answers for every address a packet was sent to and
-// hands each new TCP connection and UDP exchange to its owner, who decides
+// hands each new TCP connection to its owner, who decides
 // before anything is answered. Nothing is ever routed: what comes out of the
 // tunnel ends in this stack, so that no device reaches another through it.
 // On an agent it has the device's inner addresses and dials.
@@ -65,15 +65,12 @@ type Options struct {
 	// MTU of the inside, in bytes; 0 means DefaultMTU. At least 1280 with an
 	// IPv6 address among Addresses.
 	MTU int
-	// Gateway makes the stack answer for every address and forward TCP and UDP
-	// to the two functions below.
+	// Gateway makes the stack answer for every address and forward TCP to the
+	// function below. It takes no UDP then: Filter does, and Inject answers.
 	Gateway bool
 	// TCP is called in a goroutine of its own for every connection asked for.
 	// Without it every connection is refused.
 	TCP func(*TCPRequest)
-	// UDP is called in a goroutine of its own for every new exchange. Without
-	// it datagrams vanish in silence.
-	UDP func(*UDPFlow)
 	// Filter judges every packet that comes out of the tunnel before the stack
 	// sees it. It must neither change nor keep the packet and must not block.
 	// A reply that is not nil, a whole IP packet, goes back into the tunnel; it
@@ -107,9 +104,7 @@ type Stack struct {
 	dev  *device
 
 	tcp     *tcp.Forwarder
-	udp     *udp.Forwarder
 	open    requests // half-open TCP connections
-	flows   flows    // open UDP flows by peer
 	closing sync.Once
 	closeEr error
 
@@ -190,9 +185,7 @@ func (s *Stack) configure(has4, has6 bool) error {
 	}
 	if s.opts.Gateway {
 		s.tcp = tcp.NewForwarder(s.ip, 0, 2*maxRequests, s.forwardTCP)
-		s.udp = udp.NewForwarder(s.ip, s.forwardUDP)
 		s.ip.SetTransportProtocolHandler(tcp.ProtocolNumber, s.handleTCP)
-		s.ip.SetTransportProtocolHandler(udp.ProtocolNumber, s.handleUDP)
 	}
 	if err := s.ip.CreateNIC(nicID, s.link); err != nil {
 		return fmt.Errorf("creating interface: %v", err)

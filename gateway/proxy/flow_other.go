@@ -1,5 +1,0 @@
-//go:build !unix
-
-package proxy
-
-func refusedUDP(error) bool { return false }
