@@ -32,6 +32,7 @@ type Config struct {
 	Posture  PostureConfig  `yaml:"posture"`
 	Location LocationConfig `yaml:"location"`
 	Policy   PolicyConfig   `yaml:"policy"`
+	Audit    AuditConfig    `yaml:"audit"`
 	Log      LogConfig      `yaml:"log"`
 }
 
@@ -111,6 +112,21 @@ type LocationConfig struct {
 type PolicyConfig struct {
 	Source    string `yaml:"source"` // directory
 	Directory string `yaml:"directory"`
+}
+
+// AuditConfig says where the decision log goes besides its own file.
+type AuditConfig struct {
+	Sinks []SinkConfig `yaml:"sinks"`
+}
+
+// SinkConfig is one receiver of the decision log; see package sink.
+type SinkConfig struct {
+	Name      string `yaml:"name"`
+	Type      string `yaml:"type"`   // file, syslog, otlp or webhook
+	Format    string `yaml:"format"` // jsonl (default), ocsf, cef or csv; otlp has its own
+	To        string `yaml:"to"`     // a path, HOST:PORT or an https URL
+	CAFile    string `yaml:"ca_file"`
+	TokenFile string `yaml:"token_file"`
 }
 
 // LogConfig is the operational log on standard error; the decision log is
@@ -217,9 +233,21 @@ func (c *Config) absolute(file string) {
 		&c.DataDir, &c.TLS.CertFile, &c.TLS.KeyFile, &c.TLS.ACME.CAFile, &c.Identity.ClientSecretFile,
 		&c.Identity.CAFile, &c.Location.Database, &c.Policy.Directory,
 	} {
-		if *p != "" && !filepath.IsAbs(*p) {
-			*p = filepath.Join(dir, *p)
+		absoluteTo(dir, p)
+	}
+	for i := range c.Audit.Sinks {
+		s := &c.Audit.Sinks[i]
+		absoluteTo(dir, &s.CAFile)
+		absoluteTo(dir, &s.TokenFile)
+		if s.Type == "file" {
+			absoluteTo(dir, &s.To)
 		}
+	}
+}
+
+func absoluteTo(dir string, p *string) {
+	if *p != "" && !filepath.IsAbs(*p) {
+		*p = filepath.Join(dir, *p)
 	}
 }
 
@@ -261,6 +289,7 @@ func (c *Config) problems() []problem {
 	}
 	c.checkPools(bad)
 	c.checkTLS(bad)
+	c.checkSinks(bad)
 	iss, err := url.Parse(c.Identity.Issuer)
 	if c.Identity.Issuer == "" || err != nil || (iss.Scheme != "https" && (iss.Scheme != "http" || !loopbackHost(iss.Hostname()))) {
 		bad("identity.issuer", "expected the https URL of the OIDC provider (http only on loopback), got %q", c.Identity.Issuer)

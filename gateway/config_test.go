@@ -54,6 +54,10 @@ func TestBadConfigSaysWhereAndWhat(t *testing.T) {
 	}
 	for name, c := range map[string]struct{ text, want string }{
 		"unknown key":         {add("tunel:\n  listen: x\n"), `gateway.yaml:9: unknown field "tunel"`},
+		"sink of no type":     {add("audit:\n  sinks:\n    - name: a\n      to: /x\n"), `audit.sinks[0].type: expected one of file, syslog, otlp, webhook, got ""`},
+		"sinks of one name":   {add("audit:\n  sinks:\n    - {name: a, type: file, to: /x}\n    - {name: a, type: file, to: /y}\n"), `audit.sinks[1].name: "a" is another sink's name already`},
+		"sink in the clear":   {add("audit:\n  sinks:\n    - {name: a, type: webhook, to: 'http://x/'}\n"), `audit.sinks[0].to: expected an https URL`},
+		"syslog without port": {add("audit:\n  sinks:\n    - {name: a, type: syslog, to: siem}\n"), `audit.sinks[0].to: expected HOST:PORT`},
 		"unknown nested key":  {add("tunnel:\n  lisen: x\n"), `gateway.yaml:10: unknown field "lisen"`},
 		"wrong type":          {add("tunnel:\n  mtu: many\n"), `gateway.yaml:10: tunnel.mtu: expected a whole number, got "many"`},
 		"list for a value":    {add("tunnel:\n  endpoints: a:1\n"), `gateway.yaml:10: tunnel.endpoints: expected a list, got "a:1"`},
@@ -144,7 +148,7 @@ func TestShippedExampleShowsEveryKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	shown := map[string]bool{}
-	for _, m := range regexp.MustCompile(`(?m)^[ #]*([a-z_0-9]+):`).FindAllStringSubmatch(string(data), -1) {
+	for _, m := range regexp.MustCompile(`(?m)^[ #-]*([a-z_0-9]+):`).FindAllStringSubmatch(string(data), -1) {
 		shown[m[1]] = true
 	}
 	var walk func(reflect.Type)
@@ -155,8 +159,12 @@ func TestShippedExampleShowsEveryKey(t *testing.T) {
 			if !shown[key] {
 				t.Errorf("deploy/config/gateway.yaml does not show %s (%s)", key, f.Name)
 			}
-			if f.Type.Kind() == reflect.Struct {
-				walk(f.Type)
+			typ := f.Type
+			if typ.Kind() == reflect.Slice {
+				typ = typ.Elem()
+			}
+			if typ.Kind() == reflect.Struct {
+				walk(typ)
 			}
 		}
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/portvakt/portvakt/gateway/assertion"
 	"github.com/portvakt/portvakt/gateway/audit"
 	"github.com/portvakt/portvakt/gateway/audit/notary"
+	"github.com/portvakt/portvakt/gateway/audit/sink"
 	"github.com/portvakt/portvakt/gateway/control"
 	"github.com/portvakt/portvakt/gateway/dns"
 	"github.com/portvakt/portvakt/gateway/identity"
@@ -60,6 +61,7 @@ type gateway struct {
 	store    *store.Store
 	audit    *audit.Log
 	notary   *notary.Notary
+	sinks    []*sink.Sink
 	engine   *policy.Engine
 	places   *location.DB
 	sessions *session.Manager
@@ -197,6 +199,9 @@ func (g *gateway) run(ctx context.Context) error {
 	grp, ctx := errgroup.WithContext(ctx)
 	grp.Go(func() error { return g.audit.Run(ctx) })
 	grp.Go(func() error { return g.notary.Run(ctx) })
+	for _, s := range g.sinks {
+		grp.Go(func() error { return s.Run(ctx) })
+	}
 	grp.Go(func() error { return g.sessions.Run(ctx) })
 	grp.Go(func() error { return g.places.Run(ctx) })
 	grp.Go(func() error { return g.public.Run(ctx) })

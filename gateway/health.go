@@ -50,6 +50,12 @@ func (g *gateway) health() Health {
 	if err := g.notary.Healthy(); err != nil {
 		h.Checks["audit_signed"] = err.Error()
 	}
+	for _, s := range g.sinks {
+		h.Checks["audit_sink_"+s.Name()] = "ok"
+		if err := s.Healthy(); err != nil {
+			h.Checks["audit_sink_"+s.Name()] = err.Error()
+		}
+	}
 	return h
 }
 
@@ -91,6 +97,11 @@ func (g *gateway) metrics() *prometheus.Registry {
 	counter("tunnel_hailed_total", "Devices called after a restart.", func() float64 { return float64(g.tunnel.Handshakes().Hailed) })
 	counter("tunnel_woken_total", "Dormant devices called for a packet to them.", func() float64 { return float64(g.tunnel.Handshakes().Woken) })
 	counter("tunnel_retired_total", "Idle peers that were removed.", func() float64 { return float64(g.tunnel.Handshakes().Removed) })
+	for _, s := range g.sinks {
+		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Namespace: "portvakt", Name: "audit_sink_sent_records", Help: "Records of the decision log that arrived at a sink.", ConstLabels: prometheus.Labels{"sink": s.Name()},
+		}, func() float64 { return float64(s.Sent()) }))
+	}
 	reg.MustRegister(&causes{g.table.Counts, prometheus.NewDesc("portvakt_packets_refused_total", "Packets out of tunnels that the segment filter refused.", []string{"cause"}, nil)})
 	reg.MustRegister(&causes{g.tunnel.Refused, prometheus.NewDesc("portvakt_handshakes_refused_total", "Handshake messages, and packets to dormant devices, that went no further.", []string{"cause"}, nil)})
 	gauge("udp_flows", "UDP flows that are open or being decided.", func() float64 { return float64(g.media.Stats().Flows) })

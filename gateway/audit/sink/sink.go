@@ -1,0 +1,303 @@
+// Package sink sends the decision log to other systems as it is written: to a
+// file, to syslog over TLS, to an OTLP collector, to an HTTPS webhook.
+//
+// The log itself is the spool: a sink is a reader with a kept position. While
+// its receiver is away nothing is queued anywhere else, and nothing that is
+// granted waits. Records go out in order, each with (node, seq), at least once;
+// into a file exactly once.
+package sink
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/portvakt/portvakt/gateway/audit"
+	"github.com/portvakt/portvakt/gateway/audit/export"
+)
+
+const (
+	lookEvery  = 200 * time.Millisecond
+	maxRecords = 500
+	maxBytes   = 1 << 20
+	maxBackoff = time.Minute
+)
+
+// Config of a Sink. Name, Type and Format have been checked by whoever read it.
+type Config struct {
+	Name   string // names the file with its position; [a-z0-9-]
+	Type   string // one of Types
+	Format string // a name of export.Formats; otlp takes none
+	// To is a path for file, host:port for syslog, an https URL for the others.
+	To string
+	// CAFile are the roots to trust instead of the system's; TokenFile holds a
+	// bearer token for otlp and webhook. Both are optional.
+	CAFile, TokenFile string
+
+	LogFile string // of the decision log
+	Dir     string // keeps the position
+	Node    string
+	// Retry is the first pause after a failure; zero means 1 s. It doubles up to
+	// a minute.
+	Retry time.Duration
+	Log   *slog.Logger
+}
+
+// Types of Sinks.
+var Types = []string{"file", "syslog", "otlp", "webhook"}
+
+// record is one record in a batch: in the sink's form, and as itself.
+type record struct {
+	text []byte
+	*audit.Record
+}
+
+// receiver is the other end. send returns nil only when the batch arrived, as
+// far as the protocol can tell; what it was given may then be forgotten. done
+// is the number of the batch's last record.
+type receiver interface {
+	send(ctx context.Context, batch []record) error
+	close() error
+}
+
+// position is how far a sink has come.
+type position struct {
+	Seq    uint64 `json:"seq"`    // of the last record that arrived
+	Offset int64  `json:"offset"` // in the log, of the first byte behind it
+	Size   int64  `json:"size"`   // of the file a file sink writes
+}
+
+// Sink is one of them. Run it from one goroutine; Healthy and Sent may be called
+// from any.
+type Sink struct {
+	cfg Config
+	to  receiver
+	at  position
+
+	// mu guards what others ask for.
+	mu   sync.Mutex
+	down error
+	sent uint64
+}
+
+// New reads the position. It connects to nothing.
+func New(cfg Config) (*Sink, error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Retry == 0 {
+		cfg.Retry = time.Second
+	}
+	s := &Sink{cfg: cfg}
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("preparing sink %s: %w", cfg.Name, err)
+	}
+	data, err := os.ReadFile(s.positionFile())
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		if err := s.begin(); err != nil {
+			return nil, err
+		}
+	case err != nil:
+		return nil, fmt.Errorf("reading the position of sink %s: %w", cfg.Name, err)
+	default:
+		d := json.NewDecoder(bytes.NewReader(data))
+		d.DisallowUnknownFields()
+		if err := d.Decode(&s.at); err != nil || s.at.Offset < 0 || s.at.Size < 0 {
+			return nil, fmt.Errorf("%s does not hold a position; remove it to send the whole log again", s.positionFile())
+		}
+	}
+	if s.to, err = s.receiver(); err != nil {
+		return nil, fmt.Errorf("preparing sink %s: %w", cfg.Name, err)
+	}
+	s.sent = s.at.Seq
+	return s, nil
+}
+
+// begin is a sink's first start. A file that is there already keeps what it
+// holds: the position says so before anything is written behind it.
+func (s *Sink) begin() error {
+	if s.cfg.Type != "file" {
+		return nil
+	}
+	st, err := os.Stat(s.cfg.To)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("preparing sink %s: %w", s.cfg.Name, err)
+	}
+	s.at.Size = st.Size()
+	return s.keep()
+}
+
+func (s *Sink) receiver() (receiver, error) {
+	switch s.cfg.Type {
+	case "file":
+		return &file{path: s.cfg.To, size: s.at.Size}, nil
+	case "syslog":
+		return newSyslog(s.cfg)
+	case "otlp", "webhook":
+		return newPoster(s.cfg)
+	}
+	return nil, fmt.Errorf("there is no sink of type %q", s.cfg.Type)
+}
+
+func (s *Sink) positionFile() string { return filepath.Join(s.cfg.Dir, s.cfg.Name+".json") }
+
+// Name is the configured one.
+func (s *Sink) Name() string { return s.cfg.Name }
+
+// Sent is the number of the last record that arrived.
+func (s *Sink) Sent() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.sent
+}
+
+// Healthy returns nil, or why records are not arriving.
+func (s *Sink) Healthy() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.down
+}
+
+// Run sends what is there and what comes until ctx is done. A receiver that
+// fails is tried again, for ever and ever more rarely, from the first record
+// that is not known to have arrived.
+func (s *Sink) Run(ctx context.Context) error {
+	defer func() { s.tell(s.to.close()) }()
+	backoff := s.cfg.Retry
+	for {
+		n, err := s.step(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		s.tell(err)
+		wait := lookEvery
+		switch {
+		case err != nil:
+			wait = backoff/2 + rand.N(backoff)
+			backoff = min(2*backoff, maxBackoff)
+		case n > 0:
+			wait, backoff = 0, s.cfg.Retry
+		}
+		if wait == 0 {
+			continue
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-timer.C:
+		}
+	}
+}
+
+func (s *Sink) tell(err error) {
+	s.mu.Lock()
+	was := s.down
+	s.down, s.sent = err, s.at.Seq
+	s.mu.Unlock()
+	switch {
+	case err != nil && was == nil:
+		s.cfg.Log.Warn("a sink of the decision log does not take records; they wait in the log", "sink", s.cfg.Name, "err", err)
+	case err == nil && was != nil:
+		s.cfg.Log.Info("a sink of the decision log takes records again", "sink", s.cfg.Name)
+	}
+}
+
+// step sends one batch and keeps the new position.
+func (s *Sink) step(ctx context.Context) (n int, err error) {
+	batch, end, err := s.read()
+	if err != nil || len(batch) == 0 {
+		return 0, err
+	}
+	if err := s.to.send(ctx, batch); err != nil {
+		return 0, fmt.Errorf("sending records %d to %d: %w", batch[0].Seq, batch[len(batch)-1].Seq, err)
+	}
+	s.at = position{Seq: batch[len(batch)-1].Seq, Offset: end}
+	if f, ok := s.to.(*file); ok {
+		s.at.Size = f.size
+	}
+	// A crash before this makes a network receiver get the batch again.
+	return len(batch), s.keep()
+}
+
+func (s *Sink) keep() (err error) {
+	data, err := json.Marshal(s.at)
+	if err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(s.cfg.Dir, ".new-*")
+	if err != nil {
+		return fmt.Errorf("keeping the position of sink %s: %w", s.cfg.Name, err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("keeping the position of sink %s: %w", s.cfg.Name, err), os.Remove(f.Name()))
+		}
+	}()
+	_, werr := f.Write(append(data, '\n'))
+	if err := errors.Join(werr, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), s.positionFile())
+}
+
+// read returns the next records behind the position, and where they end.
+func (s *Sink) read() (batch []record, end int64, err error) {
+	f, err := os.Open(s.cfg.LogFile)
+	if err != nil {
+		return nil, 0, fmt.Errorf("reading the decision log: %w", err)
+	}
+	defer f.Close()
+	buf := make([]byte, maxBytes)
+	n, err := f.ReadAt(buf, s.at.Offset)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, 0, fmt.Errorf("reading the decision log: %w", err)
+	}
+	if n == 0 {
+		if st, err := f.Stat(); err != nil || st.Size() < s.at.Offset {
+			return nil, 0, errors.Join(err, fmt.Errorf("the decision log is shorter than what was sent of it; remove %s to send the whole log again", s.positionFile()))
+		}
+		return nil, s.at.Offset, nil
+	}
+	end = s.at.Offset
+	if bytes.IndexByte(buf[:n], '\n') < 0 && n == len(buf) {
+		buf = make([]byte, audit.MaxLine+1) // one giant
+		if n, err = f.ReadAt(buf, end); err != nil && !errors.Is(err, io.EOF) {
+			return nil, 0, fmt.Errorf("reading the decision log: %w", err)
+		}
+	}
+	for rest := buf[:n]; len(batch) < maxRecords; {
+		line, after, ok := bytes.Cut(rest, []byte("\n"))
+		if !ok {
+			break
+		}
+		r := new(audit.Record)
+		if err := json.Unmarshal(line, r); err != nil || r.Seq != s.at.Seq+uint64(len(batch))+1 {
+			return nil, 0, fmt.Errorf("behind record %d the decision log does not go on with record %d", s.at.Seq+uint64(len(batch)), s.at.Seq+uint64(len(batch))+1)
+		}
+		out := record{Record: r}
+		if f := export.Formats[s.cfg.Format]; f != nil {
+			if out.text, err = f(nil, s.cfg.Node, line, r); err != nil {
+				return nil, 0, fmt.Errorf("writing record %d as %s: %w", r.Seq, s.cfg.Format, err)
+			}
+		}
+		batch = append(batch, out)
+		end += int64(len(line)) + 1
+		rest = after
+	}
+	return batch, end, nil
+}
