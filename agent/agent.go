@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -97,6 +98,9 @@ type agent struct {
 	// cred belongs to the connecting goroutine, and while a link is up to that
 	// link's certificate goroutine.
 	cred *state.Credentials
+
+	// current is cred for everybody else.
+	current atomic.Pointer[state.Credentials]
 
 	resumed chan struct{} // capacity 1: the laptop slept
 	changed chan struct{} // capacity 1: tell Notify
@@ -308,5 +312,9 @@ func (a *agent) dial(ctx context.Context, network string, addr netip.AddrPort) (
 }
 
 func (a *agent) enrollConfig() enroll.Config {
-	return enroll.Config{State: a.cfg.State, Language: a.cfg.Language, Dial: a.cfg.Dial, Now: a.cfg.Now}
+	own := a.cfg.ProxyAddr
+	if proxy, _ := a.loopback.Addresses(); proxy.IsValid() {
+		own = proxy.String()
+	}
+	return enroll.Config{State: a.cfg.State, OwnProxy: own, Language: a.cfg.Language, Dial: a.cfg.Dial, Now: a.cfg.Now}
 }

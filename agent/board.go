@@ -44,6 +44,7 @@ func asRevoked(err error, now time.Time) (*wire.Denial, bool) {
 }
 
 func (a *agent) setIdentity(c *state.Credentials) {
+	a.current.Store(c)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.status.Version = a.cfg.Version

@@ -15,6 +15,7 @@ import (
 	"github.com/portvakt/portvakt/agent/enroll"
 	"github.com/portvakt/portvakt/agent/localapi"
 	"github.com/portvakt/portvakt/agent/tunnel"
+	"github.com/portvakt/portvakt/internal/transport"
 	"github.com/portvakt/portvakt/internal/wire"
 )
 
@@ -51,7 +52,7 @@ type openArgs struct {
 }
 
 func openTunnel(o openArgs) (*pipe, error) {
-	cfg := tunnel.Config{Connect: o.connect, PrivateKey: o.key, Endpoint: o.endpoint, UDPGSOOff: o.agent.cfg.UDPGSOOff, Log: o.agent.cfg.Log}
+	cfg := tunnel.Config{Connect: o.connect, PrivateKey: o.key, Endpoint: o.endpoint, UDPGSOOff: o.agent.cfg.UDPGSOOff, WebSocket: o.agent.webSocket, Log: o.agent.cfg.Log}
 	var gone <-chan struct{}
 	if n := o.agent.network; n != nil {
 		var err error
@@ -167,6 +168,21 @@ func (a *agent) live(ctx context.Context, l *link, resumed bool) error {
 		a.network.unlinked()
 	}
 	return err
+}
+
+// webSocket opens the way around a network that blocks UDP. It runs beside the
+// link's certificate goroutine.
+func (a *agent) webSocket(ctx, life context.Context) (*transport.Stream, error) {
+	public, err := enroll.Public(a.enrollConfig(), a.current.Load())
+	if err != nil {
+		return nil, err
+	}
+	defer public.Close()
+	s, err := public.Tunnel(ctx, life)
+	if err != nil {
+		return nil, errors.New(control.Diagnose(err).Message)
+	}
+	return s, nil
 }
 
 // register hands a fresh tunnel key in.
@@ -332,6 +348,10 @@ func (a *agent) endpoint(ctx context.Context, answer *wire.ConnectResponse, via 
 		return net.JoinHostPort(ip.String(), port), nil
 	}
 	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	if err != nil && !known.IsValid() {
+		// Behind a proxy that alone knows names: there is no UDP to try.
+		return net.JoinHostPort(netip.IPv4Unspecified().String(), port), nil
+	}
 	if err != nil {
 		return "", fmt.Errorf("resolving the tunnel's endpoint: %w", err)
 	}
@@ -380,7 +400,7 @@ func (a *agent) snapshot() localapi.Status {
 	t := l.tun.status()
 	st.Tunnel = &localapi.Tunnel{
 		Endpoint: l.endpoint, Addresses: l.connect.Addresses, Gateway: l.connect.Gateway.Addresses,
-		RxBytes: t.Rx, TxBytes: t.Tx, PostQuantum: l.connect.PostQuantum, ExpiresAt: expires,
+		Transport: t.Transport, TransportReason: t.TransportReason, RxBytes: t.Rx, TxBytes: t.Tx, PostQuantum: l.connect.PostQuantum, ExpiresAt: expires,
 	}
 	if !t.LastHandshake.IsZero() {
 		st.Tunnel.LastHandshake = &t.LastHandshake

@@ -32,6 +32,7 @@ import (
 	"github.com/portvakt/portvakt/gateway/session"
 	"github.com/portvakt/portvakt/gateway/store"
 	"github.com/portvakt/portvakt/gateway/tunnel"
+	"github.com/portvakt/portvakt/internal/transport"
 	"github.com/portvakt/portvakt/internal/wire"
 	"github.com/portvakt/portvakt/policy"
 )
@@ -174,6 +175,7 @@ func (g *gateway) build() (err error) {
 		Tunnel:      wire.GatewayTunnel{TunnelKey: keyText(g.tunnel.PublicKey()), Endpoints: cfg.Tunnel.Endpoints, Addresses: own[:]},
 		DNSSuffixes: g.dnsSuffixes, RedirectPorts: cfg.Identity.RedirectPorts,
 		SessionLifetime: time.Duration(cfg.Session.Lifetime), JWKS: g.signer.JWKS(), Log: g.log,
+		WebSocket: g.tunnel.Accept,
 	})
 	g.admin = admin.New(admin.Config{
 		Socket: cfg.SocketPath(), URL: cfg.Public.URL, CA: g.ca, Store: g.store, Audit: g.audit, Sessions: g.sessions,
@@ -224,7 +226,7 @@ func (g *gateway) run(ctx context.Context) error {
 		grp.Go(func() error { return g.admin.Run(ctx) })
 		grp.Go(func() error {
 			srv := httpServer(g.api.Public(), g.log)
-			srv.TLSConfig = g.public.TLSConfig()
+			srv.TLSConfig, srv.ConnContext = g.public.TLSConfig(), transport.ConnContext
 			return serve(ctx, srv, func() error { return srv.ServeTLS(public, "", "") })
 		})
 		grp.Go(func() error {

@@ -22,6 +22,10 @@ import (
 	"sync"
 	"time"
 
+	"github.com/coder/websocket"
+	"golang.org/x/net/http/httpproxy"
+
+	"github.com/portvakt/portvakt/internal/transport"
 	"github.com/portvakt/portvakt/internal/wire"
 )
 
@@ -40,6 +44,9 @@ type PublicConfig struct {
 	CAHash [32]byte
 	// Certificate is the device's; nil before enrolment.
 	Certificate *tls.Certificate
+	// OwnProxy is the agent's own proxy, host:port. The environment's
+	// HTTPS_PROXY is used unless it is that one.
+	OwnProxy string
 	// Language is what refusals are asked for in, as in Accept-Language; empty
 	// is the gateway's choice.
 	Language string
@@ -49,16 +56,17 @@ type PublicConfig struct {
 	Now func() time.Time
 }
 
-// Public is a client of the public TLS port. It uses no HTTP proxy of the
-// environment: the tunnel's datagrams could not follow, and on a laptop set up
-// for Portvakt that proxy is the agent's own.
+// Public is a client of the public TLS port.
 type Public struct {
 	base *url.URL
 	http *http.Client
 	head http.Header
+	// stream is http for WebSockets.
+	stream *http.Client
 
 	mu     sync.Mutex
 	remote netip.AddrPort // guarded by mu: where the last connection went
+	curve  tls.CurveID    // guarded by mu: the last connection's key exchange
 }
 
 // ParseURL reads a gateway's URL and returns it as https://host[:port]. Its
@@ -97,13 +105,17 @@ func NewPublic(cfg PublicConfig) (*Public, error) {
 	}
 	p := &Public{base: base, head: speaking(http.Header{}, cfg.Language)}
 	conf := &tls.Config{
+		NextProtos: []string{"http/1.1"},
 		MinVersion: tls.VersionTLS13,
 		ServerName: wire.InternalName,
 		// The check is VerifyConnection's: the root is known by the hash of
 		// its key and by nothing else.
 		InsecureSkipVerify: true,
 		VerifyConnection: func(cs tls.ConnectionState) error {
-			return verifyGateway(cs.PeerCertificates, cfg.CAHash, now())
+			p.mu.Lock()
+			p.curve = cs.CurveID
+			p.mu.Unlock()
+			return verifyGateway(cs.PeerCertificates, cfg.CAHash, base.Hostname(), now())
 		},
 	}
 	if cfg.Certificate != nil {
@@ -113,23 +125,68 @@ func NewPublic(cfg PublicConfig) (*Public, error) {
 			return cfg.Certificate, nil
 		}
 	}
-	p.http = &http.Client{
-		Timeout: publicTimeout,
-		Transport: &http.Transport{
-			TLSClientConfig:     conf,
-			TLSHandshakeTimeout: dialTimeout,
-			DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-				c, err := dial(ctx, network, address)
-				if err == nil {
-					p.note(c.RemoteAddr())
-				}
-				return c, err
-			},
-		},
-		// A redirect would carry the code or the CSR elsewhere.
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	direct := base.Host
+	if base.Port() == "" {
+		direct = net.JoinHostPort(base.Hostname(), "443")
 	}
+	// A redirect would carry the code or the CSR elsewhere.
+	stay := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	road := &http.Transport{
+		Proxy:               environmentProxy(cfg.OwnProxy),
+		TLSClientConfig:     conf,
+		TLSHandshakeTimeout: dialTimeout,
+		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			c, err := dial(ctx, network, address)
+			if err == nil && address == direct { // not a proxy
+				p.note(c.RemoteAddr())
+			}
+			return c, err
+		},
+	}
+	p.http = &http.Client{Timeout: publicTimeout, Transport: road, CheckRedirect: stay}
+	stream := road.Clone()
+	stream.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+		c, err := dial(ctx, network, address)
+		if err == nil {
+			transport.KeepShort(c)
+		}
+		return c, err
+	}
+	p.stream = &http.Client{Transport: stream, CheckRedirect: stay}
 	return p, nil
+}
+
+// environmentProxy is for [http.Transport]: the proxy that the environment names,
+// but never own, which leads through the tunnel that is to be built.
+func environmentProxy(own string) func(*http.Request) (*url.URL, error) {
+	ask := httpproxy.FromEnvironment().ProxyFunc()
+	return func(r *http.Request) (*url.URL, error) {
+		u, err := ask(r.URL)
+		if u != nil && u.Host == own {
+			return nil, nil
+		}
+		return u, err
+	}
+}
+
+// Tunnel opens a WebSocket for the tunnel's datagrams. ctx bounds the opening,
+// life the WebSocket.
+func (p *Public) Tunnel(ctx, life context.Context) (*transport.Stream, error) {
+	c, res, err := websocket.Dial(ctx, p.base.JoinPath(wire.PathTunnel).String(), &websocket.DialOptions{
+		HTTPClient: p.stream, HTTPHeader: p.head, CompressionMode: websocket.CompressionDisabled,
+	})
+	if err != nil {
+		if res != nil && res.StatusCode/100 != 2 && res.Body != nil {
+			data, _ := io.ReadAll(io.LimitReader(res.Body, maxAnswer))
+			return nil, refusal(res, data)
+		}
+		return nil, fmt.Errorf("calling the gateway: %w", err)
+	}
+	key, err := transport.ParseProbeKey(res.Header.Get(transport.ProbeHeader))
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("reading the gateway's answer: %w", err), c.CloseNow())
+	}
+	return transport.NewStream(life, c, p.Remote(), key), nil
 }
 
 func (p *Public) note(a net.Addr) {
@@ -154,7 +211,10 @@ func (p *Public) Remote() netip.AddrPort {
 func (p *Public) Host() string { return p.base.Hostname() }
 
 // Close lets go of idle connections.
-func (p *Public) Close() { p.http.CloseIdleConnections() }
+func (p *Public) Close() {
+	p.http.CloseIdleConnections()
+	p.stream.CloseIdleConnections()
+}
 
 // Enroll redeems an enrolment code.
 func (p *Public) Enroll(ctx context.Context, req wire.EnrollRequest) (*wire.EnrollResponse, error) {
@@ -168,11 +228,25 @@ func (p *Public) Renew(ctx context.Context, req wire.RenewRequest) (*wire.Enroll
 
 // Connect registers a fresh tunnel key.
 func (p *Public) Connect(ctx context.Context, req wire.ConnectRequest) (*wire.ConnectResponse, error) {
-	return post[wire.ConnectResponse](ctx, p.http, p.base.JoinPath(wire.PathConnect), p.head, req)
+	out, err := post[wire.ConnectResponse](ctx, p.http, p.base.JoinPath(wire.PathConnect), p.head, req)
+	if err != nil {
+		return nil, err
+	}
+	// A gateway cannot make more of this connection than it was.
+	p.mu.Lock()
+	out.PostQuantum = out.PostQuantum && p.curve == tls.X25519MLKEM768
+	p.mu.Unlock()
+	return out, nil
 }
 
 // UntrustedError says that whoever answered is not the gateway.
-type UntrustedError struct{ Cause string }
+type UntrustedError struct {
+	Cause string
+	// Inspector is who issued the certificate, when it claims to be the
+	// gateway's: a device on the way that opens TLS connections. Empty if it is
+	// just somebody else's.
+	Inspector string
+}
 
 // Error returns one sentence for the person at the laptop.
 func (e *UntrustedError) Error() string {
@@ -195,9 +269,9 @@ func (e *ClockError) Error() string {
 // SPKIHash returns the SHA-256 of a certificate's SubjectPublicKeyInfo.
 func SPKIHash(c *x509.Certificate) [32]byte { return sha256.Sum256(c.RawSubjectPublicKeyInfo) }
 
-func verifyGateway(chain []*x509.Certificate, caHash [32]byte, now time.Time) error {
+func verifyGateway(chain []*x509.Certificate, caHash [32]byte, host string, now time.Time) error {
 	if len(chain) < 2 {
-		return &UntrustedError{"it did not show the certificate of your company's Portvakt"}
+		return &UntrustedError{"it did not show the certificate of your company's Portvakt", inspector(chain, host)}
 	}
 	roots, between := x509.NewCertPool(), x509.NewCertPool()
 	var root *x509.Certificate
@@ -212,7 +286,7 @@ func verifyGateway(chain []*x509.Certificate, caHash [32]byte, now time.Time) er
 		}
 	}
 	if root == nil {
-		return &UntrustedError{"it belongs to another CA than the code or the enrolment names"}
+		return &UntrustedError{"it belongs to another CA than the code or the enrolment names", inspector(chain, host)}
 	}
 	opts := x509.VerifyOptions{
 		Roots: roots, Intermediates: between, DNSName: wire.InternalName, CurrentTime: now,
@@ -237,7 +311,23 @@ func verifyGateway(chain []*x509.Certificate, caHash [32]byte, now time.Time) er
 			return e
 		}
 	}
-	return &UntrustedError{err.Error()}
+	return &UntrustedError{Cause: err.Error()}
+}
+
+// inspector is the issuer of a certificate that was made for the gateway's name
+// by another CA: who opens TLS connections makes one for every name that is
+// asked for, and for the internal one nobody else does.
+func inspector(chain []*x509.Certificate, host string) string {
+	if len(chain) == 0 || (chain[0].VerifyHostname(wire.InternalName) != nil && chain[0].VerifyHostname(host) != nil) {
+		return ""
+	}
+	issuer := chain[0].Issuer
+	for _, name := range []string{issuer.CommonName, strings.Join(issuer.Organization, " "), issuer.String()} {
+		if name != "" {
+			return name
+		}
+	}
+	return "an unnamed CA"
 }
 
 // post sends one JSON body and reads one JSON answer.

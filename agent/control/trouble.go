@@ -14,6 +14,7 @@ import (
 // person at the laptop.
 type Trouble struct {
 	// Code is one of dns, refused, unreachable, timeout, clock, untrusted,
+	// tls_inspected (untrusted, made for the gateway's name by somebody else),
 	// gateway (it answered with an error), silent, error.
 	Code    string `json:"code"`
 	Message string `json:"message"`
@@ -34,6 +35,11 @@ func Diagnose(err error) Trouble {
 		return Trouble{
 			"clock", "This laptop's clock and the gateway's certificate do not agree: " + clock.Error() + ".",
 			"Set the clock to the right time. If it is right, tell your IT support that the gateway's certificate is out of date.",
+		}
+	case errors.As(err, &untrusted) && untrusted.Inspector != "":
+		return Trouble{
+			"tls_inspected", "This network opens TLS connections (certificate issued by ‘" + untrusted.Inspector + "’), so the gateway cannot be known through it.",
+			"Ask whoever runs this network not to inspect TLS to the gateway, or try another network. Your IT support knows the gateway's address.",
 		}
 	case errors.As(err, &untrusted):
 		return Trouble{

@@ -38,6 +38,8 @@ type Config struct {
 	Force bool
 	// Language is what refusals are asked for in, as in Accept-Language.
 	Language string
+	// OwnProxy: see control.PublicConfig.
+	OwnProxy string
 	// Dial replaces the network in tests.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// Now is the laptop's clock; nil means time.Now.
@@ -83,7 +85,7 @@ func Enroll(ctx context.Context, cfg Config, url, codeText string) (state.Identi
 	case !errors.Is(err, state.ErrNotEnrolled):
 		return state.Identity{}, err
 	}
-	public, err := control.NewPublic(control.PublicConfig{URL: u.String(), CAHash: code.CAHash, Dial: cfg.Dial, Now: cfg.Now})
+	public, err := control.NewPublic(control.PublicConfig{URL: u.String(), CAHash: code.CAHash, OwnProxy: cfg.OwnProxy, Dial: cfg.Dial, Now: cfg.Now})
 	if err != nil {
 		return state.Identity{}, err
 	}
@@ -182,7 +184,7 @@ func Renew(ctx context.Context, cfg Config, cred *state.Credentials) (*state.Cre
 // its certificate.
 func Public(cfg Config, cred *state.Credentials) (*control.Public, error) {
 	return control.NewPublic(control.PublicConfig{
-		URL: cred.Identity.Gateway, CAHash: control.SPKIHash(cred.CA), Language: cfg.Language, Dial: cfg.Dial, Now: cfg.Now,
+		URL: cred.Identity.Gateway, CAHash: control.SPKIHash(cred.CA), Language: cfg.Language, OwnProxy: cfg.OwnProxy, Dial: cfg.Dial, Now: cfg.Now,
 		Certificate: &tls.Certificate{Certificate: [][]byte{cred.Device.Raw}, PrivateKey: cred.Key, Leaf: cred.Device},
 	})
 }

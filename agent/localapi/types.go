@@ -75,14 +75,18 @@ type Status struct {
 
 // Tunnel is the tunnel that is up.
 type Tunnel struct {
-	Endpoint      string       `json:"endpoint"`
-	Addresses     []netip.Addr `json:"addresses"` // the device's inner ones
-	Gateway       []netip.Addr `json:"gateway"`   // the gateway's inner ones
-	LastHandshake *time.Time   `json:"last_handshake,omitempty"`
-	RxBytes       uint64       `json:"rx_bytes"`
-	TxBytes       uint64       `json:"tx_bytes"`
-	PostQuantum   bool         `json:"post_quantum"`
-	ExpiresAt     time.Time    `json:"expires_at"` // of the registration
+	Endpoint string `json:"endpoint"`
+	// Transport is "udp" or "websocket"; TransportReason is why it is not simply
+	// UDP, in a sentence, or empty.
+	Transport       string       `json:"transport"`
+	TransportReason string       `json:"transport_reason,omitempty"`
+	Addresses       []netip.Addr `json:"addresses"` // the device's inner ones
+	Gateway         []netip.Addr `json:"gateway"`   // the gateway's inner ones
+	LastHandshake   *time.Time   `json:"last_handshake,omitempty"`
+	RxBytes         uint64       `json:"rx_bytes"`
+	TxBytes         uint64       `json:"tx_bytes"`
+	PostQuantum     bool         `json:"post_quantum"`
+	ExpiresAt       time.Time    `json:"expires_at"` // of the registration
 }
 
 // DNS says how the apps' names resolve on this laptop.

@@ -1,6 +1,10 @@
 package tunnel
 
-import "strings"
+import (
+	"errors"
+	"strings"
+	"time"
+)
 
 // AllowedIPs is what WireGuard itself says it carries.
 func AllowedIPs(t *Tunnel) []string {
@@ -16,3 +20,16 @@ func AllowedIPs(t *Tunnel) []string {
 	}
 	return all
 }
+
+// Hasten makes a tunnel that does not run yet change its transport n times as
+// fast as it does.
+func Hasten(t *Tunnel, n time.Duration) {
+	p := &t.ladder.pace
+	for _, d := range []*time.Duration{&p.handshake, &p.silence, &p.again, &p.slow, &p.probe, &p.linger, &p.steady} {
+		*d /= n
+	}
+	t.ladder.road.doubt /= n
+}
+
+// EndWebSocket breaks the WebSocket in use.
+func EndWebSocket(t *Tunnel) { t.ladder.road.stream.Load().End(errors.New("the test broke it")) }

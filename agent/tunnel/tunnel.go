@@ -51,6 +51,10 @@ type Config struct {
 	Endpoint string
 	// UDPGSOOff: see transport.UDPOptions.GSOOff.
 	UDPGSOOff bool
+	// WebSocket opens another way to the gateway, for networks that block UDP.
+	// ctx bounds the opening, life the Stream. It is asked for by Run. Nil is
+	// UDP only.
+	WebSocket func(ctx, life context.Context) (*transport.Stream, error)
 	// TUN makes the inside of the tunnel an interface of the operating system
 	// instead of a userspace stack. Linux only.
 	TUN *TUN
@@ -81,12 +85,16 @@ type Status struct {
 	LastHandshake time.Time // zero before the first
 	Rx, Tx        uint64    // bytes, WireGuard's own included
 	LocalPort     uint16    // of the UDP socket
-	Endpoint      string    // the gateway's address in use, ip:port
+	Endpoint      string    // the gateway's UDP address, ip:port
+	// Transport is TransportUDP or TransportWebSocket. TransportReason is why it
+	// is not simply UDP, for people, or empty.
+	Transport, TransportReason string
 }
 
 // Tunnel is an open tunnel. Its methods may be called from any goroutine.
 type Tunnel struct {
 	log     *slog.Logger
+	ladder  *ladder
 	dev     *device.Device
 	net     network
 	routes  func([]netip.Addr) error // nil with a userspace stack
@@ -178,9 +186,14 @@ func start(cfg Config, inside network, dev tun.Device) (*Tunnel, error) {
 	if err != nil {
 		return nil, err
 	}
+	road, err := newRoad(endpoint, transport.UDPOptions{GSOOff: cfg.UDPGSOOff, Log: cfg.Log})
+	if err != nil {
+		return nil, err
+	}
 	t := &Tunnel{
 		log:     cfg.Log,
-		dev:     device.NewDevice(dev, transport.NewUDP(transport.UDPOptions{GSOOff: cfg.UDPGSOOff, Log: cfg.Log}), logger(cfg.Log)),
+		ladder:  newLadder(road, cfg.WebSocket, cfg.Log),
+		dev:     device.NewDevice(dev, road, logger(cfg.Log)),
 		net:     inside,
 		peer:    hex.EncodeToString(peer[:]),
 		gateway: slices.Clone(c.Gateway.Addresses),
@@ -208,9 +221,16 @@ func start(cfg Config, inside network, dev tun.Device) (*Tunnel, error) {
 	return t, nil
 }
 
-// Run waits until ctx is done or the tunnel dies, and closes it. It is for
-// those who keep a tunnel in a group of goroutines; Close does as well.
+// Run moves the tunnel to a WebSocket while UDP is blocked, until ctx is done or
+// the tunnel dies, and closes it.
 func (t *Tunnel) Run(ctx context.Context) error {
+	var climbing sync.WaitGroup
+	defer climbing.Wait()
+	climb, stop := context.WithCancel(ctx)
+	defer stop()
+	if t.ladder.dial != nil {
+		climbing.Go(func() { t.ladder.run(climb) })
+	}
 	select {
 	case <-ctx.Done():
 		return t.Close()
@@ -363,6 +383,7 @@ func (t *Tunnel) Status() Status {
 	if !peer {
 		return Status{}
 	}
+	s.Transport, s.TransportReason = t.ladder.transport()
 	if sec != 0 || nsec != 0 {
 		s.LastHandshake = time.Unix(sec, nsec)
 	}

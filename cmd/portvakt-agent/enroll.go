@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/portvakt/portvakt/agent"
 	"github.com/portvakt/portvakt/agent/control"
 	"github.com/portvakt/portvakt/agent/enroll"
 	"github.com/portvakt/portvakt/internal/wire"
@@ -57,7 +58,7 @@ If the answer is lost on the way, run the same command again: nothing is lost.`,
 				return err
 			}
 			defer release()
-			id, err := enroll.Enroll(cmd.Context(), enroll.Config{State: dir, Info: info, Force: force}, args[0], text)
+			id, err := enroll.Enroll(cmd.Context(), enroll.Config{State: dir, Info: info, Force: force, OwnProxy: agent.DefaultProxyAddr}, args[0], text)
 			var refused *wire.Error
 			switch {
 			case errors.Is(err, enroll.ErrAlreadyEnrolled):

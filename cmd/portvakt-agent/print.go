@@ -157,8 +157,15 @@ func (p *paper) status(st *localapi.Status) {
 		}
 		if t.PostQuantum {
 			text += ", post-quantum"
+		} else {
+			text += ", not post-quantum"
 		}
 		p.item("tunnel", text, "")
+		if t.Transport == "websocket" {
+			p.item("transport", "WebSocket: "+t.TransportReason, yellow)
+		} else if t.TransportReason != "" {
+			p.item("transport", "UDP: "+t.TransportReason, yellow)
+		}
 	}
 	if st.Mode == localapi.ModeTUN {
 		p.item("mode", "network interface", "")

@@ -46,6 +46,9 @@ type Config struct {
 	RedirectPorts []uint16
 	// SessionLifetime is how long a login lasts.
 	SessionLifetime time.Duration
+	// WebSocket carries a device's datagrams over the request, upgraded, until it
+	// ends. An error says that it did not answer.
+	WebSocket func(w http.ResponseWriter, r *http.Request, device string) error
 	// JWKS serves the keys that verify assertions.
 	JWKS http.Handler
 	Now  func() time.Time
@@ -100,6 +103,7 @@ func (a *API) Public() http.Handler {
 	mux.HandleFunc("POST "+wire.PathEnroll, a.enroll)
 	mux.HandleFunc("POST "+wire.PathRenew, a.renew)
 	mux.HandleFunc("POST "+wire.PathConnect, a.connect)
+	mux.HandleFunc("GET "+wire.PathTunnel, a.tunnel)
 	mux.Handle("GET "+wire.PathJWKS, a.cfg.JWKS)
 	return plain(mux)
 }

@@ -10,6 +10,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -220,15 +221,11 @@ func (a *API) connect(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if id.Expired {
-		a.fail(w, http.StatusUnauthorized, &wire.Error{
-			Code: "certificate_expired", Message: "The device's certificate has expired.", Remedy: "Renew it first; the agent does so by itself.",
-		})
+		a.expired(w)
 		return
 	}
 	if !a.mayConnect(d.ID) {
-		a.fail(w, http.StatusTooManyRequests, &wire.Error{
-			Code: "too_many_connects", Message: "This laptop connects too often.", Remedy: "Wait a moment; the agent tries again by itself.", Retry: true,
-		})
+		a.tooMany(w)
 		return
 	}
 	var req wire.ConnectRequest
@@ -254,7 +251,7 @@ func (a *API) connect(w http.ResponseWriter, r *http.Request) {
 	}
 	rec := &audit.Record{
 		Kind: audit.KindConnect, Device: d.ID, Remote: hostOf(r.RemoteAddr),
-		Detail: map[string]string{"tunnel_key": req.TunnelKey, "agent_version": reg.AgentVersion, "key_exchange": r.TLS.CurveID.String()},
+		Detail: map[string]string{"tunnel_key": req.TunnelKey, "agent_version": reg.AgentVersion, "key_exchange": r.TLS.CurveID.String(), "post_quantum": strconv.FormatBool(reg.PostQuantum)},
 	}
 	if err := a.cfg.Audit.Append(rec); err != nil {
 		a.internal(w, "recording a connect", err)
@@ -308,6 +305,39 @@ func (a *API) connect(w http.ResponseWriter, r *http.Request) {
 		resp.RedirectPorts = a.cfg.RedirectPorts
 	}
 	a.answer(w, resp)
+}
+
+// tunnel carries WireGuard's datagrams for a device whose network blocks UDP.
+// What is inside is no more trusted for it: the certificate says who may hold a
+// connection open here, the tunnel key who may come in.
+func (a *API) tunnel(w http.ResponseWriter, r *http.Request) {
+	d, id, ok := a.device(w, r, audit.KindConnectRefused)
+	if !ok {
+		return
+	}
+	if id.Expired {
+		a.expired(w)
+		return
+	}
+	if !a.mayConnect(d.ID) {
+		a.tooMany(w)
+		return
+	}
+	if err := a.cfg.WebSocket(w, r, d.ID); err != nil {
+		a.internal(w, "taking a WebSocket", err)
+	}
+}
+
+func (a *API) expired(w http.ResponseWriter) {
+	a.fail(w, http.StatusUnauthorized, &wire.Error{
+		Code: "certificate_expired", Message: "The device's certificate has expired.", Remedy: "Renew it first; the agent does so by itself.",
+	})
+}
+
+func (a *API) tooMany(w http.ResponseWriter) {
+	a.fail(w, http.StatusTooManyRequests, &wire.Error{
+		Code: "too_many_connects", Message: "This laptop connects too often.", Remedy: "Wait a moment; the agent tries again by itself.", Retry: true,
+	})
 }
 
 func (a *API) mayConnect(device string) bool {

@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -121,6 +122,9 @@ type Tunnel struct {
 	ready  chan struct{}
 	port   atomic.Uint32
 
+	// outside is what datagrams come and go by.
+	outside *transport.Gateway
+
 	known    *registry
 	gate     *gate
 	watch    *watcher
@@ -178,6 +182,7 @@ func New(cfg Config) (*Tunnel, error) {
 	if t.cfg.IdleAfter == 0 {
 		t.cfg.IdleAfter = idleAfter
 	}
+	t.outside = transport.NewGateway(transport.UDPOptions{Listen: t.listen, Sticky: true, GSOOff: cfg.UDPGSOOff, Log: t.log})
 	t.gate, t.watch = newGate(t), newWatcher(t)
 	return t, nil
 }
@@ -205,6 +210,13 @@ func (t *Tunnel) Ready() <-chan struct{} { return t.ready }
 
 // PublicKey is the gateway's WireGuard public key.
 func (t *Tunnel) PublicKey() [32]byte { return t.public }
+
+// Accept carries a device's datagrams over a WebSocket, see
+// [transport.Gateway.Accept]. That it is the device is the caller's to check;
+// what comes over it is believed as little as what comes by UDP.
+func (t *Tunnel) Accept(w http.ResponseWriter, r *http.Request, device string) error {
+	return t.outside.Accept(w, r, device)
+}
 
 // Port is the UDP port listened on; 0 before Ready.
 func (t *Tunnel) Port() uint16 { return uint16(t.port.Load()) }
@@ -255,7 +267,7 @@ func (t *Tunnel) start() error {
 		return fmt.Errorf("running tunnel: %w", err)
 	}
 	t.stack.Store(&st)
-	t.bind = newIngress(t, transport.NewUDP(transport.UDPOptions{Listen: t.listen, Sticky: true, GSOOff: t.cfg.UDPGSOOff, Log: t.log}))
+	t.bind = newIngress(t, t.outside)
 	dev := device.NewDevice(&egress{st.Device(), t}, t.bind, logger(t.log))
 	fail := func(err error) error {
 		t.state = closed

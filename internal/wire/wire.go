@@ -31,6 +31,7 @@ const (
 	PathEnroll  = "/v1/enroll"  // POST EnrollRequest -> EnrollResponse; no client certificate
 	PathRenew   = "/v1/renew"   // POST RenewRequest -> EnrollResponse; device certificate, also an expired one
 	PathConnect = "/v1/connect" // POST ConnectRequest -> ConnectResponse; device certificate
+	PathTunnel  = "/v1/tunnel"  // GET, upgraded to a WebSocket of WireGuard datagrams; device certificate
 	PathJWKS    = "/.well-known/portvakt/jwks.json"
 )
 
