@@ -13,7 +13,9 @@ import (
 	"net/url"
 	"strconv"
 	"sync"
+	"syscall"
 	"testing"
+	"time"
 )
 
 // canned is an app that costs next to nothing: it reads heads and answers each
@@ -74,6 +76,8 @@ func load(b *testing.B, conns, size int, dial func() net.Conn) {
 	b.SetBytes(int64(size))
 	b.SetParallelism(max(conns/2, 1))
 	b.ResetTimer()
+	begin := cpuTime()
+	defer func() { b.ReportMetric(float64(cpuTime()-begin)/1e3/float64(b.N), "cpu-us/op") }()
 	var once sync.Once
 	one := func(c net.Conn, br *bufio.Reader) bool {
 		if _, err := c.Write(request); err != nil {
@@ -122,6 +126,15 @@ func load(b *testing.B, conns, size int, dial func() net.Conn) {
 			}
 		}
 	})
+}
+
+// cpuTime is what this process used, load and app included.
+func cpuTime() time.Duration {
+	var u syscall.Rusage
+	if syscall.Getrusage(syscall.RUSAGE_SELF, &u) != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // One request through the whole chain on a kept connection (framing, policy,

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"net/http"
 	"net/url"
 	"strings"
 	"testing"
@@ -99,6 +100,14 @@ func TestReserved(t *testing.T) {
 	} {
 		if reserved(name) != want {
 			t.Errorf("reserved(%q) = %v", name, !want)
+		}
+	}
+}
+
+func TestOrdinaryNamesAreNotReserved(t *testing.T) {
+	for name := range ordinary {
+		if reserved(name) || hopByHop[name] || ours(name) || http.CanonicalHeaderKey(name) != name {
+			t.Errorf("%s passes unexamined and must not", name)
 		}
 	}
 }

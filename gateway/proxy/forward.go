@@ -47,7 +47,7 @@ func (p *Proxy) newForward() *httputil.ReverseProxy {
 		Rewrite:        rewrite,
 		Transport:      pick{},
 		ModifyResponse: p.response,
-		ErrorHandler:   p.fault,
+		ErrorHandler:   func(w http.ResponseWriter, r *http.Request, err error) { p.fault(w, r, exchangeOf(r), err) },
 		BufferPool:     &chunks,
 		ErrorLog:       log.New(debugWriter{p.log}, "", 0),
 	}
@@ -85,7 +85,9 @@ func rewrite(pr *httputil.ProxyRequest) {
 	if b, ok := pr.In.Body.(*requestBody); ok {
 		b.from, b.to = pr.In.Trailer, out.Trailer
 	}
-	dropGreedyRange(out.Header)
+	if greedyRange(out.Header["Range"]) {
+		delete(out.Header, "Range")
+	}
 	delete(out.Header, "Expect") // answered by our own server, when the body is first read
 	remote := x.flow.Facts().Outer
 	if remote == "" {
@@ -97,10 +99,12 @@ func rewrite(pr *httputil.ProxyRequest) {
 	out.Header.Set(assertion.Header, x.assertion)
 }
 
-// dropOurs removes what only the gateway says, and the way around it.
+// ours says what only the gateway says, and what leads around it.
+func ours(name string) bool { return strings.HasPrefix(name, "Portvakt-") || name == "Alt-Svc" }
+
 func dropOurs(h http.Header) {
 	for name := range h {
-		if strings.HasPrefix(name, "Portvakt-") || name == "Alt-Svc" {
+		if ours(name) {
 			delete(h, name)
 		}
 	}
@@ -125,8 +129,7 @@ func (p *Proxy) response(res *http.Response) error {
 }
 
 // fault answers for an app that does not.
-func (p *Proxy) fault(w http.ResponseWriter, r *http.Request, err error) {
-	x := exchangeOf(r)
+func (p *Proxy) fault(w http.ResponseWriter, r *http.Request, x *exchange, err error) {
 	x.mu.Lock()
 	clientErr := x.clientErr
 	x.mu.Unlock()

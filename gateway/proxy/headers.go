@@ -42,6 +42,16 @@ func reserved(name string) bool {
 	return false
 }
 
+// ordinary are names that are known not to be reserved: those of nearly every
+// request.
+var ordinary = map[string]bool{
+	"Accept": true, "Accept-Encoding": true, "Accept-Language": true, "Authorization": true, "Cache-Control": true, "Content-Type": true,
+	"Cookie": true, "Dnt": true, "If-Match": true, "If-Modified-Since": true, "If-None-Match": true, "Origin": true, "Pragma": true,
+	"Priority": true, "Range": true, "Referer": true, "Sec-Ch-Ua": true, "Sec-Ch-Ua-Mobile": true, "Sec-Ch-Ua-Platform": true,
+	"Sec-Fetch-Dest": true, "Sec-Fetch-Mode": true, "Sec-Fetch-Site": true, "Sec-Fetch-User": true, "Sec-Gpc": true,
+	"Upgrade-Insecure-Requests": true, "User-Agent": true, "X-Requested-With": true,
+}
+
 func dropReserved(h http.Header) {
 	for name := range h {
 		if reserved(name) {
@@ -54,12 +64,10 @@ func dropReserved(h http.Header) {
 // a server ignore the header, which is cheaper than what more would cost an app.
 const maxRanges = 10
 
-func dropGreedyRange(h http.Header) {
+func greedyRange(values []string) bool {
 	n := 0
-	for _, v := range h["Range"] {
+	for _, v := range values {
 		n += 1 + strings.Count(v, ",")
 	}
-	if n > maxRanges {
-		delete(h, "Range")
-	}
+	return n > maxRanges
 }

@@ -37,6 +37,8 @@ type exchange struct {
 
 	in, out atomic.Int64 // body bytes from and to the device
 
+	held held // of direct
+
 	// mu guards the fields below, which the upstream's goroutines touch too.
 	mu        sync.Mutex
 	status    int
@@ -131,6 +133,10 @@ func (p *Proxy) proceed(w http.ResponseWriter, r *http.Request, x *exchange) {
 		p.log.Error("preparing an app's upstream", "app", x.app.Name, "err", err)
 		x.note(http.StatusBadGateway, outcomeUnreachable)
 		p.refuseFault(w, r, x, policy.ReasonUpstreamUnavailable, http.StatusBadGateway)
+		return
+	}
+	if x.upstream.pool != nil && x.req.upgrade == "" {
+		p.direct(w, r, x)
 		return
 	}
 	ctx, cancel := context.WithCancel(context.WithValue(r.Context(), exchangeKey{}, x))

@@ -1,9 +1,11 @@
 package proxy
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -13,6 +15,7 @@ import (
 	"time"
 
 	"github.com/portvakt/portvakt/gateway/dial"
+	"github.com/portvakt/portvakt/gateway/http1"
 	"github.com/portvakt/portvakt/policy"
 )
 
@@ -21,6 +24,7 @@ type upstream struct {
 	key          string // all that the pool depends on
 	scheme, host string
 	transport    *http.Transport
+	pool         *http1.Pool // nil for https, which may turn out to be HTTP/2
 }
 
 // upstreams are the pools by app. An app whose upstream changed gets a new one,
@@ -49,7 +53,7 @@ func (u *upstreams) of(app *policy.App) (*upstream, error) {
 	}
 	up.key = key.String()
 	if old != nil {
-		old.transport.CloseIdleConnections()
+		old.closeIdle()
 	}
 	u.all[app.Name] = up
 	return up, nil
@@ -71,10 +75,11 @@ func (u *upstreams) make(app *policy.App) (*upstream, error) {
 			return nil, fmt.Errorf("reading the upstream's CA: no certificate in %s", app.UpstreamCAFile)
 		}
 	}
-	return &upstream{
+	dialer := dial.New(u.timeouts.Dial, app.Allow, u.forbidden)
+	up := &upstream{
 		scheme: to.Scheme, host: to.Host,
 		transport: &http.Transport{
-			DialContext:            dial.New(u.timeouts.Dial, app.Allow, u.forbidden).DialContext,
+			DialContext:            dialer.DialContext,
 			TLSClientConfig:        conf,
 			TLSHandshakeTimeout:    u.timeouts.Dial,
 			ForceAttemptHTTP2:      true,
@@ -86,13 +91,32 @@ func (u *upstreams) make(app *policy.App) (*upstream, error) {
 			ReadBufferSize:         16 << 10,
 			WriteBufferSize:        16 << 10,
 		},
-	}, nil
+	}
+	if to.Scheme == "http" {
+		address := to.Host
+		if to.Port() == "" {
+			address = net.JoinHostPort(to.Hostname(), "80")
+		}
+		up.pool = http1.NewPool(http1.Options{
+			Dial:      func(ctx context.Context) (net.Conn, error) { return dialer.DialContext(ctx, "tcp", address) },
+			HeadBytes: int(u.limits.ResponseHeaderBytes),
+		})
+	}
+	return up, nil
+}
+
+// closeIdle closes what waits to be used again, for good.
+func (u *upstream) closeIdle() {
+	u.transport.CloseIdleConnections()
+	if u.pool != nil {
+		u.pool.Close()
+	}
 }
 
 func (u *upstreams) closeIdle() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for _, up := range u.all {
-		up.transport.CloseIdleConnections()
+		up.closeIdle()
 	}
 }
