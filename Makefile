@@ -15,7 +15,7 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 RACE = ./agent/... ./gateway/... ./internal/overlay/... ./certs/... ./policy/...
 FUZZTIME ?= 60s
 
-.PHONY: help build demo test e2e bench check fmt fuzz clean
+.PHONY: help build demo test e2e bench soak check fmt fuzz clean
 
 help: ## list the targets
 	@grep -E '^[a-z]+:.*## ' Makefile | sed 's/:.*## /\t/'
@@ -41,6 +41,9 @@ bench: ## the tunnel against stock wireguard-go (root; Debian's iperf3, nginx, w
 	@$(GO) test -c -o build/bench/tunnel.test ./gateway/tunnel
 	@cd deploy && $(GO) build -o ../build/bench/bench ./bench
 	@build/bench/bench $(ARGS)
+
+soak: ## two hours of 32 devices' tunnels in under two minutes, under the race detector (as root both modes)
+	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 3m -v -run '^TestSoak$$' ./gateway/tunnel -soak.hours 2
 
 check: ## formatting, vet, staticcheck, module files, cross-builds
 	@out="$$($(GO) run $(GOFUMPT) -l .)"; if [ -n "$$out" ]; then echo "gofumpt would change (run make fmt):"; echo "$$out"; exit 1; fi

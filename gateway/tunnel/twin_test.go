@@ -237,6 +237,15 @@ func (c *client) connectRaw(t *testing.T, in *ingress, endpoint string) *client 
 
 func (c *client) up(t *testing.T, in *ingress, dev tun.Device, endpoint string) {
 	t.Helper()
+	err := c.bring(in, dev, endpoint)
+	t.Cleanup(c.stop)
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// bring is up for who calls stop.
+func (c *client) bring(in *ingress, dev tun.Device, endpoint string) error {
 	c.dev = device.NewDevice(dev, conn.NewDefaultBind(), device.NewLogger(device.LogLevelSilent, ""))
 	c.stop = sync.OnceFunc(func() {
 		if c.stack != nil {
@@ -244,12 +253,12 @@ func (c *client) up(t *testing.T, in *ingress, dev tun.Device, endpoint string) 
 		}
 		c.dev.Close()
 	})
-	t.Cleanup(c.stop)
-	conf := fmt.Sprintf("private_key=%x\npublic_key=%x\npreshared_key=%x\nendpoint=%s\nallowed_ip=0.0.0.0/0\nallowed_ip=::/0\n",
-		c.priv, in.PublicKey(), c.psk, endpoint)
-	if err := errors.Join(c.dev.IpcSet(conf), c.dev.Up()); err != nil {
-		t.Fatal(err)
-	}
+	return errors.Join(c.dev.IpcSet(fmt.Sprintf("private_key=%x\n", c.priv)+c.gateway(in, endpoint)), c.dev.Up())
+}
+
+// gateway is the configuration of the client's one peer.
+func (c *client) gateway(in *ingress, endpoint string) string {
+	return fmt.Sprintf("public_key=%x\npreshared_key=%x\nendpoint=%s\nallowed_ip=0.0.0.0/0\nallowed_ip=::/0\n", in.PublicKey(), c.psk, endpoint)
 }
 
 func (c *client) dial(t *testing.T, dst netip.AddrPort) (net.Conn, error) {
@@ -375,9 +384,17 @@ func newRelay(t *testing.T, in *ingress) *relay {
 // move changes the relay's outer address and returns it.
 func (r *relay) move(t *testing.T, ip net.IP) netip.AddrPort {
 	t.Helper()
-	back, err := net.DialUDP("udp4", &net.UDPAddr{IP: ip}, r.gateway)
+	now, err := r.moveTo(ip)
 	if err != nil {
 		t.Fatal(err)
+	}
+	return now
+}
+
+func (r *relay) moveTo(ip net.IP) (netip.AddrPort, error) {
+	back, err := net.DialUDP("udp4", &net.UDPAddr{IP: ip}, r.gateway)
+	if err != nil {
+		return netip.AddrPort{}, err
 	}
 	r.mu.Lock()
 	old := r.back
@@ -399,5 +416,5 @@ func (r *relay) move(t *testing.T, ip net.IP) netip.AddrPort {
 			}
 		}
 	})
-	return back.LocalAddr().(*net.UDPAddr).AddrPort()
+	return back.LocalAddr().(*net.UDPAddr).AddrPort(), nil
 }

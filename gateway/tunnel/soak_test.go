@@ -1,0 +1,381 @@
+package tunnel_test
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/portvakt/portvakt/gateway/segment"
+	"github.com/portvakt/portvakt/gateway/tunnel"
+	"github.com/portvakt/portvakt/internal/overlay"
+)
+
+// soakHours is how much of its devices' life the soak plays. WireGuard's timers
+// run on the wall clock and cannot be hurried: what they bring about in an hour
+// is done by hand instead, as often.
+var soakHours = flag.Float64("soak.hours", 0.1, "hours of each device's life that TestSoak plays; two take about 40 s a mode")
+
+// What happens to a device in an hour of use.
+const (
+	rekeysHourly = 30 // REKEY_AFTER_TIME is 120 s
+	roamsHourly  = 6
+	sleepsHourly = 1 // idle, so that its peer goes
+	joinsHourly  = 2 // registered anew with another key, as by a reboot
+)
+
+const (
+	soakDevices = 32
+	// soakParts is how often memory and goroutines are looked at.
+	soakParts = 4
+	// rekeyApart is just more than the gateway asks for between two initiations
+	// of a key.
+	rekeyApart = 120 * time.Millisecond
+)
+
+// TestSoak plays hours of many devices' life in a minute, against both stacks:
+// keys are made anew under open connections, devices roam, sleep, are removed
+// and register again, while an administrator publishes, adds and removes others.
+// Connections must live through all but a removal, and at the end of each part
+// nothing may be left of anyone.
+func TestSoak(t *testing.T) {
+	for _, mode := range []tunnel.Mode{tunnel.Userspace, tunnel.TUN} {
+		t.Run(string(mode), func(t *testing.T) {
+			if mode == tunnel.TUN {
+				needTUN(t)
+			}
+			soak(t, mode)
+		})
+	}
+}
+
+func soak(t *testing.T, mode tunnel.Mode) {
+	var asleep sync.Map // keys that nothing holds
+	var flows soakFlows
+	var located atomic.Int64
+	priv, _ := keyPair()
+	in := startConfig(t, tunnel.Config{PrivateKey: priv, Listen: "127.0.0.1:0", Mode: mode}, func(c *tunnel.Config) {
+		c.IdleAfter = 300 * time.Millisecond
+		c.Held = func(key [32]byte) bool {
+			_, ok := asleep.Load(key)
+			return !ok
+		}
+		c.TCP = flows.take
+		c.OnEndpoint = func([32]byte, netip.AddrPort) { located.Add(1) }
+		c.Keep = func(context.Context, []tunnel.Kept) error { return nil }
+	})
+	var relays []*relay
+	for range soakDevices {
+		relays = append(relays, newRelay(t, in))
+	}
+	var did soakCounts
+	var after []soakLeft
+	for part := range soakParts {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		var work, office sync.WaitGroup
+		failed := make(chan error, soakDevices+1)
+		for i := range soakDevices {
+			work.Go(func() {
+				d := &soakDevice{in: in, i: i, relay: relays[i], did: &did, asleep: &asleep, flows: &flows}
+				if err := d.live(ctx, part); err != nil {
+					failed <- fmt.Errorf("part %d, device %d: %w", part, i, err)
+					cancel()
+				}
+			})
+		}
+		office.Go(func() {
+			if err := administrate(ctx, in, &did); err != nil {
+				failed <- err
+			}
+		})
+		work.Wait()
+		cancel()
+		office.Wait()
+		close(failed)
+		for err := range failed {
+			t.Error(err)
+		}
+		if t.Failed() {
+			t.Fatalf("refused: %v, handshakes: %+v", in.Refused(), in.Handshakes())
+		}
+		after = append(after, whatIsLeft(t, in))
+		t.Logf("after part %d: %+v", part+1, after[part])
+	}
+	t.Logf("%.1f h of %d devices: %d rekeys, %d roams, %d sleeps, %d joins and as many removals; beside it %d publishes, %d strangers' registrations; %d places told",
+		*soakHours, soakDevices, did.rekeys.Load(), did.roams.Load(), did.sleeps.Load(), did.joins.Load(), did.publishes.Load(), did.strangers.Load(), located.Load())
+	t.Logf("refused: %v", in.Refused())
+	first, last := after[0], after[len(after)-1]
+	if last.goroutines > first.goroutines || last.files > first.files {
+		t.Errorf("goroutines and files grew: %+v, then %+v", first, last)
+	}
+	if last.heap > first.heap+first.heap/10+(1<<20) {
+		t.Errorf("memory grew: %+v, then %+v", first, last)
+	}
+	if h := in.Handshakes(); h.Registered != 0 || h.Live != 0 {
+		t.Errorf("somebody is still registered: %+v", h)
+	}
+}
+
+// soakCounts is what happened.
+type soakCounts struct{ rekeys, roams, sleeps, joins, publishes, strangers atomic.Int64 }
+
+// soakLeft is what the process holds when nobody is connected.
+type soakLeft struct {
+	goroutines, files int
+	heap              uint64 // bytes
+}
+
+// whatIsLeft waits for what is on its way out, then looks.
+func whatIsLeft(t *testing.T, in *ingress) soakLeft {
+	t.Helper()
+	in.eventually(t, "everybody is gone", func() bool { return in.Handshakes().Registered == 0 })
+	var now soakLeft
+	for quiet := 0; quiet < 5; {
+		time.Sleep(50 * time.Millisecond)
+		n := runtime.NumGoroutine()
+		if n == now.goroutines {
+			quiet++
+		} else {
+			quiet, now.goroutines = 0, n
+		}
+	}
+	// Twice: what a pool holds survives one collection.
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	now.heap = m.HeapAlloc + m.StackInuse
+	if files, err := os.ReadDir("/proc/self/fd"); err == nil { // Linux
+		now.files = len(files)
+	}
+	return now
+}
+
+// soakDevice is one device with a connection that is to live through
+// everything.
+type soakDevice struct {
+	in     *ingress
+	i      int
+	relay  *relay
+	did    *soakCounts
+	asleep *sync.Map
+	flows  *soakFlows
+
+	c    *client
+	conn net.Conn
+}
+
+// soakFlows echoes, and cuts what a removed device has open, as the tunnel's
+// owner does.
+type soakFlows struct {
+	mu   sync.Mutex
+	open map[netip.Addr]map[net.Conn]bool // by the device's address
+}
+
+func (f *soakFlows) take(r tunnel.TCPRequest) {
+	c, err := r.Accept()
+	if err != nil {
+		return
+	}
+	from := r.Peer().Addr()
+	f.mu.Lock()
+	if f.open == nil {
+		f.open = map[netip.Addr]map[net.Conn]bool{}
+	}
+	if f.open[from] == nil {
+		f.open[from] = map[net.Conn]bool{}
+	}
+	f.open[from][c] = true
+	f.mu.Unlock()
+	_, _ = io.Copy(c, c)
+	_ = c.Close()
+	f.mu.Lock()
+	delete(f.open[from], c)
+	f.mu.Unlock()
+}
+
+func (f *soakFlows) cut(of [2]netip.Addr) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, a := range of {
+		for c := range f.open[a] {
+			switch r := c.(type) {
+			case interface{ Reset() }:
+				r.Reset()
+			case interface{ SetLinger(sec int) error }:
+				_ = r.SetLinger(0)
+			}
+			_ = c.Close()
+		}
+		delete(f.open, a)
+	}
+}
+
+// live plays the device's share of one part.
+func (d *soakDevice) live(ctx context.Context, part int) error {
+	// Of n events the part gets those between its shares of them.
+	due := func(hourly float64) int {
+		n := hourly * *soakHours
+		return int(n*float64(part+1)/soakParts+0.5) - int(n*float64(part)/soakParts+0.5)
+	}
+	joins := max(1, due(joinsHourly))
+	rekeys, roams, sleeps := due(rekeysHourly), due(roamsHourly), due(sleepsHourly)
+	for join := range joins {
+		if err := d.join(); err != nil {
+			return fmt.Errorf("joining: %w", err)
+		}
+		share := func(n int) int { return n*(join+1)/joins - n*join/joins }
+		err := errors.Join(
+			repeat(ctx, share(rekeys), d.rekey, d.check),
+			repeat(ctx, share(roams), d.roam, d.check),
+			repeat(ctx, share(sleeps), d.sleep, d.rekey, d.check),
+		)
+		if err := errors.Join(err, d.leave()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func repeat(ctx context.Context, n int, steps ...func() error) error {
+	for range n {
+		for _, step := range steps {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if err := step(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// join registers a fresh key and opens the connection.
+func (d *soakDevice) join() error {
+	d.c = newClient()
+	addrs := inner(d.i)
+	var es []segment.Entry
+	for _, a := range app {
+		es = append(es, segment.Entry{Addr: a, Proto: segment.ProtoTCP, Port: 443})
+	}
+	d.in.table.Set(addrs, es)
+	if err := d.in.AddPeer(tunnel.Peer{Key: d.c.pub, PresharedKey: d.c.psk, Addresses: addrs}); err != nil {
+		return err
+	}
+	var err error
+	if d.c.stack, err = overlay.New(overlay.Options{Addresses: addrs[:]}); err != nil {
+		return err
+	}
+	if err := d.c.bring(d.in, d.c.stack.Device(), d.relay.addr); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if d.conn, err = d.c.stack.DialTCP(ctx, at(app[d.i%2], 443)); err != nil {
+		return err
+	}
+	d.did.joins.Add(1)
+	return d.check()
+}
+
+// check sends something there and back on the connection.
+func (d *soakDevice) check() error {
+	if err := d.conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		return err
+	}
+	b := make([]byte, 3000) // three packets
+	b[0], b[2999] = byte(d.i), 1
+	if _, err := d.conn.Write(b); err != nil {
+		return fmt.Errorf("writing on the old connection: %w", err)
+	}
+	got := make([]byte, len(b))
+	if _, err := io.ReadFull(d.conn, got); err != nil {
+		return fmt.Errorf("reading on the old connection: %w", err)
+	}
+	if string(got) != string(b) {
+		return errors.New("the echo is another's")
+	}
+	return nil
+}
+
+// rekey makes WireGuard begin anew with the next packet: its own clock would
+// after two minutes.
+func (d *soakDevice) rekey() error {
+	time.Sleep(rekeyApart)
+	d.did.rekeys.Add(1)
+	return d.c.dev.IpcSet(fmt.Sprintf("public_key=%x\nremove=true\n", d.in.PublicKey()) + d.c.gateway(d.in, d.relay.addr))
+}
+
+// roam gives the device another outer address.
+func (d *soakDevice) roam() error {
+	d.did.roams.Add(1)
+	_, err := d.relay.moveTo(net.IPv4(127, 0, 0, byte(1+d.did.roams.Load()%200)))
+	return err
+}
+
+// sleep waits until nothing but the registration is left of the device.
+func (d *soakDevice) sleep() error {
+	d.asleep.Store(d.c.pub, true)
+	defer d.asleep.Delete(d.c.pub)
+	for deadline := time.Now().Add(20 * time.Second); d.in.live(d.c.pub); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			return errors.New("its idle peer does not go")
+		}
+	}
+	d.did.sleeps.Add(1)
+	return nil
+}
+
+// leave takes the key away: the connection must be dead from then on.
+func (d *soakDevice) leave() error {
+	defer d.c.stop()
+	if err := d.in.RemovePeer(d.c.pub); err != nil {
+		return err
+	}
+	_ = d.conn.SetDeadline(time.Now().Add(30 * time.Millisecond))
+	_, werr := d.conn.Write([]byte("x"))
+	if n, err := d.conn.Read(make([]byte, 1)); err == nil {
+		return fmt.Errorf("a removed device still got %d bytes (writing: %v)", n, werr)
+	}
+	d.flows.cut(inner(d.i))
+	return d.conn.Close()
+}
+
+// administrate publishes, registers and removes others and reads what a console
+// and a scraper do, until ctx ends.
+func administrate(ctx context.Context, in *ingress, did *soakCounts) error {
+	for n := 0; ctx.Err() == nil; n++ {
+		addrs := inner(100 + n%50)
+		in.table.Set(addrs, []segment.Entry{{Addr: app[0], Proto: segment.ProtoTCP, Port: uint16(1 + n%1000)}})
+		did.publishes.Add(1)
+		_, key := keyPair()
+		if err := in.AddPeer(tunnel.Peer{Key: key, Addresses: addrs}); err != nil {
+			return fmt.Errorf("registering a stranger: %w", err)
+		}
+		_, _, _ = in.Peers(), in.Handshakes(), in.Refused()
+		if err := in.RemovePeer(key); err != nil {
+			return fmt.Errorf("removing a stranger: %w", err)
+		}
+		in.table.Set(addrs, nil)
+		did.strangers.Add(1)
+		sleepFor(ctx, 2*time.Millisecond)
+	}
+	return nil
+}
+
+func sleepFor(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
