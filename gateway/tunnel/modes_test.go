@@ -57,6 +57,7 @@ var modeCases = []struct {
 	run  func(*testing.T, *ingress)
 }{
 	{"transfers", caseTransfers},
+	{"datagrams", caseDatagrams},
 	{"closed looks closed", caseClosed},
 	{"decided before the SYN is answered", caseSlowAccept},
 	{"withdrawn while it is decided", caseWithdrawn},
@@ -136,6 +137,25 @@ func caseTransfers(t *testing.T, in *ingress) {
 		ctl := c.mustDial(t, at(gatewayAddrs[i], 80))
 		roundTrip(t, ctl)
 		_ = ctl.Close()
+	}
+}
+
+// Datagrams go past the stack, whoever's it is, and the gateway's own address
+// is in it.
+func caseDatagrams(t *testing.T, in *ingress) {
+	c := in.joined(t, 0)
+	for i := range app {
+		u, err := c.stack.DialUDP(at(app[i], 5004))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 3 {
+			roundTrip(t, u)
+		}
+		_ = u.Close()
+		nc := c.mustDial(t, at(gatewayAddrs[i], 80))
+		roundTrip(t, nc)
+		_ = nc.Close()
 	}
 }
 

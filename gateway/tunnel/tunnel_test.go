@@ -46,24 +46,6 @@ func TestTransfersBothWays(t *testing.T) {
 	}
 }
 
-func TestUDPAndControlAddress(t *testing.T) {
-	in := start(t, "127.0.0.1:0")
-	c := newClient()
-	in.admit(t, c, 0)
-	c.connect(t, in, in.addr(), 0)
-	for i := range app {
-		u, err := c.stack.DialUDP(at(app[i], 5004))
-		if err != nil {
-			t.Fatal(err)
-		}
-		roundTrip(t, u)
-		_ = u.Close()
-		nc := c.mustDial(t, at(gatewayAddrs[i], 80))
-		roundTrip(t, nc)
-		_ = nc.Close()
-	}
-}
-
 func TestWhatIsNotAllowedLooksClosed(t *testing.T) {
 	in := start(t, "127.0.0.1:0")
 	a, b := newClient(), newClient()
