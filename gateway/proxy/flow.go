@@ -88,12 +88,12 @@ func (p *Proxy) serveTCP(ctx context.Context, in TCPInbound, app policy.App, dec
 	var outcome atomic.Pointer[string]
 	var both sync.WaitGroup
 	both.Go(func() {
-		if _, err := pump(flow, up, device, &sent); err != nil {
+		if _, err := pump(flow.Check, up, device, &sent); err != nil {
 			kill()
 		}
 	})
 	both.Go(func() {
-		if fromApp, err := pump(flow, device, up, &received); err != nil {
+		if fromApp, err := pump(flow.Check, device, up, &received); err != nil {
 			if fromApp && flow.Context().Err() == nil && ctx.Err() == nil && !errors.Is(err, net.ErrClosed) {
 				broke := outcomeBroke
 				outcome.Store(&broke)
@@ -112,14 +112,16 @@ func (p *Proxy) serveTCP(ctx context.Context, in TCPInbound, app policy.App, dec
 }
 
 // pump copies until the source ends and then ends the destination's other
-// direction alone, so that a half-closed connection goes on. On an error
-// reading says which side it was on.
-func pump(flow *session.Flow, dst, src net.Conn, count *atomic.Int64) (reading bool, err error) {
+// direction alone, so that a half-closed connection goes on. What fills the
+// buffer is a bulk transfer, which the kernel moves by itself where it has both
+// ends. On an error reading says which side it was on.
+func pump(check func() error, dst, src net.Conn, count *atomic.Int64) (reading bool, err error) {
 	buf := chunks.Get()
 	defer chunks.Put(buf)
+	bulk := newSplice(dst, src)
 	for {
 		n, rerr := src.Read(buf)
-		if err := flow.Check(); err != nil {
+		if err := check(); err != nil {
 			return false, err
 		}
 		if n > 0 {
@@ -129,14 +131,20 @@ func pump(flow *session.Flow, dst, src net.Conn, count *atomic.Int64) (reading b
 				return false, err
 			}
 		}
-		if errors.Is(rerr, io.EOF) {
+		end := errors.Is(rerr, io.EOF)
+		if rerr != nil && !end {
+			return true, rerr
+		}
+		if n == len(buf) && !end && bulk != nil {
+			if end, reading, err = bulk.run(check, count); err != nil {
+				return reading, err
+			}
+		}
+		if end {
 			if h, ok := dst.(interface{ CloseWrite() error }); ok {
 				_ = h.CloseWrite()
 			}
 			return false, nil
-		}
-		if rerr != nil {
-			return true, rerr
 		}
 	}
 }
