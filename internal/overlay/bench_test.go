@@ -15,10 +15,10 @@ import (
 	"testing"
 	"time"
 
-	"golang.zx2c4.com/wireguard/conn"
 	wireguard "golang.zx2c4.com/wireguard/device"
 
 	"github.com/portvakt/portvakt/internal/overlay"
+	"github.com/portvakt/portvakt/internal/transport"
 )
 
 // tunnelled is a gateway's stack and an agent's behind two WireGuard devices
@@ -42,7 +42,7 @@ func tunnelled(b *testing.B, o overlay.Options) (agent *overlay.Stack) {
 	}
 	var devices [2]*wireguard.Device
 	for i, s := range []*overlay.Stack{g, a} {
-		d := wireguard.NewDevice(s.Device(), conn.NewStdNetBind(), &wireguard.Logger{
+		d := wireguard.NewDevice(s.Device(), transport.NewUDP(transport.UDPOptions{Listen: netip.MustParseAddrPort("127.0.0.1:0")}), &wireguard.Logger{
 			Verbosef: wireguard.DiscardLogf, Errorf: wireguard.DiscardLogf,
 		})
 		allowed := []string{device[0].String() + "/32", device[1].String() + "/128"}

@@ -13,6 +13,8 @@ import (
 	"golang.zx2c4.com/wireguard/tun"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
+
+	"github.com/portvakt/portvakt/internal/transport"
 )
 
 // device is the tunnel's side of the link. WireGuard reads it from one
@@ -25,7 +27,9 @@ type device struct {
 	refused   atomic.Uint64
 	malformed atomic.Uint64
 
-	cut cutter // the reader's
+	// The reader's.
+	cut    cutter
+	voiced bool // a packet of the voice class was read before
 
 	// inbound is read-locked while packets enter the stack; stopInbound takes
 	// it whole, after which none is inside and none gets in.
@@ -56,6 +60,7 @@ func (d *device) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 				return 0, err
 			case injected != nil:
 				sizes[n] = copy(bufs[n][offset:], injected)
+				d.mark(bufs[n], injected)
 				n++
 				continue
 			case p == nil:
@@ -64,10 +69,38 @@ func (d *device) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 			d.cut.start(p)
 		}
 		if sizes[n] = d.cut.next(bufs[n][offset:]); sizes[n] > 0 {
+			d.mark(bufs[n], bufs[n][offset:][:sizes[n]])
 			n++
 		}
 	}
 	return n, nil
+}
+
+// mark notes the class of packet, which is in buf, for [transport.Marked]. The
+// buffers come back: once there was voice in one, each has to be marked. Until
+// then their ends, a page of memory each, are left alone.
+func (d *device) mark(buf, packet []byte) {
+	class := transport.ClassNone
+	if dscp(packet) == expedited {
+		class, d.voiced = transport.ClassVoice, true
+	}
+	if d.voiced {
+		transport.Mark(buf, class)
+	}
+}
+
+// expedited is the class of voice, RFC 3246.
+const expedited = 46
+
+func dscp(packet []byte) byte {
+	switch {
+	case len(packet) < 2:
+		return 0
+	case packet[0]>>4 == 4:
+		return packet[1] >> 2
+	default:
+		return packet[0]<<2&0x3c | packet[1]>>6
+	}
 }
 
 // Write implements [tun.Device]. A packet that is no IP or that the filter

@@ -18,8 +18,10 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	wireguard "golang.zx2c4.com/wireguard/device"
 
 	"github.com/portvakt/portvakt/internal/overlay"
+	"github.com/portvakt/portvakt/internal/transport"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -566,6 +568,35 @@ func TestInject(t *testing.T) {
 	}
 	if n := s.Inject([][]byte{{0x45}}); n != 0 {
 		t.Errorf("a closed stack took %d packets", n)
+	}
+}
+
+// TestVoiceIsMarked reads into buffers as WireGuard hands them over.
+func TestVoiceIsMarked(t *testing.T) {
+	s, err := overlay.New(overlay.Options{Addresses: gateway, Gateway: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	const offset = wireguard.MessageTransportHeaderSize
+	bufs, sizes := [][]byte{make([]byte, wireguard.MaxMessageSize)}, []int{0}
+	for i, tc := range []struct {
+		packet []byte
+		want   byte
+	}{
+		{append([]byte{0x45, 0}, make([]byte, 98)...), transport.ClassNone},
+		{append([]byte{0x45, 46<<2 | 1}, make([]byte, 98)...), transport.ClassVoice},
+		{append([]byte{0x45, 10 << 2}, make([]byte, 98)...), transport.ClassNone},
+		{append([]byte{0x6b, 0x80}, make([]byte, 98)...), transport.ClassVoice},
+		{append([]byte{0x60, 0x0f}, make([]byte, 98)...), transport.ClassNone},
+	} {
+		s.Inject([][]byte{tc.packet})
+		if _, err := s.Device().Read(bufs, sizes, offset); err != nil {
+			t.Fatal(err)
+		}
+		if got := transport.Marked(bufs[0][:offset+sizes[0]]); got != tc.want {
+			t.Errorf("packet %d is of class %d, want %d", i, got, tc.want)
+		}
 	}
 }
 
