@@ -190,10 +190,11 @@ func start(cfg Config, inside network, dev tun.Device) (*Tunnel, error) {
 	if err != nil {
 		return nil, err
 	}
+	paced, outside := transport.Pace(dev, road)
 	t := &Tunnel{
 		log:     cfg.Log,
 		ladder:  newLadder(road, cfg.WebSocket, cfg.Log),
-		dev:     device.NewDevice(dev, road, logger(cfg.Log)),
+		dev:     device.NewDevice(paced, outside, logger(cfg.Log)),
 		net:     inside,
 		peer:    hex.EncodeToString(peer[:]),
 		gateway: slices.Clone(c.Gateway.Addresses),

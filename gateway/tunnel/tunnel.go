@@ -268,7 +268,8 @@ func (t *Tunnel) start() error {
 	}
 	t.stack.Store(&st)
 	t.bind = newIngress(t, t.outside)
-	dev := device.NewDevice(&egress{st.Device(), t}, t.bind, logger(t.log))
+	inside, outside := transport.Pace(&egress{st.Device(), t}, t.bind)
+	dev := device.NewDevice(inside, outside, logger(t.log))
 	fail := func(err error) error {
 		t.state = closed
 		_ = st.Close()

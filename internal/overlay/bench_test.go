@@ -42,7 +42,8 @@ func tunnelled(b *testing.B, o overlay.Options) (agent *overlay.Stack) {
 	}
 	var devices [2]*wireguard.Device
 	for i, s := range []*overlay.Stack{g, a} {
-		d := wireguard.NewDevice(s.Device(), transport.NewUDP(transport.UDPOptions{Listen: netip.MustParseAddrPort("127.0.0.1:0")}), &wireguard.Logger{
+		inside, outside := transport.Pace(s.Device(), transport.NewUDP(transport.UDPOptions{Listen: netip.MustParseAddrPort("127.0.0.1:0")}))
+		d := wireguard.NewDevice(inside, outside, &wireguard.Logger{
 			Verbosef: wireguard.DiscardLogf, Errorf: wireguard.DiscardLogf,
 		})
 		allowed := []string{device[0].String() + "/32", device[1].String() + "/128"}
@@ -96,6 +97,13 @@ func cpu() time.Duration {
 	var u syscall.Rusage
 	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u)
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// peak is the most memory this process has had so far, in MiB.
+func peak() float64 {
+	var u syscall.Rusage
+	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u)
+	return float64(u.Maxrss) / 1024
 }
 
 func benchDial(b *testing.B, s *overlay.Stack, port uint16) net.Conn {
@@ -175,6 +183,7 @@ func BenchmarkStream(b *testing.B) {
 				used := cpu() - start
 				b.StopTimer()
 				b.ReportMetric(float64(used)/float64(each*int64(streams)), "cpu-ns/B")
+				b.ReportMetric(peak(), "peak-MiB")
 			})
 		}
 	}

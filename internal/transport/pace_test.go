@@ -1,0 +1,111 @@
+package transport_test
+
+import (
+	"errors"
+	"io"
+	"runtime"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.zx2c4.com/wireguard/conn"
+	"golang.zx2c4.com/wireguard/device"
+	"golang.zx2c4.com/wireguard/tun"
+
+	"github.com/portvakt/portvakt/internal/transport"
+)
+
+// endless is an inside that always has as many packets as are asked for.
+type endless struct {
+	tun.Device
+	err error
+}
+
+func (d endless) Read(bufs [][]byte, _ []int, _ int) (int, error) { return len(bufs), d.err }
+
+// sink is an outside that takes everything.
+type sink struct{ conn.Bind }
+
+func (sink) Send([][]byte, conn.Endpoint) error { return io.ErrShortWrite }
+
+// messages are n messages of a type, of a keepalive's length and more bytes.
+func messages(n int, kind byte, more int) [][]byte {
+	out := make([][]byte, n)
+	for i := range out {
+		out[i] = make([]byte, device.MessageKeepaliveSize+more)
+		out[i][0] = kind
+	}
+	return out
+}
+
+func TestPace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const batch = 128
+		inside, outside := transport.Pace(endless{}, sink{})
+		read := func() (waited time.Duration) {
+			start := time.Now()
+			if n, err := inside.Read(make([][]byte, batch), make([]int, batch), 16); n != batch || err != nil {
+				t.Fatalf("Read: %d, %v", n, err)
+			}
+			return time.Since(start)
+		}
+		send := func(m [][]byte) {
+			if err := outside.Send(m, nil); !errors.Is(err, io.ErrShortWrite) {
+				t.Fatalf("Send: %v", err)
+			}
+		}
+		under := 0
+		for ; under < 128*max(2, runtime.GOMAXPROCS(0)); under += batch {
+			if waited := read(); waited != 0 {
+				t.Fatalf("with %d packets under way Read waited %v", under, waited)
+			}
+		}
+		// What is no packet of the inside is none that left it.
+		done := make(chan time.Duration, 1)
+		go func() { done <- read() }()
+		synctest.Wait()
+		send(messages(under, device.MessageTransportType, 0))
+		send(messages(under, device.MessageInitiationType, 100))
+		time.Sleep(time.Millisecond)
+		synctest.Wait()
+		if len(done) != 0 {
+			t.Fatal("Read went on although nothing was sent")
+		}
+		send(messages(under/2, device.MessageTransportType, 1))
+		if waited := <-done; waited != time.Millisecond {
+			t.Errorf("Read waited %v, want until half was sent", waited)
+		}
+		// What does not come out again is lost: that costs a moment for every
+		// full measure of it, and nothing when there is little to do.
+		limit := 128 * max(2, runtime.GOMAXPROCS(0))
+		stalled := func(reads, lost int, pause time.Duration) (d time.Duration) {
+			for range reads {
+				time.Sleep(pause)
+				d += read()
+				send(messages(batch-lost, device.MessageTransportType, 1))
+			}
+			return d
+		}
+		if d, most := stalled(1000, batch, 0), time.Duration(1000*batch/limit)*5*time.Millisecond; d > most {
+			t.Errorf("Read waited %v for 1,000 batches that were lost, want at most %v", d, most)
+		}
+		if d, most := stalled(1000, 1, time.Millisecond), time.Duration(1000/(limit-batch)+1)*5*time.Millisecond; d > most {
+			t.Errorf("Read waited %v because of 1,000 packets that were lost, want at most %v", d, most)
+		}
+		if d := stalled(100, batch, 11*time.Millisecond); d != 0 {
+			t.Errorf("Read waited %v with nothing to do", d)
+		}
+		// More than was taken, as of packets that were counted as lost.
+		send(messages(10*under, device.MessageTransportType, 1))
+		if waited := read(); waited != 0 {
+			t.Errorf("Read waited %v after much was sent", waited)
+		}
+	})
+}
+
+func TestPacePassesErrorsOn(t *testing.T) {
+	inside, _ := transport.Pace(endless{err: io.EOF}, sink{})
+	if _, err := inside.Read(nil, nil, 0); !errors.Is(err, io.EOF) {
+		t.Errorf("Read: %v", err)
+	}
+}
