@@ -222,7 +222,7 @@ func (a *arrivals) joins(u *unit, packet []byte, ip, payload int) bool {
 		// the stack: they tell of a loss.
 		return empty && data == 0 && int32(isTCP.AckNumber()-wasTCP.AckNumber()) > 0
 	}
-	return wasTCP.AckNumber() == isTCP.AckNumber() && u.size+data <= maxSegment
+	return wasTCP.AckNumber() == isTCP.AckNumber() && u.size+data <= maxPacket
 }
 
 // deliver copies every unit into memory of the stack's own, hands it over and

@@ -8,9 +8,20 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
-// maxSegment is the largest packet that crosses the stack whole. It is cut to
-// the MTU behind the queue, by the device's reader.
-const maxSegment = 65535
+const (
+	// maxPacket is the largest packet that IP can tell the length of.
+	maxPacket = 65535
+
+	// TCP takes for headers from GSOMaxSize what it might need, and one byte;
+	// and it takes the length of the longest options from each segment.
+	gsoHeaders    = header.TCPTotalHeaderMaximumSize + 1
+	segmentHeader = header.TCPMinimumSize + header.TCPOptionsMaximumSize
+)
+
+// perSegment is how many packets of the MTU one segment of TCP is cut into at
+// most: as many as the socket behind the tunnel hands on as one message, with
+// what WireGuard and UDP add to each.
+func perSegment(mtu int) int { return (maxPacket - gsoHeaders) / (mtu + 80) }
 
 // link is the stack's link endpoint: the queue of outbound packets and the
 // dispatcher inbound ones go to.
@@ -50,8 +61,13 @@ func (l *link) WritePackets(packets stack.PacketBufferList) (int, tcpip.Error) {
 	return n, nil
 }
 
-// GSOMaxSize implements [stack.GSOEndpoint].
-func (*link) GSOMaxSize() uint32 { return maxSegment }
+// GSOMaxSize implements [stack.GSOEndpoint]. It leaves TCP a payload that full
+// packets carry without a rest, over IPv4: short ones in the middle of a stream
+// are what the roads behind cannot join.
+func (l *link) GSOMaxSize() uint32 {
+	mtu := int(l.MTU())
+	return uint32(perSegment(mtu)*(mtu-header.IPv4MinimumSize-segmentHeader) + gsoHeaders)
+}
 
 // SupportedGSO implements [stack.GSOEndpoint]. "Host" means that TCP hands over
 // segments uncut and unsummed.

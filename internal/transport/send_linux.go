@@ -13,9 +13,11 @@ import (
 const (
 	// maxSegments is how many datagrams the kernel cuts one message into.
 	maxSegments = 64
-	// maxPayload is what fits into an IPv4 packet with its UDP header, the
-	// largest message in bytes. IPv6 would take 20 more.
-	maxPayload = 1<<16 - 1 - 20 - 8
+	// maxPayload is the largest message in bytes. More fits into an IP packet,
+	// but a device takes 64 KiB with its own headers, and what is longer the
+	// kernel cuts itself before it comes there: each datagram then takes the
+	// rest of the road alone.
+	maxPayload = 1<<16 - 1 - 40 - 8 - 128
 	// maxMessages and maxDatagrams bound one system call.
 	maxMessages  = 64
 	maxDatagrams = 128
