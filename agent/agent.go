@@ -311,6 +311,15 @@ func (a *agent) dial(ctx context.Context, network string, addr netip.AddrPort) (
 	return c, nil
 }
 
+// listenUDP opens a socket inside the tunnel for the loopback proxies.
+func (a *agent) listenUDP(ctx context.Context, v6 bool, port uint16) (net.PacketConn, error) {
+	l, err := a.waitLink(ctx, time.Second)
+	if err != nil {
+		return nil, err
+	}
+	return l.tun.listenUDP(v6, port)
+}
+
 func (a *agent) enrollConfig() enroll.Config {
 	own := a.cfg.ProxyAddr
 	if proxy, _ := a.loopback.Addresses(); proxy.IsValid() {

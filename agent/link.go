@@ -36,6 +36,7 @@ type link struct {
 type pipe struct {
 	dialTCP    func(context.Context, netip.AddrPort) (net.Conn, error)
 	dialUDP    func(netip.AddrPort) (net.Conn, error)
+	listenUDP  func(v6 bool, port uint16) (net.PacketConn, error)
 	setAllowed func([]netip.Addr) error
 	status     func() tunnel.Status
 	run        func(context.Context) error
@@ -64,7 +65,10 @@ func openTunnel(o openArgs) (*pipe, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &pipe{dialTCP: t.DialTCP, dialUDP: t.DialUDP, setAllowed: t.SetAllowed, status: t.Status, run: t.Run, close: t.Close, gone: gone}, nil
+	return &pipe{
+		dialTCP: t.DialTCP, dialUDP: t.DialUDP, listenUDP: t.ListenUDP, setAllowed: t.SetAllowed,
+		status: t.Status, run: t.Run, close: t.Close, gone: gone,
+	}, nil
 }
 
 var (

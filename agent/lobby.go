@@ -11,7 +11,7 @@ import (
 func (a *agent) newLoopback() *loopback.Server {
 	saved := a.cfg.State.Ports() // the server calls back one at a time
 	return loopback.New(loopback.Config{
-		ProxyAddr: a.cfg.ProxyAddr, Dial: a.dial, UserAllowed: a.userAllowed,
+		ProxyAddr: a.cfg.ProxyAddr, Dial: a.dial, ListenUDP: a.listenUDP, UserAllowed: a.userAllowed,
 		LoadPorts: func() (map[string]uint16, error) { return maps.Clone(saved), nil },
 		SavePorts: func(ports map[string]uint16) error {
 			if maps.Equal(ports, saved) {

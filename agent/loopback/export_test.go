@@ -30,7 +30,7 @@ func Find(apps []wire.App, host string, port uint16) (app string, known bool) {
 
 func table(apps []wire.App) *routes {
 	s := New(Config{})
-	next := &routes{byHost: map[string]*appRoute{}, byPort: map[hostPort]*target{}}
+	next := newRoutes()
 	for _, a := range apps {
 		r, keys := routeFor(a)
 		for _, k := range keys {
@@ -41,7 +41,26 @@ func table(apps []wire.App) *routes {
 }
 
 // ReadSOCKS and SplitAuthority are the parsers.
-func ReadSOCKS(rw io.ReadWriter) (string, uint16, error) { return readSOCKS(rw) }
+func ReadSOCKS(rw io.ReadWriter) (string, uint16, error) {
+	req, err := readSOCKS(rw)
+	return req.host, req.port, err
+}
+
+// ReadDatagram and AppendDatagram are the parser and the writer of what
+// relays carry.
+func ReadDatagram(b []byte) (host string, port uint16, payload []byte, ok bool) {
+	return readDatagram(b)
+}
+
+// AppendDatagram writes the head of a datagram.
+func AppendDatagram(b []byte, from netip.AddrPort) []byte { return appendHead(b, from) }
+
+// SetRelayIdle shortens the wait for one test.
+func SetRelayIdle(t *testing.T, d time.Duration) {
+	was := relayIdle
+	relayIdle = d
+	t.Cleanup(func() { relayIdle = was })
+}
 
 // SplitAuthority is splitAuthority.
 func SplitAuthority(s string, byDefault uint16) (string, uint16, error) {

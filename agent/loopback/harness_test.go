@@ -210,7 +210,7 @@ func reach(kind, addr string) (string, error) {
 	network := "tcp"
 	d := net.Dialer{Timeout: 2 * time.Second}
 	switch kind {
-	case "udp":
+	case "udp", "relay":
 		network = "udp"
 	case "udpfrom": // from a given local address
 		kind, network = "udp", "udp"
@@ -223,7 +223,7 @@ func reach(kind, addr string) (string, error) {
 	}
 	defer c.Close()
 	wait := 3 * time.Second
-	if kind == "udp" {
+	if kind == "udp" || kind == "relay" {
 		wait = 700 * time.Millisecond // silence is the answer
 	}
 	c.SetDeadline(time.Now().Add(wait))
@@ -245,6 +245,22 @@ func reach(kind, addr string) (string, error) {
 		if _, err := io.ReadFull(r, make([]byte, 12)); err != nil {
 			return "", err
 		}
+	case "associate":
+		io.WriteString(c, "\x05\x01\x00\x05\x03\x00\x01\x00\x00\x00\x00\x00\x00")
+		answer := make([]byte, 12)
+		if _, err := io.ReadFull(r, answer); err != nil {
+			return "", err
+		}
+		if answer[3] != 0 {
+			return "", errors.New("no association")
+		}
+		relay := netip.AddrPortFrom(netip.AddrFrom4([4]byte(answer[6:10])), uint16(answer[10])<<8|uint16(answer[11]))
+		return reach("relay", relay.String())
+	case "relay": // of an association, to the app voice
+		io.WriteString(c, "\x00\x00\x00\x01\x0a\x63\x00\x12\x1b\x59hi")
+		buf := make([]byte, 100)
+		n, err := c.Read(buf)
+		return strings.TrimPrefix(string(buf[:n]), "\x00\x00\x00\x01\x0a\x63\x00\x12\x1b\x59"), err
 	case "udp":
 		io.WriteString(c, "hi")
 		buf := make([]byte, 100)

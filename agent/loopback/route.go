@@ -63,6 +63,49 @@ type hostPort struct {
 type routes struct {
 	byHost map[string]*appRoute
 	byPort map[hostPort]*target
+
+	// What UDP associations carry: where a name or address leads to, and who
+	// may answer.
+	udpTo   map[hostPort]netip.AddrPort
+	udpFrom map[netip.AddrPort]struct{}
+}
+
+func newRoutes() *routes {
+	return &routes{
+		byHost: map[string]*appRoute{}, byPort: map[hostPort]*target{},
+		udpTo: map[hostPort]netip.AddrPort{}, udpFrom: map[netip.AddrPort]struct{}{},
+	}
+}
+
+// findUDP returns the address of a UDP app's host and port, as a client wrote
+// them.
+func (r *routes) findUDP(host string, port uint16) (netip.AddrPort, bool) {
+	h, ok := normalHost(host)
+	if !ok {
+		return netip.AddrPort{}, false
+	}
+	to, ok := r.udpTo[hostPort{h, port}]
+	return to, ok
+}
+
+// addUDP takes the app's first address for its names, and for each of its
+// addresses that one itself: a program expects the answer from where it sent to.
+func (r *routes) addUDP(a *appRoute, t *target, log *slog.Logger) {
+	claim := func(host string, to netip.Addr) {
+		k := hostPort{host, t.key.port}
+		if _, taken := r.udpTo[k]; taken {
+			log.Warn("two apps claim the same name and port", "app", a.name)
+			return
+		}
+		r.udpTo[k] = netip.AddrPortFrom(to, t.key.port)
+	}
+	for _, h := range a.hosts {
+		claim(h, a.addrs[0])
+	}
+	for _, ip := range a.addrs {
+		claim(ip.String(), ip)
+		r.udpFrom[netip.AddrPortFrom(ip, t.key.port)] = struct{}{}
+	}
 }
 
 // find returns the target of a host (as a client wrote it) and port. known says
@@ -78,7 +121,8 @@ func (r *routes) find(host string, port uint16) (t *target, known bool) {
 
 func (r *routes) add(a *appRoute, t *target, log *slog.Logger) {
 	if a.protocol == "udp" {
-		return // no proxy carries it
+		r.addUDP(a, t, log)
+		return
 	}
 	names := a.hosts
 	for _, ip := range a.addrs {

@@ -36,6 +36,8 @@ var (
 	udpRecheck    = time.Second       // how old a UDP owner's check may be
 	maxConns      = 1024              // accepted connections at a time, all listeners
 	maxUDPFlows   = 256               // per UDP port of an app
+	maxRelays     = 64                // SOCKS5 UDP associations at a time
+	relayIdle     = 10 * time.Minute  // of an association without a datagram
 )
 
 // Config says where to listen, whom to serve and how to reach an app.
@@ -46,6 +48,10 @@ type Config struct {
 	// Dial opens a connection ("tcp") or flow ("udp") to an app's virtual
 	// address through the tunnel.
 	Dial func(ctx context.Context, network string, addr netip.AddrPort) (net.Conn, error)
+	// ListenUDP opens a socket inside the tunnel that sends to and receives from
+	// every UDP app; port 0 means any. Without it SOCKS5 UDP ASSOCIATE is
+	// refused. Its sockets use *net.UDPAddr.
+	ListenUDP func(ctx context.Context, v6 bool, port uint16) (net.PacketConn, error)
 	// UserAllowed says whether that account may use the apps now. It is asked
 	// for every connection, and again for the open ones on
 	// [Server.UsersChanged].
@@ -73,10 +79,11 @@ type Mapping struct {
 
 // Server owns the listeners. Its goroutines live within Run.
 type Server struct {
-	cfg   Config
-	log   *slog.Logger
-	ready chan struct{}
-	slots chan struct{} // one per accepted connection
+	cfg    Config
+	log    *slog.Logger
+	ready  chan struct{}
+	slots  chan struct{} // one per accepted connection
+	relays chan struct{} // one per UDP association
 
 	// routes is what requests are looked up in; replaced whole under mu.
 	routes atomic.Pointer[routes]
@@ -97,7 +104,7 @@ type Server struct {
 // New returns a server that listens on nothing yet.
 func New(cfg Config) *Server {
 	s := &Server{
-		cfg: cfg, log: cfg.Log, ready: make(chan struct{}), slots: make(chan struct{}, maxConns),
+		cfg: cfg, log: cfg.Log, ready: make(chan struct{}), slots: make(chan struct{}, maxConns), relays: make(chan struct{}, maxRelays),
 		targets: map[targetKey]*target{}, ports: map[string]uint16{}, peers: map[*peer]struct{}{},
 	}
 	if s.log == nil {
@@ -259,7 +266,7 @@ func (s *Server) allowed(uid uint32) bool { return !peeruser.Supported || s.cfg.
 // caller holds mu and run is set.
 func (s *Server) reconcile() {
 	wanted := map[targetKey]*target{}
-	next := &routes{byHost: map[string]*appRoute{}, byPort: map[hostPort]*target{}}
+	next := newRoutes()
 	for _, a := range s.apps {
 		r, keys := routeFor(a)
 		if r == nil {

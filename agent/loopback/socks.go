@@ -25,11 +25,24 @@ type socksError byte
 
 func (e socksError) Error() string { return "SOCKS request refused" }
 
-// serveSOCKS speaks RFC 1928: CONNECT without authentication. The user is known
-// by the socket, a password would add nothing.
+// Commands of RFC 1928 section 4.
+const (
+	socksConnect   = 1
+	socksAssociate = 3
+)
+
+// socksRequest is what a client asks for.
+type socksRequest struct {
+	command byte
+	host    string
+	port    uint16
+}
+
+// serveSOCKS speaks RFC 1928: CONNECT and UDP ASSOCIATE without authentication.
+// The user is known by the socket, a password would add nothing.
 func (s *Server) serveSOCKS(p *peer) {
 	p.SetDeadline(time.Now().Add(headerTimeout))
-	host, port, err := readSOCKS(p)
+	req, err := readSOCKS(p)
 	var reply socksError
 	if errors.As(err, &reply) {
 		writeSOCKS(p, byte(reply))
@@ -38,7 +51,11 @@ func (s *Server) serveSOCKS(p *peer) {
 	if err != nil {
 		return
 	}
-	t, _ := s.routes.Load().find(host, port)
+	if req.command == socksAssociate {
+		s.serveAssociate(p, req.port)
+		return
+	}
+	t, _ := s.routes.Load().find(req.host, req.port)
 	if t == nil {
 		writeSOCKS(p, socksNotAllowed)
 		return
@@ -62,17 +79,17 @@ func (s *Server) serveSOCKS(p *peer) {
 }
 
 // readSOCKS reads greeting and request, answering the greeting in between.
-func readSOCKS(rw io.ReadWriter) (host string, port uint16, err error) {
+func readSOCKS(rw io.ReadWriter) (req socksRequest, err error) {
 	var head [4]byte
 	if _, err := io.ReadFull(rw, head[:2]); err != nil {
-		return "", 0, err
+		return socksRequest{}, err
 	}
 	methods := make([]byte, head[1])
 	if _, err := io.ReadFull(rw, methods); err != nil {
-		return "", 0, err
+		return socksRequest{}, err
 	}
 	if head[0] != 5 {
-		return "", 0, errors.New("not SOCKS5")
+		return socksRequest{}, errors.New("not SOCKS5")
 	}
 	method := byte(socksNoAcceptable)
 	for _, m := range methods {
@@ -81,17 +98,17 @@ func readSOCKS(rw io.ReadWriter) (host string, port uint16, err error) {
 		}
 	}
 	if _, err := rw.Write([]byte{5, method}); err != nil {
-		return "", 0, err
+		return socksRequest{}, err
 	}
 	if method != 0 {
-		return "", 0, errors.New("no acceptable authentication method")
+		return socksRequest{}, errors.New("no acceptable authentication method")
 	}
 
 	if _, err := io.ReadFull(rw, head[:]); err != nil {
-		return "", 0, err
+		return socksRequest{}, err
 	}
 	if head[0] != 5 || head[2] != 0 {
-		return "", 0, socksError(socksFailure)
+		return socksRequest{}, socksError(socksFailure)
 	}
 	size := 0
 	switch head[3] {
@@ -102,30 +119,33 @@ func readSOCKS(rw io.ReadWriter) (host string, port uint16, err error) {
 	case 3:
 		var n [1]byte
 		if _, err := io.ReadFull(rw, n[:]); err != nil {
-			return "", 0, err
+			return socksRequest{}, err
 		}
 		size = int(n[0])
 	default:
-		return "", 0, socksError(socksAddressType)
+		return socksRequest{}, socksError(socksAddressType)
 	}
 	rest := make([]byte, size+2)
 	if _, err := io.ReadFull(rw, rest); err != nil {
-		return "", 0, err
+		return socksRequest{}, err
 	}
-	if head[1] != 1 { // BIND, UDP ASSOCIATE
-		return "", 0, socksError(socksCommand)
+	if head[1] != socksConnect && head[1] != socksAssociate { // BIND
+		return socksRequest{}, socksError(socksCommand)
 	}
-	if head[3] == 3 {
-		host = string(rest[:size])
-	} else {
-		ip, _ := netip.AddrFromSlice(rest[:size])
-		host = ip.Unmap().String()
-	}
-	return host, binary.BigEndian.Uint16(rest[size:]), nil
+	return socksRequest{head[1], socksHost(head[3], rest[:size]), binary.BigEndian.Uint16(rest[size:])}, nil
 }
 
-// writeSOCKS sends a reply. The bound address is left open: it belongs to the
-// tunnel and means nothing to a program.
+// socksHost writes an address of RFC 1928 section 5 as a host.
+func socksHost(kind byte, b []byte) string {
+	if kind == 3 {
+		return string(b)
+	}
+	ip, _ := netip.AddrFromSlice(b)
+	return ip.Unmap().String()
+}
+
+// writeSOCKS sends a reply to CONNECT or a refusal. The bound address is left
+// open: it belongs to the tunnel and means nothing to a program.
 func writeSOCKS(w io.Writer, reply byte) error {
 	_, err := w.Write([]byte{5, reply, 0, 1, 0, 0, 0, 0, 0, 0})
 	return err

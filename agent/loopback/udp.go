@@ -121,7 +121,11 @@ func (u *udpPort) current(f *udpFlow, now time.Time) bool {
 	return true
 }
 
-func (u *udpPort) ownerAllowed(client netip.AddrPort) bool {
+func (u *udpPort) ownerAllowed(client netip.AddrPort) bool { return u.s.udpOwnerAllowed(client) }
+
+// udpOwnerAllowed says whether everybody who may have sent a datagram from
+// client may use the apps.
+func (s *Server) udpOwnerAllowed(client netip.AddrPort) bool {
 	if !client.Addr().IsLoopback() {
 		return false
 	}
@@ -133,7 +137,7 @@ func (u *udpPort) ownerAllowed(client netip.AddrPort) bool {
 		return false
 	}
 	for _, uid := range uids {
-		if !u.s.cfg.UserAllowed(uid) {
+		if !s.cfg.UserAllowed(uid) {
 			return false
 		}
 	}

@@ -45,10 +45,10 @@ func TestOnlyTheAllowedUser(t *testing.T) {
 		"root logged in":   {0, nobody},
 	} {
 		t.Run(name, func(t *testing.T) {
-			g := newGateway(t)
-			s := serve(t, loopback.Config{Dial: g.dial, UserAllowed: func(uid uint32) bool { return uid == who.allowed }}, crm, desk, voice)
-			roads := []string{"http/" + proxyOf(s), "connect/" + proxyOf(s), "socks/" + proxyOf(s), "tcp/" + portOf(t, s, "desk"), "udp/" + portOf(t, s, "voice")}
-			refused := map[string]string{"http": "refused", "connect": "refused", "socks": "refused", "tcp": "refused", "udp": "refused"}
+			g, in := newGateway(t), newInside(t, "10.99.0.18:7001")
+			s := serve(t, loopback.Config{Dial: g.dial, ListenUDP: in.listen, UserAllowed: func(uid uint32) bool { return uid == who.allowed }}, crm, desk, voice)
+			roads := []string{"associate/" + proxyOf(s), "http/" + proxyOf(s), "connect/" + proxyOf(s), "socks/" + proxyOf(s), "tcp/" + portOf(t, s, "desk"), "udp/" + portOf(t, s, "voice")}
+			refused := map[string]string{"associate": "refused", "http": "refused", "connect": "refused", "socks": "refused", "tcp": "refused", "udp": "refused"}
 			if d := cmp.Diff(refused, reachAs(t, who.other, roads...)); d != "" {
 				t.Errorf("user %d: %s", who.other, d)
 			}
@@ -58,11 +58,30 @@ func TestOnlyTheAllowedUser(t *testing.T) {
 				}
 			}
 			want := map[string]string{"http": "HTTP/1.1 200 OK", "connect": "crm:hi", "socks": "crm:hi", "tcp": "desk:hi", "udp": "voice:hi"}
-			if d := cmp.Diff(want, reachAs(t, who.allowed, roads...)); d != "" {
+			got := reachAs(t, who.allowed, roads...)
+			if f := strings.Fields(got["associate"]); len(f) != 3 || f[0] != "10.99.0.18:7001" || f[2] != "hi" {
+				t.Errorf("the association carried %q", got["associate"])
+			}
+			delete(got, "associate")
+			if d := cmp.Diff(want, got); d != "" {
 				t.Errorf("user %d: %s", who.allowed, d)
 			}
 		})
 	}
+}
+
+// An association is for who asked for it, also before their first datagram.
+func TestAssociationIsNotTaken(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: a second user is impersonated")
+	}
+	in := newInside(t, "10.99.0.18:7001")
+	s := serve(t, loopback.Config{Dial: newGateway(t).dial, ListenUDP: in.listen, UserAllowed: func(uid uint32) bool { return uid == 0 }}, voice)
+	u := associate(t, proxyOf(s))
+	if got := reachAs(t, nobody, "relay/"+u.relay.String()); got["relay"] != "refused" {
+		t.Errorf("another account's datagram was answered with %q", got["relay"])
+	}
+	u.wantEcho("10.99.0.18", 7001, "10.99.0.18:7001")
 }
 
 // A logout cuts what is open on every road, and nothing new gets through.
@@ -70,7 +89,10 @@ func TestUsersChangedCutsOpenConnections(t *testing.T) {
 	loopback.SetBounds(t, time.Second, time.Second, time.Minute, time.Minute)
 	g := newGateway(t)
 	var out atomic.Bool
-	s := serve(t, loopback.Config{Dial: g.dial, UserAllowed: func(uint32) bool { return !out.Load() }}, crm, desk, voice)
+	in := newInside(t, "10.99.0.18:7001")
+	s := serve(t, loopback.Config{Dial: g.dial, ListenUDP: in.listen, UserAllowed: func(uint32) bool { return !out.Load() }}, crm, desk, voice)
+	call := associate(t, proxyOf(s))
+	call.wantEcho("10.99.0.18", 7001, "10.99.0.18:7001")
 	tunnel := connectTo(t, s, "crm.example.test:443")
 	tcp := dial(t, "tcp", portOf(t, s, "desk"))
 	udp := dial(t, "udp", portOf(t, s, "voice"))
@@ -83,6 +105,7 @@ func TestUsersChangedCutsOpenConnections(t *testing.T) {
 	wantCut(t, tunnel)
 	wantCut(t, tcp)
 	wantCut(t, idle)
+	wantCut(t, call.control)
 	udp.Write([]byte("hi\n"))
 	wantSilence(t, udp)
 }

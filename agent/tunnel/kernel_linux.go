@@ -21,9 +21,12 @@ type kernel struct {
 	own []netip.Addr
 
 	mu     sync.Mutex
-	closed bool                     // guarded by mu
-	conns  map[*kernelConn]struct{} // guarded by mu
+	closed bool                // guarded by mu
+	conns  map[closer]struct{} // guarded by mu
 }
+
+// closer is one of the agent's own sockets.
+type closer interface{ Reset() }
 
 func openKernel(cfg Config) (network, tun.Device, error) {
 	if cfg.Connect == nil {
@@ -38,7 +41,7 @@ func openKernel(cfg Config) (network, tun.Device, error) {
 		return nil, nil, fmt.Errorf("using the interface: %w", err)
 	}
 	own := slices.Clone(cfg.Connect.Addresses)
-	return &kernel{own: own, conns: make(map[*kernelConn]struct{})}, newGuard(dev, own), nil
+	return &kernel{own: own, conns: make(map[closer]struct{})}, newGuard(dev, own), nil
 }
 
 // DialTCP connects to dst from the device's own address.
@@ -98,18 +101,56 @@ func lateport(_, _ string, raw syscall.RawConn) error {
 
 func (k *kernel) keep(c net.Conn) (net.Conn, error) {
 	kc := &kernelConn{Conn: c, of: k}
-	k.mu.Lock()
-	closed := k.closed
-	if !closed {
-		k.conns[kc] = struct{}{}
-	}
-	k.mu.Unlock()
-	if closed {
+	if !k.note(kc) {
 		kc.Reset()
 		return nil, net.ErrClosed
 	}
 	return kc, nil
 }
+
+func (k *kernel) note(c closer) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !k.closed {
+		k.conns[c] = struct{}{}
+	}
+	return !k.closed
+}
+
+func (k *kernel) forget(c closer) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.conns, c)
+}
+
+// ListenUDP returns a socket on one of the device's own addresses.
+func (k *kernel) ListenUDP(local netip.AddrPort) (net.PacketConn, error) {
+	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(local))
+	if err != nil {
+		return nil, err
+	}
+	kc := &kernelPackets{PacketConn: c, of: k}
+	if !k.note(kc) {
+		kc.Reset()
+		return nil, net.ErrClosed
+	}
+	return kc, nil
+}
+
+// kernelPackets is a socket of the agent's own that sends to many.
+type kernelPackets struct {
+	net.PacketConn
+	of *kernel
+}
+
+// Close implements [net.PacketConn].
+func (c *kernelPackets) Close() error {
+	c.of.forget(c)
+	return c.PacketConn.Close()
+}
+
+// Reset closes the socket.
+func (c *kernelPackets) Reset() { _ = c.Close() }
 
 // Close breaks the agent's own connections off.
 func (k *kernel) Close() error {
@@ -131,9 +172,7 @@ type kernelConn struct {
 
 // Close implements [net.Conn].
 func (c *kernelConn) Close() error {
-	c.of.mu.Lock()
-	delete(c.of.conns, c)
-	c.of.mu.Unlock()
+	c.of.forget(c)
 	return c.Conn.Close()
 }
 

@@ -77,6 +77,7 @@ type TUN struct {
 type network interface {
 	DialTCP(context.Context, netip.AddrPort) (net.Conn, error)
 	DialUDP(netip.AddrPort) (net.Conn, error)
+	ListenUDP(netip.AddrPort) (net.PacketConn, error)
 	Close() error
 }
 
@@ -349,6 +350,41 @@ func (t *Tunnel) DialUDP(dst netip.AddrPort) (net.Conn, error) {
 		return nil, err
 	}
 	return t.track("udp", dst, c)
+}
+
+// ListenUDP returns a socket on the device's own IPv4 or IPv6 address. It sends
+// to the allowed addresses; to another it fails with syscall.ENETUNREACH. Port
+// 0 takes a free one; a taken one fails.
+func (t *Tunnel) ListenUDP(v6 bool, port uint16) (net.PacketConn, error) {
+	for _, a := range t.own {
+		if a.Is6() != v6 {
+			continue
+		}
+		c, err := t.net.ListenUDP(netip.AddrPortFrom(a, port))
+		if err != nil {
+			return nil, err
+		}
+		return &fenced{c, t}, nil
+	}
+	return nil, &net.OpError{Op: "listen", Net: "udp", Err: syscall.ENETUNREACH}
+}
+
+// fenced is a socket that sends to allowed addresses only.
+type fenced struct {
+	net.PacketConn
+	tunnel *Tunnel
+}
+
+// WriteTo implements [net.PacketConn].
+func (f *fenced) WriteTo(b []byte, to net.Addr) (int, error) {
+	a, ok := to.(*net.UDPAddr)
+	if !ok {
+		return 0, fmt.Errorf("sending to a %T: not a UDP address", to)
+	}
+	if err := f.tunnel.reachable("udp", a.AddrPort()); err != nil {
+		return 0, err
+	}
+	return f.PacketConn.WriteTo(b, to)
 }
 
 // Status reads the tunnel's state. It is zero once the tunnel is closed.

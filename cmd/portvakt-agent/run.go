@@ -38,7 +38,8 @@ starts one of its own. The proxies below work as well.
 Apps are reached on this laptop's own loopback:
   - web apps by their own addresses through the proxy: set the browser's
     automatic proxy configuration to the PAC file that is printed;
-  - other apps at a port of 127.0.0.1 each, which is printed too.
+  - other apps at a port of 127.0.0.1 each, which is printed too, or through the
+    proxy as SOCKS5, UDP (RFC 1928's UDP ASSOCIATE) for calls included.
 Only the OS user who logged in can use them.
 
 With --json it prints one object a line at every change: "status" as the status
