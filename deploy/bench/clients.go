@@ -149,14 +149,12 @@ func whereApps(ctx context.Context, l *stage.Laptop, tun bool) (reach, error) {
 		case tun:
 			to[a.Name] = netip.AddrPortFrom(a.Addresses[0], a.Ports[0])
 		}
-		for _, m := range a.Local {
-			local, err := netip.ParseAddrPort(m.Local)
+		if !tun && len(a.Local) > 0 {
+			local, err := netip.ParseAddrPort(a.Local[0].Local)
 			if err != nil {
 				return nil, err
 			}
-			if !tun {
-				to[a.Name] = local
-			}
+			to[a.Name] = local
 		}
 	}
 	want := len(appFiles())

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -40,6 +41,8 @@ const (
 	webHost = "web.bench.example"
 
 	portIperf, portPages, portEcho, portVoice = 5201, 8080, 7000, 4000
+	// voicePorts is how many ports from portVoice on are the voice app's.
+	voicePorts = 4
 )
 
 // company is everything that runs besides the ways in.
@@ -67,13 +70,17 @@ access:
     countries: [SE, FI]
 `
 	line := func(name, protocol string, port int) string {
-		return fmt.Sprintf("name: %s\nprotocol: %s\nupstream: %s:%d\nports: [%d]\n%s", name, protocol, lab.App, port, port, access)
+		return fmt.Sprintf("name: %s\nprotocol: %s\nupstream: %s\nports: [%d]\n%s", name, protocol, lab.App, port, access)
+	}
+	var voice []string
+	for i := range voicePorts {
+		voice = append(voice, strconv.Itoa(portVoice+i))
 	}
 	return map[string]string{
 		appIperf: line(appIperf, "tcp", portIperf),
 		appPages: line(appPages, "tcp", portPages),
 		appEcho:  line(appEcho, "tcp", portEcho),
-		appVoice: line(appVoice, "udp", portVoice),
+		appVoice: fmt.Sprintf("name: %s\nprotocol: udp\nupstream: %s\nports: [%s]\n%s", appVoice, lab.App, strings.Join(voice, ", "), access),
 		appWeb:   fmt.Sprintf("name: %s\nprotocol: http\nhosts: [%s]\nupstream: http://%s:%d\n%s", appWeb, webHost, lab.App, portPages, access),
 	}
 }

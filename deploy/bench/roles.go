@@ -66,16 +66,18 @@ func playEcho(ctx context.Context, _ []string) error {
 	if err != nil {
 		return err
 	}
-	ended := make(chan error, 3)
+	ended := make(chan error, 1+2*voicePorts)
 	go func() { ended <- load.EchoTCP(ctx, l) }()
 	for _, a := range []netip.Addr{lab.App, lab.AppStock} {
-		c, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(a, portVoice)))
-		if err != nil {
-			return err
+		for i := range uint16(voicePorts) {
+			c, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(a, portVoice+i)))
+			if err != nil {
+				return err
+			}
+			go func() { ended <- load.EchoUDP(ctx, c) }()
 		}
-		go func() { ended <- load.EchoUDP(ctx, c) }()
 	}
-	return errors.Join(<-ended)
+	return <-ended
 }
 
 func playGet(ctx context.Context, args []string) error {
@@ -134,6 +136,7 @@ func playVoice(ctx context.Context, args []string) error {
 	var first uint
 	to, d, err := loadFlags("voice", args, func(fs *flag.FlagSet) {
 		fs.IntVar(&v.Flows, "flows", 20, "calls")
+		fs.IntVar(&v.Ports, "ports", 1, "ports called from each local port")
 		fs.IntVar(&v.Rate, "rate", 50, "datagrams per second and call")
 		fs.UintVar(&first, "first-port", 0, "local port of the first call")
 	})

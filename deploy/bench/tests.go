@@ -72,8 +72,8 @@ var tests = []testSpec{
 	}},
 	{"pingpong", appEcho, metricP50, "us p50", pingPong},
 	{"connect", appEcho, metricRate, "connections/s", connect},
-	{"voice-20", appVoice, metricP50, "us p50", voice(20, 50)},
-	{"voice-1000", appVoice, metricLoss, "% lost", voice(1000, 100)},
+	{"voice-20", appVoice, metricP50, "us p50", voice(20, 1, 50)},
+	{"voice-1000", appVoice, metricLoss, "% lost", voice(1000, voicePorts, 100)},
 	{testPeers, "", "BenchmarkPeersReturn s/10000", "s for 10,000", peers},
 }
 
@@ -248,10 +248,11 @@ func connect(ctx context.Context, b *bench, w *way, to netip.AddrPort) (sample, 
 	return sample{metricRate: o.PerSecond, metricP99: o.Delays.P99}, nil
 }
 
-func voice(flows, rate int) func(context.Context, *bench, *way, netip.AddrPort) (sample, error) {
+func voice(flows, ports, rate int) func(context.Context, *bench, *way, netip.AddrPort) (sample, error) {
 	return func(ctx context.Context, b *bench, w *way, to netip.AddrPort) (sample, error) {
 		var c load.Calls
-		err := b.own(ctx, w, &c, "voice", "--to", to.String(), "--flows", strconv.Itoa(flows), "--rate", strconv.Itoa(rate), "--first-port", strconv.Itoa(voicePort))
+		err := b.own(ctx, w, &c, "voice", "--to", to.String(), "--flows", strconv.Itoa(flows),
+			"--ports", strconv.Itoa(ports), "--rate", strconv.Itoa(rate), "--first-port", strconv.Itoa(voicePort))
 		if err != nil {
 			return nil, err
 		}

@@ -59,6 +59,31 @@ func TestVoice(t *testing.T) {
 	}
 }
 
+// Seven calls to three ports, from three local ones.
+func TestVoiceToManyPorts(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 3)
+	first := uint16(31337)
+	for i := range 3 {
+		c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 77), Port: int(first) + i})
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() { ended <- EchoUDP(ctx, c) }()
+	}
+	v := Voice{To: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.77"), first), Flows: 7, Ports: 3, Rate: 50, Size: 200, For: 200 * time.Millisecond}
+	got, err := v.Run(ctx)
+	if err != nil || got.Sent != 70 || got.Received != 70 {
+		t.Errorf("calls: %+v %v", got, err)
+	}
+	cancel()
+	for range 3 {
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // Of four datagrams this server answers three.
 func TestVoiceLoss(t *testing.T) {
 	c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})

@@ -31,11 +31,14 @@ const (
 type Voice struct {
 	To    netip.AddrPort
 	Flows int
+	// Ports is how many ports from To's on are called from each local port, a
+	// flow each; 0 means 1.
+	Ports int
 	// Rate is in datagrams per second and flow, Size in bytes of UDP payload.
 	Rate, Size int
 	For        time.Duration
-	// FirstPort is the local port of the first flow; the others follow. Calls
-	// of the next round come from the same ports, as a laptop's do.
+	// FirstPort is the first local port; the others follow. Calls of the next
+	// round come from the same ports, as a laptop's do.
 	FirstPort uint16
 }
 
@@ -59,7 +62,8 @@ func (c Calls) Loss() float64 {
 type caller struct {
 	v       Voice
 	poll    int
-	socks   []int
+	socks   []int // of Ports flows each
+	to      []unix.Sockaddr
 	start   time.Time
 	sent    int
 	last    []time.Duration // by flow: its latest delay, 0 before the first
@@ -75,6 +79,7 @@ func (v Voice) Run(ctx context.Context) (Calls, error) {
 	}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
+	v.Ports = max(1, v.Ports)
 	c := &caller{v: v, last: make([]time.Duration, v.Flows)}
 	var err error
 	if c.poll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
@@ -86,9 +91,12 @@ func (v Voice) Run(ctx context.Context) (Calls, error) {
 			unix.Close(s)
 		}
 	}()
-	for i := range v.Flows {
+	for i := range c.v.Ports {
+		c.to = append(c.to, &unix.SockaddrInet4{Port: int(v.To.Port()) + i, Addr: v.To.Addr().As4()})
+	}
+	for i := range (v.Flows + c.v.Ports - 1) / c.v.Ports {
 		if err := c.open(i); err != nil {
-			return Calls{}, fmt.Errorf("opening call %d: %w", i, err)
+			return Calls{}, fmt.Errorf("opening a socket for calls: %w", err)
 		}
 	}
 	if err := c.talk(ctx); err != nil {
@@ -114,21 +122,18 @@ func jitter(changes []time.Duration) float64 {
 	return micros(sum) / float64(len(changes))
 }
 
-func (c *caller) open(flow int) error {
+func (c *caller) open(i int) error {
 	s, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	c.socks = append(c.socks, s)
 	if c.v.FirstPort != 0 {
-		if err := unix.Bind(s, &unix.SockaddrInet4{Port: int(c.v.FirstPort) + flow}); err != nil {
+		if err := unix.Bind(s, &unix.SockaddrInet4{Port: int(c.v.FirstPort) + i}); err != nil {
 			return err
 		}
 	}
-	if err := unix.Connect(s, &unix.SockaddrInet4{Port: int(c.v.To.Port()), Addr: c.v.To.Addr().As4()}); err != nil {
-		return err
-	}
-	return unix.EpollCtl(c.poll, unix.EPOLL_CTL_ADD, s, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(flow)})
+	return unix.EpollCtl(c.poll, unix.EPOLL_CTL_ADD, s, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(i)})
 }
 
 // talk sends datagram n of the whole at its own time, n/(flows*rate) after the
@@ -146,9 +151,8 @@ func (c *caller) talk(ctx context.Context) error {
 			binary.BigEndian.PutUint32(out, uint32(flow))
 			binary.BigEndian.PutUint32(out[4:], uint32(c.sent))
 			binary.BigEndian.PutUint64(out[8:], uint64(time.Since(c.start)))
-			// A full buffer or an ICMP error of an earlier one is a loss like
-			// any other.
-			_, _ = unix.Write(c.socks[flow], out)
+			// A full buffer is a loss like any other.
+			_ = unix.Sendto(c.socks[flow/c.v.Ports], out, 0, c.to[flow%c.v.Ports])
 			c.sent++
 		}
 		wait := straggle - (now - c.v.For)
@@ -181,14 +185,14 @@ func (c *caller) listen(events []unix.EpollEvent, wait time.Duration) error {
 		return fmt.Errorf("waiting for answers: %w", err)
 	}
 	for _, e := range events[:n] {
-		flow := int(e.Fd)
 		for {
-			k, err := unix.Read(c.socks[flow], c.buf[:])
+			k, err := unix.Read(c.socks[e.Fd], c.buf[:])
 			if err != nil || k < voiceHead {
-				break // nothing more, or an ICMP error of a lost one
+				break // nothing more
 			}
-			if int(binary.BigEndian.Uint32(c.buf[:])) != flow {
-				return fmt.Errorf("call %d was answered with what another one sent", flow)
+			flow := int(binary.BigEndian.Uint32(c.buf[:]))
+			if flow >= c.v.Flows || flow/c.v.Ports != int(e.Fd) {
+				return fmt.Errorf("a call from port %d was answered with what call %d sent", int(c.v.FirstPort)+int(e.Fd), flow)
 			}
 			c.heard(flow, time.Since(c.start)-time.Duration(binary.BigEndian.Uint64(c.buf[8:])))
 		}
