@@ -15,6 +15,7 @@ func seeds(f *testing.F) {
 		f.Add(tcp(from, at(hidden[i], 443), ack, 1, 2, "payload"))
 		f.Add(udp(from, at(app[i], 5004), "voice"))
 		f.Add(echo(device[i], gateway[i]))
+		f.Add(tooBig(device[i], app[i], 1300, tcp(at(app[i], 443), from, ack, 1, 1, "")))
 	}
 }
 
@@ -65,8 +66,22 @@ func FuzzFilter(f *testing.F) {
 			return
 		}
 		if proto == 1 || proto == 58 {
-			if dst != gateway[0] && dst != gateway[1] {
-				t.Fatalf("ICMP to %v passed", dst)
+			if l4[0] != 3 && l4[0] != 2 {
+				if dst != gateway[0] && dst != gateway[1] {
+					t.Fatalf("ICMP to %v passed", dst)
+				}
+				return
+			}
+			// News of a smaller path: about a segment from where it is sent to.
+			about, ports := l4[8:], l4[8+len(b)-len(l4):]
+			from, _ := netip.AddrFromSlice(about[12:16])
+			whom, _ := netip.AddrFromSlice(about[16:20])
+			if b[0]>>4 == 6 {
+				from, _ = netip.AddrFromSlice(about[8:24])
+				whom, _ = netip.AddrFromSlice(about[24:40])
+			}
+			if from != dst || whom != src || !allowed[to{6, netip.AddrPortFrom(dst, binary.BigEndian.Uint16(ports))}] {
+				t.Fatalf("news about %v to %v for %v passed", from, whom, dst)
 			}
 			return
 		}

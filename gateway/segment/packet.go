@@ -152,6 +152,45 @@ func (p *parsed) echo() bool {
 	return false
 }
 
+// leastMTU is the least a path has to carry, in bytes: RFC 8200 section 5, and
+// what the tunnel promises to IPv4 too. News of less would only make segments
+// small.
+const leastMTU = 1280
+
+// tooBig is the news that a TCP segment of ours did not fit (RFC 1191 section 4,
+// RFC 4443 section 3.2), told by the device it was sent to. It returns the port
+// of the address p was sent to that the segment came from.
+func (p *parsed) tooBig() (port uint16, ok bool) {
+	if len(p.l4) < icmpHeaderLen {
+		return 0, false
+	}
+	var about parsed // only its beginning is there
+	var mtu uint32
+	b := p.l4[icmpHeaderLen:]
+	switch {
+	case !p.v6 && p.proto == protoICMP && p.l4[0] == 3 && p.l4[1] == 4:
+		if len(b) < ipv4HeaderLen+8 || b[0] != 0x45 {
+			return 0, false
+		}
+		mtu = uint32(binary.BigEndian.Uint16(p.l4[6:]))
+		about.src = address{lo: uint64(binary.BigEndian.Uint32(b[12:]))}
+		about.dst = address{lo: uint64(binary.BigEndian.Uint32(b[16:]))}
+		about.proto, about.l4 = b[9], b[ipv4HeaderLen:]
+	case p.v6 && p.proto == protoICMPv6 && p.l4[0] == 2 && p.l4[1] == 0:
+		if len(b) < ipv6HeaderLen+8 || b[0]>>4 != 6 {
+			return 0, false
+		}
+		mtu = binary.BigEndian.Uint32(p.l4[4:])
+		about.src = address{hi: binary.BigEndian.Uint64(b[8:]), lo: binary.BigEndian.Uint64(b[16:])}
+		about.dst = address{hi: binary.BigEndian.Uint64(b[24:]), lo: binary.BigEndian.Uint64(b[32:])}
+		about.proto, about.l4 = b[6], b[ipv6HeaderLen:]
+	default:
+		return 0, false
+	}
+	own := about.proto == ProtoTCP && about.src == p.dst && about.dst == p.src
+	return binary.BigEndian.Uint16(about.l4), own && mtu >= leastMTU
+}
+
 // ResetFor returns the reset that answers a refused TCP packet as a closed
 // port would (RFC 9293 section 3.10.7.1), a whole IP packet of its own memory.
 // It returns nil where none is due: packet is no TCP, malformed, fragmented,

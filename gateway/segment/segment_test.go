@@ -103,6 +103,19 @@ func udp(src, dst netip.AddrPort, payload string) []byte {
 	return ip(src.Addr(), dst.Addr(), 17, append(b, payload...))
 }
 
+// tooBig is the news that a packet, of which the beginning follows, did not fit.
+func tooBig(src, dst netip.Addr, mtu int, packet []byte) []byte {
+	b := make([]byte, 8)
+	if src.Is4() {
+		b[0], b[1] = 3, 4
+		binary.BigEndian.PutUint16(b[6:], uint16(mtu))
+		return ip(src, dst, 1, append(b, packet[:28]...))
+	}
+	b[0] = 2
+	binary.BigEndian.PutUint32(b[4:], uint32(mtu))
+	return ip(src, dst, 58, append(b, packet[:48]...))
+}
+
 func echo(src, dst netip.Addr) []byte {
 	if src.Is4() {
 		return ip(src, dst, 1, []byte{8, 0, 0, 0, 0, 1, 0, 1})
@@ -140,6 +153,13 @@ func TestFilter(t *testing.T) {
 			{"empty udp", udp(from, at(app[i], 5004), ""), pass},
 			{"control", tcp(from, at(gateway[i], 80), syn, 1, 0, ""), pass},
 			{"echo to the gateway", echo(device[i], gateway[i]), pass},
+			{"a flow's smaller path", tooBig(device[i], app[i], 1300, tcp(at(app[i], 443), from, ack, 1, 1, "")), pass},
+			{"a path below the least", tooBig(device[i], app[i], 1279, tcp(at(app[i], 443), from, ack, 1, 1, "")), drop("icmp")},
+			{"the smaller path of a closed port", tooBig(device[i], app[i], 1300, tcp(at(app[i], 444), from, ack, 1, 1, "")), drop("icmp")},
+			{"of a hidden app", tooBig(device[i], hidden[i], 1300, tcp(at(hidden[i], 443), from, ack, 1, 1, "")), drop("icmp")},
+			{"of another device's flow", tooBig(device[i], app[i], 1300, tcp(at(app[i], 443), at(other[i], 40000), ack, 1, 1, "")), drop("icmp")},
+			{"of a flow with another app", tooBig(device[i], gateway[i], 1300, tcp(at(app[i], 443), from, ack, 1, 1, "")), drop("icmp")},
+			{"of datagrams", tooBig(device[i], app[i], 1300, udp(at(app[i], 5004), from, "01234567")), drop("icmp")},
 			{"echo to an app", echo(device[i], app[i]), drop("icmp")},
 			{"echo to a device", echo(device[i], other[i]), drop("icmp")},
 			{"closed port", tcp(from, at(app[i], 444), syn, 1, 0, ""), closedTCP},

@@ -29,7 +29,7 @@ const (
 	CauseSource            // the inner source is no registered device's address
 	CauseMulticast         // group, broadcast, loopback or link-local destination
 	CauseProtocol          // neither TCP, UDP nor ICMP
-	CauseICMP              // ICMP other than an echo request to the gateway
+	CauseICMP              // ICMP other than an echo request to the gateway or news of a smaller path of a flow
 	CauseOtherDevice       // the destination is another device's address
 	CauseClosed            // the segment does not hold it
 	causes
@@ -257,6 +257,11 @@ func (t *Table) judge(packet []byte) (Verdict, Cause) {
 	case ProtoUDP:
 	case protoICMP, protoICMPv6:
 		if p.echo() && t.ownAddress(&p) {
+			return Pass, CauseNone
+		}
+		// Whether there is such a connection, and whether it waits for just that
+		// segment, is the stack's to know.
+		if port, ok := p.tooBig(); ok && s.allows(entry{to: p.dst, what: what(p.v6, ProtoTCP, port)}) {
 			return Pass, CauseNone
 		}
 		return Drop, CauseICMP
