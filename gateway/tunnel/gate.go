@@ -29,8 +29,8 @@ const (
 	// answerWithin is how long WireGuard may take to answer. An initiation that
 	// it took unopened and did not answer is opened after that: another device
 	// may sit behind the same address and port now.
-	answerWithin = 50 * time.Millisecond
-	forgetAfter  = 250 * time.Millisecond
+	answerWithin = 250 * time.Millisecond
+	forgetAfter  = 500 * time.Millisecond
 	// apart is the least time between two initiations of one key. A WireGuard
 	// sends one in five seconds.
 	apart = 100 * time.Millisecond
@@ -62,7 +62,7 @@ type job struct {
 	datagram datagram
 	ep       conn.Endpoint
 	src      netip.AddrPort
-	proven   bool // mac2 was good
+	proven   bool // the source address was: mac2 is good, or it came by a WebSocket
 }
 
 func newGate(t *Tunnel) *gate {
@@ -101,9 +101,10 @@ func (g *gate) admit(d *datagram, ep conn.Endpoint) *claim {
 		return nil
 	}
 	j := job{datagram: *d, ep: ep, src: src}
+	_, streamed := ep.(*transport.StreamEndpoint) // TCP and a certificate proved who sends
 	switch {
 	case r != nil || expected && !g.limiter.sourceSpent(src.Addr(), false, now):
-	case g.checker.CheckMAC2(d[:], ep.DstToBytes()):
+	case streamed || g.checker.CheckMAC2(d[:], ep.DstToBytes()):
 		j.proven = true
 		if g.limiter.sourceSpent(src.Addr(), true, now) || g.limiter.allSpent(true, now) {
 			c.limited.Add(1)

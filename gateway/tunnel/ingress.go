@@ -74,8 +74,13 @@ func (g *ingress) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 	inject := func(packets [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
 		select {
 		case c := <-g.injected:
-			sizes[0], eps[0] = copy(packets[0], c.datagram[:]), c
-			return 1, nil
+			for n := 0; ; n++ {
+				sizes[n], eps[n] = copy(packets[n], c.datagram[:]), c
+				if n+1 == len(packets) || len(g.injected) == 0 {
+					return n + 1, nil
+				}
+				c = <-g.injected // nobody else reads it
+			}
 		case <-done:
 			return 0, net.ErrClosed
 		}

@@ -75,12 +75,13 @@ func (b *bucket) empty(r rate, at time.Duration) bool {
 		return false // most are
 	}
 	b.fill(r, at)
-	return b.missing >= r.burst
+	return b.missing > r.burst-1
 }
 
 func (b *bucket) spend(r rate, at time.Duration) {
 	b.fill(r, at)
-	b.missing = min(r.burst, b.missing+1)
+	// Those that were queued before it was empty make a debt.
+	b.missing = min(2*r.burst, b.missing+1)
 }
 
 func (l *limiter) class(proven bool) *class {

@@ -116,13 +116,15 @@ func (g *registry) holders(p *Peer) []*registration {
 	return out
 }
 
-// put adds a registration or changes the one of that key.
-func (g *registry) put(p *Peer) *registration {
+// put adds a registration or changes the one of that key. shared is the exchange
+// of the static keys.
+func (g *registry) put(p *Peer, shared [32]byte) *registration {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	r := g.byKey[p.Key]
 	if r == nil {
 		r = &registration{key: p.Key, endpoint: p.Endpoint}
+		r.replay.shared = shared
 		if !p.Handshake.IsZero() {
 			r.handshake = p.Handshake.UnixNano()
 		}

@@ -14,7 +14,7 @@ type replay struct {
 	accepted *datagram
 	newest   tai64n.Timestamp // of accepted, once read
 	read     bool
-	shared   *[32]byte // the static keys' exchange, once needed
+	shared   [32]byte // the static keys' exchange; never changes
 }
 
 // took keeps an initiation that WireGuard accepted.
@@ -29,14 +29,7 @@ func (r *replay) took(d *datagram) {
 func (r *replay) check(o *opener, in *opened, tooSoon bool, c *counters) (*datagram, *counter) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.shared == nil {
-		s, ok := o.shared(&in.key)
-		if !ok {
-			return nil, &c.badOpening
-		}
-		r.shared = &s
-	}
-	ts, ok := in.timestamp(r.shared)
+	ts, ok := in.timestamp(&r.shared)
 	if !ok {
 		return nil, &c.badOpening
 	}
@@ -61,7 +54,7 @@ func (r *replay) readAccepted(o *opener) {
 	in, ok := o.open(r.accepted)
 	defer in.wipe()
 	if ok {
-		r.newest, ok = in.timestamp(r.shared)
+		r.newest, ok = in.timestamp(&r.shared)
 	}
 	if !ok {
 		r.accepted = nil

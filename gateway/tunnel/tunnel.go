@@ -25,6 +25,7 @@ import (
 	"time"
 
 	"golang.org/x/crypto/curve25519"
+	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
 
 	"github.com/portvakt/portvakt/gateway/segment"
@@ -225,7 +226,11 @@ func (t *Tunnel) Port() uint16 { return uint16(t.port.Load()) }
 // and closes everything. It returns an error if it cannot listen, if the
 // device dies, or if Run was called before: a Tunnel runs once.
 func (t *Tunnel) Run(ctx context.Context) error {
-	if err := t.start(); err != nil {
+	return t.run(ctx, t.outside)
+}
+
+func (t *Tunnel) run(ctx context.Context, sockets conn.Bind) error {
+	if err := t.start(sockets); err != nil {
 		return err
 	}
 	t.log.Info("tunnel listens", "address", netip.AddrPortFrom(t.listen.Addr(), t.Port()))
@@ -256,7 +261,7 @@ func (t *Tunnel) Run(ctx context.Context) error {
 	return err
 }
 
-func (t *Tunnel) start() error {
+func (t *Tunnel) start(sockets conn.Bind) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.state != fresh {
@@ -267,7 +272,7 @@ func (t *Tunnel) start() error {
 		return fmt.Errorf("running tunnel: %w", err)
 	}
 	t.stack.Store(&st)
-	t.bind = newIngress(t, t.outside)
+	t.bind = newIngress(t, sockets)
 	inside, outside := transport.Pace(&egress{st.Device(), t}, t.bind)
 	dev := device.NewDevice(inside, outside, logger(t.log))
 	fail := func(err error) error {
@@ -335,6 +340,11 @@ func (t *Tunnel) AddPeer(p Peer) error {
 	if n == 0 {
 		return errors.New("adding peer: it has no inner address")
 	}
+	// Its first initiation is to find this done.
+	shared, ok := t.gate.opener.shared(&p.Key)
+	if !ok {
+		return errors.New("adding peer: the key cannot be a device's: nothing can be exchanged with it")
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.state == closed {
@@ -343,7 +353,7 @@ func (t *Tunnel) AddPeer(p Peer) error {
 	for _, r := range t.known.holders(&p) {
 		t.removeLocked(r)
 	}
-	r := t.known.put(&p)
+	r := t.known.put(&p, shared)
 	if t.known.awake(r) {
 		var conf strings.Builder
 		confPeer(&conf, r)

@@ -498,3 +498,45 @@ func TestStopWhilePacketsFlow(t *testing.T) {
 	cancel()
 	wg.Wait()
 }
+
+// The device is closed from every side at once while peers are made and
+// removed: nothing waits for what waits for it.
+func TestCloseWhilePeersAreMade(t *testing.T) {
+	for range 5 {
+		in := startWith(t, func(c *tunnel.Config) { c.IdleAfter = time.Millisecond })
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		for i := range 8 {
+			d := tunnel.NewInitiator(in.PublicKey())
+			p := tunnel.Peer{Key: d.Public, PresharedKey: d.PSK, Addresses: inner(i)}
+			c, err := net.Dial("udp4", in.addr())
+			if err != nil {
+				t.Fatal(err)
+			}
+			wg.Go(func() {
+				defer c.Close()
+				for n := uint32(1); ctx.Err() == nil; n++ {
+					if err := in.AddPeer(p); err != nil && !errors.Is(err, tunnel.ErrClosed) {
+						t.Error(err)
+					}
+					_, _ = c.Write(d.Initiate(n, time.Now()))
+					in.Inject([][]byte{packet4(1, at(gatewayAddrs[0], 0), at(p.Addresses[0], 0))})
+					time.Sleep(time.Millisecond)
+					if n%3 == 0 {
+						_ = in.RemovePeer(p.Key)
+					}
+				}
+			})
+		}
+		time.Sleep(60 * time.Millisecond)
+		stopped := make(chan struct{})
+		go func() { in.stop(); close(stopped) }()
+		select {
+		case <-stopped:
+		case <-time.After(10 * time.Second):
+			t.Fatal("the tunnel does not close")
+		}
+		cancel()
+		wg.Wait()
+	}
+}
