@@ -318,6 +318,21 @@ func TestTUN(t *testing.T) {
 		if gw, home := strings.Index(string(text), "nameserver 100.96.0.1\n"), strings.Index(string(text), "nameserver 198.18.0.99"); gw < 0 || gw > home {
 			t.Errorf("resolv.conf is %s", text)
 		}
+		// And it answers, whoever on the laptop asks; the other name server is
+		// there for the names it refuses.
+		l.eventually("the wiki's name resolves", func() error {
+			out, err := l.try(annaUID, "getent", "ahosts", "wiki.example.com")
+			if err == nil && !strings.Contains(out, wiki) {
+				err = errors.New("another address")
+			}
+			if err != nil {
+				return fmt.Errorf("%w: %s", err, out)
+			}
+			return nil
+		})
+		if out, err := l.try(annaUID, "getent", "ahosts", "nowhere.example.com"); err == nil {
+			t.Errorf("a name of no app is %s", out)
+		}
 	})
 	t.Run("another account is refused", func(t *testing.T) {
 		for _, uid := range []int{otherUID, 0} {
