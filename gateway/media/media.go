@@ -56,9 +56,9 @@ type Config struct {
 // field means its default.
 type Limits struct {
 	DeviceFlows   int // of one inner address; 1,024
-	DevicePorts   int // source ports of one inner address that have flows, and so a socket; 256
-	DeviceOpening int // flows of one inner address that are not decided yet; 64
+	DeviceOpening int // flows of one inner address that are not decided yet; 256
 	Flows         int // of all; 65,536
+	Sockets       int // of all, towards apps; 16,384, at most half of the files the process may open
 	Opening       int // of all, waiting for a worker; 1,024
 	Workers       int // flows that are being decided at once; 32
 	Resolving     int // upstream names of one app that are being looked up at once; 8
@@ -83,9 +83,9 @@ func setDefault[T int | time.Duration](v *T, to T) {
 
 func (c *Config) defaults() {
 	setDefault(&c.Limits.DeviceFlows, 1024)
-	setDefault(&c.Limits.DevicePorts, 256)
-	setDefault(&c.Limits.DeviceOpening, 64)
+	setDefault(&c.Limits.DeviceOpening, 256)
 	setDefault(&c.Limits.Flows, 65536)
+	setDefault(&c.Limits.Sockets, min(16384, openFiles()/2))
 	setDefault(&c.Limits.Opening, 1024)
 	setDefault(&c.Limits.Workers, 32)
 	setDefault(&c.Limits.Resolving, 8)
@@ -208,8 +208,8 @@ const (
 	checksum          // wrong, or none where IPv6 needs one
 	stopped           // the relay does not run
 	deviceFlows       // Limits.DeviceFlows
-	devicePorts       // Limits.DevicePorts
-	opening           // Limits.DeviceOpening, Opening, Flows or Resolving
+	full              // Limits.Flows or Sockets
+	opening           // Limits.DeviceOpening, Opening or Resolving
 	queued            // more than a few before the flow was decided
 	refused           // the flow was refused a moment ago
 	cut               // the flow may not go on
@@ -222,7 +222,7 @@ const (
 )
 
 var causeNames = [causes]string{
-	malformed: "malformed", checksum: "checksum", stopped: "stopped", deviceFlows: "device_flows", devicePorts: "device_ports",
+	malformed: "malformed", checksum: "checksum", stopped: "stopped", deviceFlows: "device_flows", full: "full",
 	opening: "opening", queued: "undecided", refused: "refused", cut: "cut", sending: "send", unsolicited: "unsolicited",
 	tooBig: "too_big", tunnelQueue: "tunnel_queue", dnsSilent: "dns",
 }

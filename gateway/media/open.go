@@ -117,14 +117,17 @@ func (r *Relay) connect(ctx context.Context, f *flow, app policy.App, upstream s
 		f.to, f.target = to, newTarget(to)
 		f.socket, err = r.attach(f)
 	}
-	if err != nil {
+	switch {
+	case err == nil:
+	case ctx.Err() != nil: // cut, or the gateway ends: no fault of the app's
+		r.giveUp(f, outcomeDone)
+		return
+	default:
 		outcome := outcomeUnreachable
 		if errors.Is(err, dial.ErrForbidden) {
 			outcome = outcomeForbidden
 		}
-		if f.session.Context().Err() == nil {
-			r.log.Warn("an app does not answer", "app", app.Name, "flow", f.session.ID(), "err", err)
-		}
+		r.log.Warn("an app cannot be reached", "app", app.Name, "flow", f.session.ID(), "err", err)
 		r.giveUp(f, outcome)
 		return
 	}

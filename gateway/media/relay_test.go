@@ -311,56 +311,47 @@ func TestPortUnreachable(t *testing.T) {
 // notices.
 func TestLimits(t *testing.T) {
 	a := newApp(t, "udp4", "127.0.0.1:0", echo)
-	w := newWorld(t, []string{a.yaml("call"), yaml("range", "127.0.0.1", "6000", "6001", "6002", "6003", "6004", "6005")}, func(c *Config) {
-		c.Limits = Limits{DeviceFlows: 24, DevicePorts: 20, DeviceOpening: 8}
-	})
-	l, other := w.laptop(), w.laptop()
+	w := newWorld(t, []string{a.yaml("call")}, func(c *Config) { c.Limits = Limits{DeviceFlows: 20, DeviceOpening: 8, Sockets: 23} })
+	l, other, third := w.laptop(), w.laptop(), w.laptop()
 	to := w.at("call", 0, 5004)
 	other.ask(4000, to, "before")
+	drain := func() {
+		time.Sleep(20 * time.Millisecond)
+		for len(w.back) > 0 {
+			<-w.back
+		}
+	}
 	for i := range 50000 {
 		l.send(uint16(i+1), to, "x")
-	}
-	for len(w.back) > 0 {
-		<-w.back
 	}
 	if s := w.relay.Stats(); s.Sockets > 21 || s.Flows > 21 {
 		t.Errorf("%+v", s)
 	}
-	for i := range 1000 { // now with time to decide
-		l.send(uint16(i+1), to, "x")
-		time.Sleep(20 * time.Microsecond)
-	}
-	for end := time.Now().Add(patience); other.w.relay.Stats().Sockets < 21 && time.Now().Before(end); time.Sleep(time.Millisecond) {
-		l.send(uint16(time.Now().UnixNano()%60000+1), to, "x")
-	}
-	time.Sleep(20 * time.Millisecond)
-	for len(w.back) > 0 {
-		<-w.back
-	}
+	port := 0
+	w.eventually("the device has its share", func() bool { // now that there was time to decide
+		port++
+		l.send(uint16(port), to, "x")
+		return w.relay.Stats().Sockets == 21
+	})
+	drain()
 	if got := other.ask(4000, to, "still there"); got != "still there" {
 		t.Errorf("%q", got)
 	}
 	if got := other.ask(4001, to, "a new one"); got != "a new one" {
 		t.Errorf("%q", got)
 	}
-	if s := w.relay.Stats(); s.Sockets != 22 || s.Flows != 22 || w.relay.Dropped()["device_ports"]+w.relay.Dropped()["opening"] < 49000 {
-		t.Errorf("%+v", s)
+	if s := w.relay.Stats(); s.Sockets != 22 || s.Flows != 22 || w.dropped(deviceFlows)+w.dropped(opening) < 49000 {
+		t.Errorf("%+v %v", s, w.relay.Dropped())
 	}
-	// Few ports, many destinations.
-	var port uint16
-	w.relay.mu.RLock()
-	dev := w.relay.devices[l.device.Addresses[0]]
-	w.relay.mu.RUnlock()
-	dev.mu.Lock()
-	for p := range dev.ports {
-		port = p
+	// What is open goes on when nothing more can be.
+	third.ask(4000, to, "the last")
+	third.send(4001, to, "too many")
+	w.silence("no more sockets")
+	if w.dropped(full) != 1 {
+		t.Errorf("%v", w.relay.Dropped())
 	}
-	dev.mu.Unlock()
-	for i := range 6 {
-		l.send(port, w.at("range", 0, uint16(6000+i)), "x")
-	}
-	if n := w.dropped(deviceFlows); n != 2 {
-		t.Errorf("%d flows past the limit, want 2", n)
+	if got := third.ask(4000, to, "goes on"); got != "goes on" {
+		t.Errorf("%q", got)
 	}
 }
 

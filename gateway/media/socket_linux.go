@@ -102,6 +102,15 @@ func portRange() (low, high uint16) {
 	return 32768, 60999 // Linux's default
 }
 
+// openFiles is how many files the process may have open.
+func openFiles() int {
+	var l unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil || l.Cur > 1<<20 {
+		return 1 << 20
+	}
+	return int(l.Cur)
+}
+
 const (
 	// batchSize is how many datagrams a poller reads before it injects them.
 	batchSize = 64

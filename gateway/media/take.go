@@ -29,8 +29,7 @@ type device struct {
 
 	mu      sync.Mutex // guards what follows; taken last of all locks
 	flows   map[flowKey]*flow
-	ports   map[uint16]int // flows by source port
-	opening int            // flows that are not decided yet
+	opening int // flows that are not decided yet
 
 	// socketMu is held while a socket of the device comes or goes, for a few
 	// system calls. It is taken before a socket's lock.
@@ -187,7 +186,7 @@ func (r *Relay) begin(d *datagram) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if dev = r.devices[addr]; dev == nil {
-		dev = &device{addr: addr, flows: map[flowKey]*flow{}, ports: map[uint16]int{}, sockets: map[socketKey][]*socket{}}
+		dev = &device{addr: addr, flows: map[flowKey]*flow{}, sockets: map[socketKey][]*socket{}}
 		r.devices[addr] = dev
 	}
 	r.admit(dev, d)
@@ -198,19 +197,18 @@ func (r *Relay) begin(d *datagram) {
 func (r *Relay) admit(dev *device, d *datagram) {
 	dev.mu.Lock()
 	defer dev.mu.Unlock()
-	port := d.src.Port()
 	switch {
 	case len(dev.flows) >= r.cfg.Limits.DeviceFlows:
 		r.drop(deviceFlows)
 		return
-	case dev.ports[port] == 0 && len(dev.ports) >= r.cfg.Limits.DevicePorts:
-		r.drop(devicePorts)
+	case r.open.Load() >= int64(r.cfg.Limits.Flows), r.sockets.Load() >= int64(r.cfg.Limits.Sockets):
+		r.drop(full)
 		return
-	case dev.opening >= r.cfg.Limits.DeviceOpening, r.open.Load() >= int64(r.cfg.Limits.Flows):
+	case dev.opening >= r.cfg.Limits.DeviceOpening:
 		r.drop(opening)
 		return
 	}
-	f := &flow{dev: dev, key: flowKey{port, d.dst}, back: newHeader(d.dst, d.src), queue: [][]byte{bytes.Clone(d.payload)}}
+	f := &flow{dev: dev, key: flowKey{d.src.Port(), d.dst}, back: newHeader(d.dst, d.src), queue: [][]byte{bytes.Clone(d.payload)}}
 	f.last.Store(r.clock.Load())
 	select {
 	case r.work <- f:
@@ -219,18 +217,13 @@ func (r *Relay) admit(dev *device, d *datagram) {
 		return
 	}
 	dev.flows[f.key] = f
-	dev.ports[port]++
 	dev.opening++
 	r.open.Add(1)
 }
 
 // forget takes a flow out of its device's table. dev.mu is held.
 func (r *Relay) forget(f *flow) {
-	dev := f.dev
-	delete(dev.flows, f.key)
-	if dev.ports[f.key.port]--; dev.ports[f.key.port] == 0 {
-		delete(dev.ports, f.key.port)
-	}
+	delete(f.dev.flows, f.key)
 	f.state.Store(uint32(flowClosed))
 	r.open.Add(-1)
 }
