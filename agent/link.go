@@ -53,7 +53,7 @@ type openArgs struct {
 }
 
 func openTunnel(o openArgs) (*pipe, error) {
-	cfg := tunnel.Config{Connect: o.connect, PrivateKey: o.key, Endpoint: o.endpoint, UDPGSOOff: o.agent.cfg.UDPGSOOff, WebSocket: o.agent.webSocket, Log: o.agent.cfg.Log}
+	cfg := tunnel.Config{Connect: o.connect, PrivateKey: o.key, Endpoint: o.endpoint, UDPGSOOff: o.agent.cfg.UDPGSOOff, WebSocket: o.agent.webSocket, Heartbeat: wire.EventHeartbeat, Log: o.agent.cfg.Log}
 	var gone <-chan struct{}
 	if n := o.agent.network; n != nil {
 		var err error

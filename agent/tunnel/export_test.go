@@ -25,9 +25,10 @@ func AllowedIPs(t *Tunnel) []string {
 // fast as it does.
 func Hasten(t *Tunnel, n time.Duration) {
 	p := &t.ladder.pace
-	for _, d := range []*time.Duration{&p.handshake, &p.silence, &p.again, &p.slow, &p.probe, &p.linger, &p.steady} {
+	for _, d := range []*time.Duration{&p.handshake, &p.silence, &p.late, &p.again, &p.slow, &p.probe, &p.linger, &p.steady} {
 		*d /= n
 	}
+	t.ladder.heartbeat /= n
 	t.ladder.road.doubt /= n
 }
 

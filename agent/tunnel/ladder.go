@@ -16,9 +16,10 @@ type pace struct {
 	// handshake is how long UDP may leave a handshake unanswered. With the
 	// opening of a WebSocket it stays below 3 s.
 	handshake time.Duration
-	// silence is how long UDP may leave data unanswered. The gateway's event
-	// stream says something every 5 s (wire.EventHeartbeat).
+	// silence is how long UDP may leave data unanswered.
 	silence time.Duration
+	// late is how much later than due the gateway may say something by UDP.
+	late time.Duration
 	// open bounds the opening of a WebSocket.
 	open time.Duration
 	// again is how long after a failed opening the next one comes; it doubles
@@ -35,8 +36,8 @@ type pace struct {
 }
 
 var normalPace = pace{
-	handshake: 1500 * time.Millisecond, silence: 7 * time.Second, open: 5 * time.Second, again: 500 * time.Millisecond, slow: 15 * time.Second,
-	probe: 4 * time.Second, linger: Keepalive + 5*time.Second, steady: time.Minute,
+	handshake: 1500 * time.Millisecond, silence: 7 * time.Second, late: 1500 * time.Millisecond, open: 5 * time.Second, again: 500 * time.Millisecond, slow: 15 * time.Second,
+	probe: 4 * time.Second, linger: 5 * time.Second, steady: time.Minute,
 }
 
 var (
@@ -51,6 +52,12 @@ type ladder struct {
 	pace pace
 	dial func(ctx, life context.Context) (*transport.Stream, error)
 	log  *slog.Logger
+	// heartbeat is how often the gateway says something by itself, once it said
+	// anything; 0 if it need not.
+	heartbeat time.Duration
+	// hail sends the gateway something at once: where that comes from is where
+	// it answers.
+	hail func()
 
 	streams sync.WaitGroup
 	counter uint64
@@ -149,6 +156,9 @@ func (l *ladder) left() (left time.Duration, waiting bool) {
 	}
 	look(l.road.asked.Load(), l.pace.handshake)
 	look(l.road.sent.Load(), l.pace.silence)
+	if l.heartbeat != 0 {
+		look(l.road.data.Load(), l.heartbeat+l.pace.late)
+	}
 	return left, waiting
 }
 
@@ -173,6 +183,7 @@ func (l *ladder) open(ctx context.Context) (*transport.Stream, error) {
 		l.log.Debug("a WebSocket ended", "err", err)
 	})
 	r.takeTo(s)
+	l.hail()
 	l.log.Info("the tunnel uses a WebSocket: UDP is not answered")
 	return s, nil
 }
@@ -205,6 +216,8 @@ func (l *ladder) stay(ctx context.Context, s *transport.Stream) bool {
 				continue
 			}
 			r.takeTo(nil)
+			r.data.Store(time.Now().UnixNano())
+			l.hail()
 			l.say("")
 			l.log.Info("the tunnel uses UDP again")
 			l.streams.Go(func() {

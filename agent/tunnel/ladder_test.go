@@ -127,7 +127,7 @@ func newMixed(t *testing.T, shut bool, faster time.Duration) *mixed {
 	m.valve = newValve(t, uint16(port))
 	m.valve.shut.Store(shut)
 	m.Tunnel, err = tunnel.Open(tunnel.Config{
-		Connect: answer(gwPub, psk), PrivateKey: priv, Endpoint: m.valve.addr,
+		Connect: answer(gwPub, psk), PrivateKey: priv, Endpoint: m.valve.addr, Heartbeat: 5 * time.Second,
 		WebSocket: func(ctx, life context.Context) (*transport.Stream, error) {
 			m.attempts.Add(1)
 			c, res, err := websocket.Dial(ctx, srv.URL, nil)
@@ -255,7 +255,7 @@ func TestTransportChangesUnderAConnection(t *testing.T) {
 		m.becomes(t, tunnel.TransportUDP, time.Second)
 		m.valve.shut.Store(true)
 		m.becomes(t, tunnel.TransportWebSocket, 3*time.Second)
-		talk.goesOn(t, 500*time.Millisecond)
+		talk.goesOn(t, 3*time.Second) // whichever end lost something repeats it when its TCP thinks fit
 		m.valve.shut.Store(false)
 		m.becomes(t, tunnel.TransportUDP, 3*time.Second)
 		before := m.valve.passed.Load()
@@ -283,7 +283,7 @@ func TestOneWayUDPIsNoWay(t *testing.T) {
 	talk := chatter(t, c)
 	m.valve.mute.Store(true)
 	m.becomes(t, tunnel.TransportWebSocket, 3*time.Second)
-	talk.goesOn(t, 5*time.Second) // the gateway repeats what was lost when its TCP thinks fit
+	talk.goesOn(t, 3*time.Second)
 	time.Sleep(1500 * time.Millisecond)
 	if s := m.Status(); s.Transport != tunnel.TransportWebSocket {
 		t.Errorf("went back: %+v", s)

@@ -38,9 +38,11 @@ type road struct {
 	// left by UDP that nothing came back for; Unix time in nanoseconds, 0 if
 	// something did.
 	asked, sent atomic.Int64
-	poke        chan struct{} // holds a token when one of them was set
-	answers     chan uint64   // counters of probes that were answered
-	probe       atomic.Pointer[transport.ProbeKey]
+	// data is when the last data came by UDP, 0 if none did since it is in use.
+	data    atomic.Int64
+	poke    chan struct{} // holds a token when one of them was set
+	answers chan uint64   // counters of probes that were answered
+	probe   atomic.Pointer[transport.ProbeKey]
 
 	// doubt is how long UDP may owe an answer before what is sent is kept.
 	doubt time.Duration
@@ -106,6 +108,9 @@ func (r *road) heard(b []byte, from conn.Endpoint) bool {
 			}
 			return false
 		}
+	}
+	if kind(b) == device.MessageTransportType && len(b) > device.MessageKeepaliveSize {
+		r.data.Store(time.Now().UnixNano())
 	}
 	if kind(b) != device.MessageInitiationType && (r.asked.Load() != 0 || r.sent.Load() != 0) && transport.Remote(from) == transport.Remote(r.to) {
 		r.asked.Store(0)
@@ -186,6 +191,7 @@ func (r *road) takeTo(s *transport.Stream) {
 	r.stream.Store(s)
 	r.asked.Store(0)
 	r.sent.Store(0)
+	r.data.Store(0)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if s != nil && asked != 0 && r.initiation != nil {

@@ -55,6 +55,9 @@ type Config struct {
 	// ctx bounds the opening, life the Stream. It is asked for by Run. Nil is
 	// UDP only.
 	WebSocket func(ctx, life context.Context) (*transport.Stream, error)
+	// Heartbeat is how often the gateway says something inside by itself, once it
+	// said anything, so that silence tells that UDP is blocked. 0 if it need not.
+	Heartbeat time.Duration
 	// TUN makes the inside of the tunnel an interface of the operating system
 	// instead of a userspace stack. Linux only.
 	TUN *TUN
@@ -203,6 +206,7 @@ func start(cfg Config, inside network, dev tun.Device) (*Tunnel, error) {
 		allowed: make(map[netip.Addr]struct{}),
 		conns:   make(map[netip.Addr]map[*tracked]struct{}),
 	}
+	t.ladder.heartbeat, t.ladder.hail = cfg.Heartbeat, t.hail
 	if cfg.TUN != nil {
 		t.routes = cfg.TUN.Routes
 	}
@@ -245,6 +249,15 @@ func (t *Tunnel) Run(ctx context.Context) error {
 		return err
 	}
 	return errors.New("running tunnel: the WireGuard device closed by itself")
+}
+
+// hail sends the gateway a keepalive now: turning them on sends one.
+func (t *Tunnel) hail() {
+	conf := "public_key=" + t.peer + "\nupdate_only=true\npersistent_keepalive_interval="
+	on := strconv.Itoa(int(Keepalive.Seconds()))
+	if err := errors.Join(t.dev.IpcSet(conf+"0\n"), t.dev.IpcSet(conf+on+"\n")); err != nil {
+		t.log.Warn("sending a keepalive", "err", err)
+	}
 }
 
 // SetAllowed makes the tunnel carry exactly the gateway's own addresses and
