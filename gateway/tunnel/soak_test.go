@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"os"
 	"runtime"
@@ -15,9 +17,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coder/websocket"
+
 	"github.com/portvakt/portvakt/gateway/segment"
 	"github.com/portvakt/portvakt/gateway/tunnel"
 	"github.com/portvakt/portvakt/internal/overlay"
+	"github.com/portvakt/portvakt/internal/transport"
 )
 
 // soakHours is how much of its devices' life the soak plays. WireGuard's timers
@@ -29,6 +34,7 @@ var soakHours = flag.Float64("soak.hours", 0.1, "hours of each device's life tha
 const (
 	rekeysHourly = 30 // REKEY_AFTER_TIME is 120 s
 	roamsHourly  = 6
+	roadsHourly  = 4 // from UDP to a WebSocket, or back
 	sleepsHourly = 1 // idle, so that its peer goes
 	joinsHourly  = 2 // registered anew with another key, as by a reboot
 )
@@ -43,8 +49,8 @@ const (
 )
 
 // TestSoak plays hours of many devices' life in a minute, against both stacks:
-// keys are made anew under open connections, devices roam, sleep, are removed
-// and register again, while an administrator publishes, adds and removes others.
+// keys are made anew under open connections, devices roam, change from UDP to a
+// WebSocket and back, sleep, are removed and register again, while an administrator publishes, adds and removes others.
 // Connections must live through all but a removal, and at the end of each part
 // nothing may be left of anyone.
 func TestSoak(t *testing.T) {
@@ -73,6 +79,14 @@ func soak(t *testing.T, mode tunnel.Mode) {
 		c.OnEndpoint = func([32]byte, netip.AddrPort) { located.Add(1) }
 		c.Keep = func(context.Context, []tunnel.Kept) error { return nil }
 	})
+	front := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := in.Accept(w, r, r.URL.Path); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		}
+	}))
+	front.Config.ConnContext = transport.ConnContext
+	front.Start()
+	t.Cleanup(front.Close)
 	var relays []*relay
 	for range soakDevices {
 		relays = append(relays, newRelay(t, in))
@@ -85,7 +99,7 @@ func soak(t *testing.T, mode tunnel.Mode) {
 		failed := make(chan error, soakDevices+1)
 		for i := range soakDevices {
 			work.Go(func() {
-				d := &soakDevice{in: in, i: i, relay: relays[i], did: &did, asleep: &asleep, flows: &flows}
+				d := &soakDevice{in: in, i: i, relay: relays[i], front: front.URL, did: &did, asleep: &asleep, flows: &flows}
 				if err := d.live(ctx, part); err != nil {
 					failed <- fmt.Errorf("part %d, device %d: %w", part, i, err)
 					cancel()
@@ -110,8 +124,8 @@ func soak(t *testing.T, mode tunnel.Mode) {
 		after = append(after, whatIsLeft(t, in))
 		t.Logf("after part %d: %+v", part+1, after[part])
 	}
-	t.Logf("%.1f h of %d devices: %d rekeys, %d roams, %d sleeps, %d joins and as many removals; beside it %d publishes, %d strangers' registrations; %d places told",
-		*soakHours, soakDevices, did.rekeys.Load(), did.roams.Load(), did.sleeps.Load(), did.joins.Load(), did.publishes.Load(), did.strangers.Load(), located.Load())
+	t.Logf("%.1f h of %d devices: %d rekeys, %d roams, %d changes of transport, %d sleeps, %d joins and as many removals; beside it %d publishes, %d strangers' registrations; %d places told",
+		*soakHours, soakDevices, did.rekeys.Load(), did.roams.Load(), did.roads.Load(), did.sleeps.Load(), did.joins.Load(), did.publishes.Load(), did.strangers.Load(), located.Load())
 	t.Logf("refused: %v", in.Refused())
 	first, last := after[0], after[len(after)-1]
 	if last.goroutines > first.goroutines || last.files > first.files {
@@ -126,7 +140,7 @@ func soak(t *testing.T, mode tunnel.Mode) {
 }
 
 // soakCounts is what happened.
-type soakCounts struct{ rekeys, roams, sleeps, joins, publishes, strangers atomic.Int64 }
+type soakCounts struct{ rekeys, roams, roads, sleeps, joins, publishes, strangers atomic.Int64 }
 
 // soakLeft is what the process holds when nobody is connected.
 type soakLeft struct {
@@ -138,25 +152,25 @@ type soakLeft struct {
 func whatIsLeft(t *testing.T, in *ingress) soakLeft {
 	t.Helper()
 	in.eventually(t, "everybody is gone", func() bool { return in.Handshakes().Registered == 0 })
+	// Twice: what a pool holds survives one collection. Finalizers close files
+	// some time after.
+	runtime.GC()
+	runtime.GC()
 	var now soakLeft
-	for quiet := 0; quiet < 5; {
+	for quiet := 0; quiet < 5; quiet++ {
 		time.Sleep(50 * time.Millisecond)
-		n := runtime.NumGoroutine()
-		if n == now.goroutines {
-			quiet++
-		} else {
-			quiet, now.goroutines = 0, n
+		n, files := runtime.NumGoroutine(), 0
+		if list, err := os.ReadDir("/proc/self/fd"); err == nil { // Linux
+			files = len(list)
+		}
+		if n != now.goroutines || files != now.files {
+			quiet, now.goroutines, now.files = 0, n, files
 		}
 	}
-	// Twice: what a pool holds survives one collection.
-	runtime.GC()
 	runtime.GC()
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	now.heap = m.HeapAlloc + m.StackInuse
-	if files, err := os.ReadDir("/proc/self/fd"); err == nil { // Linux
-		now.files = len(files)
-	}
 	return now
 }
 
@@ -166,6 +180,8 @@ type soakDevice struct {
 	in     *ingress
 	i      int
 	relay  *relay
+	front  string // URL of the gateway's public port
+	socket bool   // it goes by WebSocket now
 	did    *soakCounts
 	asleep *sync.Map
 	flows  *soakFlows
@@ -224,11 +240,11 @@ func (f *soakFlows) cut(of [2]netip.Addr) {
 func (d *soakDevice) live(ctx context.Context, part int) error {
 	// Of n events the part gets those between its shares of them.
 	due := func(hourly float64) int {
-		n := hourly * *soakHours
+		n := max(1, hourly**soakHours)
 		return int(n*float64(part+1)/soakParts+0.5) - int(n*float64(part)/soakParts+0.5)
 	}
 	joins := max(1, due(joinsHourly))
-	rekeys, roams, sleeps := due(rekeysHourly), due(roamsHourly), due(sleepsHourly)
+	rekeys, roams, roads, sleeps := due(rekeysHourly), due(roamsHourly), due(roadsHourly), due(sleepsHourly)
 	for join := range joins {
 		if err := d.join(); err != nil {
 			return fmt.Errorf("joining: %w", err)
@@ -237,6 +253,7 @@ func (d *soakDevice) live(ctx context.Context, part int) error {
 		err := errors.Join(
 			repeat(ctx, share(rekeys), d.rekey, d.check),
 			repeat(ctx, share(roams), d.roam, d.check),
+			repeat(ctx, share(roads), d.change, d.check, d.rekey, d.check),
 			repeat(ctx, share(sleeps), d.sleep, d.rekey, d.check),
 		)
 		if err := errors.Join(err, d.leave()); err != nil {
@@ -323,6 +340,39 @@ func (d *soakDevice) roam() error {
 	return err
 }
 
+// change goes from UDP to a WebSocket or back, as the agent does when its
+// network blocks UDP or no longer does.
+func (d *soakDevice) change() error {
+	d.did.roads.Add(1)
+	if d.socket {
+		d.socket = false
+		return d.roam()
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	c, _, err := websocket.Dial(ctx, fmt.Sprintf("%s/device-%d", d.front, d.i), nil)
+	if err != nil {
+		return fmt.Errorf("opening a WebSocket: %w", err)
+	}
+	d.socket = true
+	d.relay.change(socketRoad{c})
+	return nil
+}
+
+// socketRoad is a WebSocket to the gateway's public port.
+type socketRoad struct{ c *websocket.Conn }
+
+func (s socketRoad) Read(b []byte) (int, error) {
+	_, data, err := s.c.Read(context.Background())
+	return copy(b, data), err
+}
+
+func (s socketRoad) Write(b []byte) (int, error) {
+	return len(b), s.c.Write(context.Background(), websocket.MessageBinary, b)
+}
+
+func (s socketRoad) Close() error { return s.c.CloseNow() }
+
 // sleep waits until nothing but the registration is left of the device.
 func (d *soakDevice) sleep() error {
 	d.asleep.Store(d.c.pub, true)
@@ -348,6 +398,11 @@ func (d *soakDevice) leave() error {
 		return fmt.Errorf("a removed device still got %d bytes (writing: %v)", n, werr)
 	}
 	d.flows.cut(inner(d.i))
+	if d.socket {
+		if err := d.change(); err != nil {
+			return err
+		}
+	}
 	return d.conn.Close()
 }
 

@@ -12,6 +12,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -343,7 +344,7 @@ type relay struct {
 	seen     atomic.Pointer[func([]byte)] // told of every datagram to the gateway
 
 	mu   sync.Mutex
-	back *net.UDPConn
+	back io.ReadWriteCloser // a datagram a call
 	wg   sync.WaitGroup
 }
 
@@ -396,6 +397,12 @@ func (r *relay) moveTo(ip net.IP) (netip.AddrPort, error) {
 	if err != nil {
 		return netip.AddrPort{}, err
 	}
+	r.change(back)
+	return back.LocalAddr().(*net.UDPAddr).AddrPort(), nil
+}
+
+// change makes the relay reach the gateway by another road.
+func (r *relay) change(back io.ReadWriteCloser) {
 	r.mu.Lock()
 	old := r.back
 	r.back = back
@@ -407,8 +414,8 @@ func (r *relay) moveTo(ip net.IP) (netip.AddrPort, error) {
 		b := make([]byte, 65536)
 		for {
 			n, err := back.Read(b)
-			if errors.Is(err, net.ErrClosed) {
-				return
+			if err != nil && !errors.Is(err, syscall.ECONNREFUSED) {
+				return // closed
 			}
 			r.answered.Add(1)
 			if c := r.client.Load(); err == nil && c != nil {
@@ -416,5 +423,4 @@ func (r *relay) moveTo(ip net.IP) (netip.AddrPort, error) {
 			}
 		}
 	})
-	return back.LocalAddr().(*net.UDPAddr).AddrPort(), nil
 }
