@@ -116,8 +116,12 @@ func (p *Proxy) serveTCP(ctx context.Context, in TCPInbound, app policy.App, dec
 // buffer is a bulk transfer, which the kernel moves by itself where it has both
 // ends. On an error reading says which side it was on.
 func pump(check func() error, dst, src net.Conn, count *atomic.Int64) (reading bool, err error) {
-	buf := chunks.Get()
-	defer chunks.Put(buf)
+	whole := chunks.Get()
+	defer chunks.Put(whole)
+	buf := whole
+	if d, ok := dst.(interface{ WriteSize() int }); ok { // what leaves without a rest
+		buf = buf[:min(len(buf), d.WriteSize())]
+	}
 	bulk := newSplice(dst, src)
 	for {
 		n, rerr := src.Read(buf)

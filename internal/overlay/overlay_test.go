@@ -354,6 +354,157 @@ func TestConnErrors(t *testing.T) {
 
 // An agent's datagrams cross the tunnel in whole packets, and the gateway's
 // stack takes no part in them.
+// TestConnDeadlines moves the deadline of calls that wait.
+func TestConnDeadlines(t *testing.T) {
+	conns := make(chan net.Conn, 1)
+	p := join(t, overlay.Options{TCP: func(r *overlay.TCPRequest) {
+		if c, err := r.Accept(); err == nil {
+			conns <- c
+		}
+	}}).start(t)
+	c := mustDial(t, p.agent, at(app[0], 443))
+	g := <-conns
+	full := random(32 << 20)
+	for _, tc := range []struct {
+		name string
+		call func() error
+		set  func(time.Time) error
+	}{
+		{"read", func() error { _, err := c.Read(make([]byte, 1)); return err }, c.SetReadDeadline},
+		{"write", func() error { _, err := g.Write(full); return err }, g.SetWriteDeadline},
+		{"both", func() error { _, err := c.Read(make([]byte, 1)); return err }, c.SetDeadline},
+	} {
+		if tc.name == "both" {
+			_ = g.SetDeadline(time.Now().Add(-time.Second))
+			if _, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, io.LimitReader(c, 1<<20), make([]byte, 64)); err != nil {
+				t.Fatal(err)
+			}
+			// Whatever the write above left is read away first.
+			for {
+				_ = c.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+				if _, err := c.Read(full); err != nil {
+					break
+				}
+			}
+			_ = c.SetReadDeadline(time.Time{})
+		}
+		done := make(chan error, 1)
+		go func() { done <- tc.call() }()
+		time.Sleep(20 * time.Millisecond)
+		_ = tc.set(time.Now().Add(time.Hour)) // one is set while it waits
+		_ = tc.set(time.Time{})               // taken back
+		_ = tc.set(time.Now())                // and passes
+		select {
+		case err := <-done:
+			if !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("%s: %v", tc.name, err)
+			}
+		case <-time.After(5 * time.Second):
+			t.Fatalf("%s: still waits", tc.name)
+		}
+		if err := tc.call(); !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%s after its deadline: %v", tc.name, err)
+		}
+		_ = tc.set(time.Time{})
+	}
+	if _, err := c.Read(nil); err != nil {
+		t.Errorf("reading nothing: %v", err)
+	}
+}
+
+// TestSegmentsLeaveWithoutARest looks at a long stream on its way.
+func TestSegmentsLeaveWithoutARest(t *testing.T) {
+	for i := range app {
+		conns := make(chan *overlay.Conn, 1)
+		p := join(t, overlay.Options{TCP: func(r *overlay.TCPRequest) {
+			if c, err := r.Accept(); err == nil {
+				conns <- c.(*overlay.Conn)
+			}
+		}})
+		var mu sync.Mutex
+		var longest, payload int
+		p.down = func(b []byte) {
+			mu.Lock()
+			defer mu.Unlock()
+			if len(b) > longest {
+				longest, payload = len(b), len(tcpOf(b))-int(tcpOf(b)[12]>>4)*4
+			}
+		}
+		p.start(t)
+		c := mustDial(t, p.agent, at(app[i], 443))
+		g := <-conns
+		sent := random(20 * g.WriteSize())
+		go func() {
+			_, _ = g.Write(sent)
+			_ = g.Close()
+		}()
+		got, err := io.ReadAll(c)
+		if err != nil || !bytes.Equal(got, sent) {
+			t.Fatalf("%d bytes, %v", len(got), err)
+		}
+		mu.Lock()
+		if longest > overlay.DefaultMTU || payload == 0 || g.WriteSize()%payload != 0 || g.WriteSize() < 40*payload {
+			t.Errorf("the longest packet has %d bytes, %d of them payload; %d are written at once", longest, payload, g.WriteSize())
+		}
+		mu.Unlock()
+	}
+}
+
+// TestManySYNsHarmNobodyElse lets a device ask for connections without end.
+func TestManySYNsHarmNobodyElse(t *testing.T) {
+	p := join(t, overlay.Options{TCP: func(r *overlay.TCPRequest) {
+		if r.Local().Port() == 443 {
+			echo(r)
+		} // the others are never answered
+	}})
+	var asked atomic.Int64
+	p.up = func(b []byte) {
+		if tcpOf(b)[13] == 2 {
+			asked.Add(1)
+		}
+	}
+	p.start(t)
+	flood := make([][]byte, 1000)
+	for i := range flood {
+		flood[i] = synFrom(netip.MustParseAddr("100.64.0.66"), app[0], 1024+uint16(i), 80)
+	}
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				_, _ = p.gateway.Device().Write(flood, 0)
+			}
+		}
+	}()
+	const dials = 20
+	for range dials {
+		_ = mustDial(t, p.agent, at(app[0], 443)).Close()
+	}
+	close(stop)
+	<-stopped
+	// A SYN that gets no answer is sent again after a second.
+	if n := asked.Load(); n > dials+2 {
+		t.Errorf("%d SYNs for %d connections beside the flood", n, dials)
+	}
+}
+
+func synFrom(src, dst netip.Addr, from, to uint16) []byte {
+	b := make([]byte, 40)
+	b[0], b[3], b[8], b[9] = 0x45, 40, 64, 6
+	copy(b[12:], src.AsSlice())
+	copy(b[16:], dst.AsSlice())
+	binary.BigEndian.PutUint16(b[10:], checksum(b[:20]))
+	binary.BigEndian.PutUint16(b[20:], from)
+	binary.BigEndian.PutUint16(b[22:], to)
+	b[32], b[33] = 5<<4, 2
+	binary.BigEndian.PutUint16(b[36:], checksum(append(append([]byte{}, b[12:20]...), append([]byte{0, 6, 0, 20}, b[20:]...)...)))
+	return b
+}
+
 func TestUDP(t *testing.T) {
 	var p *pair
 	p = join(t, overlay.Options{Filter: func(b []byte) (overlay.Action, []byte) {

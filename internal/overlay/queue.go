@@ -80,13 +80,13 @@ func (q *queue) full() bool { return q.packets.full() || q.bytes >= queueBytes }
 // the reader is only as slow as the encryption behind it, and a sender that is
 // held back loses nothing, where one whose segments are dropped starts over
 // with a small window. After that moment the packet is lost, as in any full
-// queue on the road. A TCP reset, the one segment that is not sent again when
-// lost, takes the place of the oldest packet instead.
+// queue on the road. A connection's reset, the one segment that is not sent
+// again when lost, takes the place of the oldest packet instead.
 func (q *queue) push(p *stack.PacketBuffer) bool {
 	q.mu.Lock()
 	if q.full() && !q.closed {
 		switch {
-		case isReset(p):
+		case resets(p):
 			q.dropped.Add(1)
 			q.popPacket().DecRef()
 		case !q.waitForSpace():
@@ -224,8 +224,11 @@ func signal(c chan struct{}) {
 	}
 }
 
-func isReset(p *stack.PacketBuffer) bool {
-	if p.TransportProtocolNumber != header.TCPProtocolNumber {
+// resets reports whether p breaks off a connection there was. The answer to a
+// segment of none has no such right, since whoever sends those without end
+// would push out what is for others.
+func resets(p *stack.PacketBuffer) bool {
+	if p.TransportProtocolNumber != header.TCPProtocolNumber || p.GSOOptions.Type == stack.GSONone {
 		return false
 	}
 	h := header.TCP(p.TransportHeader().Slice())

@@ -288,7 +288,7 @@ func (s *Stack) DialTCP(ctx context.Context, dst netip.AddrPort) (net.Conn, erro
 		ep.Close()
 		return fail(fromTCPIP(terr))
 	}
-	return newConn(wq, ep), nil
+	return s.newConn(wq, ep), nil
 }
 
 // DialUDP returns a socket connected to dst. Nothing is sent by it.

@@ -5,11 +5,9 @@ import (
 	"net"
 	"net/netip"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
-	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
@@ -75,7 +73,7 @@ func (r *TCPRequest) Accept() (net.Conn, error) {
 	}
 	r.req.Complete(false)
 	tune(ep)
-	return newConn(wq, ep), nil
+	return r.stack.newConn(wq, ep), nil
 }
 
 // Reset refuses the connection as a closed port would. It does nothing on a
@@ -198,80 +196,4 @@ func (s *Stack) forwardTCP(req *tcp.ForwarderRequest) {
 		return
 	}
 	s.opts.TCP(r)
-}
-
-// Conn is a TCP connection of the stack. Its errors are those of package net:
-// net.ErrClosed, os.ErrDeadlineExceeded, syscall.ECONNRESET and so on.
-type Conn struct {
-	*gonet.TCPConn
-	ep     tcpip.Endpoint
-	closed atomic.Bool
-}
-
-func newConn(wq *waiter.Queue, ep tcpip.Endpoint) *Conn {
-	return &Conn{TCPConn: gonet.NewTCPConn(wq, ep), ep: ep}
-}
-
-// Read implements [net.Conn].
-func (c *Conn) Read(b []byte) (int, error) {
-	n, err := c.TCPConn.Read(b)
-	return n, fromGonet(err, c.closed.Load())
-}
-
-// Write implements [net.Conn].
-func (c *Conn) Write(b []byte) (int, error) {
-	n, err := c.TCPConn.Write(b)
-	return n, fromGonet(err, c.closed.Load())
-}
-
-// Close ends the connection. What was written is still delivered; if there is
-// unread data the other end gets a reset instead of an end of file.
-func (c *Conn) Close() error {
-	c.closed.Store(true)
-	return fromGonet(c.TCPConn.Close(), true)
-}
-
-// CloseWrite tells the other end that nothing more is coming; reading goes on.
-func (c *Conn) CloseWrite() error { return fromGonet(c.TCPConn.CloseWrite(), c.closed.Load()) }
-
-// CloseRead discards what arrives from now on.
-func (c *Conn) CloseRead() error { return fromGonet(c.TCPConn.CloseRead(), c.closed.Load()) }
-
-// Reset breaks the connection off: the other end gets a reset, and bytes that
-// were written but not sent, or received but not read, are discarded.
-func (c *Conn) Reset() {
-	c.closed.Store(true)
-	c.ep.Abort()
-	// Abort leaves an endpoint that has been closed before, or was reset by
-	// the other end, as it is; Close then lets go of it.
-	c.ep.Close()
-}
-
-// SetKeepAliveConfig sets when silence is asked about, as for a
-// [net.TCPConn]. Fields that are zero keep their value.
-func (c *Conn) SetKeepAliveConfig(cfg net.KeepAliveConfig) error {
-	keepalive(c.ep, cfg)
-	return nil
-}
-
-// tune sets the options of every connection, forwarded or dialled.
-func tune(ep tcpip.Endpoint) {
-	ep.SocketOptions().SetDelayOption(false)
-	keepalive(ep, net.KeepAliveConfig{Enable: true, Idle: keepaliveIdle, Interval: keepaliveInterval, Count: keepaliveCount})
-}
-
-// keepalive sets options that no TCP endpoint of gVisor refuses.
-func keepalive(ep tcpip.Endpoint, cfg net.KeepAliveConfig) {
-	ep.SocketOptions().SetKeepAlive(cfg.Enable)
-	if cfg.Idle > 0 {
-		idle := tcpip.KeepaliveIdleOption(cfg.Idle)
-		_ = ep.SetSockOpt(&idle)
-	}
-	if cfg.Interval > 0 {
-		interval := tcpip.KeepaliveIntervalOption(cfg.Interval)
-		_ = ep.SetSockOpt(&interval)
-	}
-	if cfg.Count > 0 {
-		_ = ep.SetSockOptInt(tcpip.KeepaliveCountOption, cfg.Count)
-	}
 }
