@@ -80,8 +80,9 @@ func (l *tunLaptop) must(err error) {
 	}
 }
 
-// homeDNS is a laptop's resolv.conf at home; nothing answers there.
-const homeDNS = "# home\nnameserver 198.18.0.99\noptions timeout:1 attempts:1\n"
+// homeDNS is a laptop's resolv.conf at home; the company's machine plays the
+// home router as well.
+const homeDNS = "# home\nnameserver " + companyAddr + "\noptions edns0 timeout:2\n"
 
 func (l *tunLaptop) resolvConf() string { return filepath.Join("/etc/netns", l.laptop, "resolv.conf") }
 
@@ -315,7 +316,7 @@ func TestTUN(t *testing.T) {
 		}
 		text, err := os.ReadFile(l.resolvConf())
 		l.must(err)
-		if gw, home := strings.Index(string(text), "nameserver 100.96.0.1\n"), strings.Index(string(text), "nameserver 198.18.0.99"); gw < 0 || gw > home {
+		if gw, home := strings.Index(string(text), "nameserver 100.96.0.1\n"), strings.Index(string(text), "nameserver "+companyAddr); gw < 0 || gw > home {
 			t.Errorf("resolv.conf is %s", text)
 		}
 		// And it answers, whoever on the laptop asks; the other name server is
@@ -333,6 +334,39 @@ func TestTUN(t *testing.T) {
 		if out, err := l.try(annaUID, "getent", "ahosts", "nowhere.example.com"); err == nil {
 			t.Errorf("a name of no app is %s", out)
 		}
+	})
+	t.Run("by name, through the kernel", func(t *testing.T) {
+		const url = "https://wiki.example.com/by-name"
+		ask := []string{"curl", "-sS", "-m", "5", "--noproxy", "*", "--cacert", filepath.Join(l.state(), "ca.pem")}
+		if out := l.as(annaUID, append(ask, url)...); !strings.Contains(out, "app sees /by-name assertion=true") {
+			t.Errorf("the wiki by its name: %s", out)
+		}
+		if out, err := l.try(otherUID, append(ask, url)...); err == nil {
+			t.Errorf("another account got %s", out)
+		}
+		// The gateway refuses names that are no apps', and the home's server
+		// is asked.
+		for _, uid := range []int{annaUID, otherUID} {
+			if out := l.as(uid, "getent", "ahostsv4", "www.home.example"); !strings.HasPrefix(out, homeAddr) {
+				t.Errorf("user %d: another name is %s", uid, out)
+			}
+		}
+		asked := run(t, "ip", "netns", "exec", l.company, "curl", "-sSf", "http://"+companyAddr+":9998/")
+		if strings.Contains(asked, "wiki.example.com.") || !strings.Contains(asked, "www.home.example.") {
+			t.Errorf("the home's server was asked for %s", asked)
+		}
+	})
+	t.Run("the LAN claims the app", func(t *testing.T) {
+		// DHCP option 121, TunnelVision: as specific as it gets.
+		l.ip("route", "add", wiki+"/32", "dev", "wan", "metric", "1")
+		works("past the LAN's route")
+		if out, err := l.open(otherUID, "wiki.example.com", wiki); err == nil {
+			t.Errorf("another account got %s", out)
+		}
+		if out := l.ip("neigh", "show", "dev", "wan"); strings.Contains(out, wiki) {
+			t.Errorf("a packet for the app was about to leave on the LAN: %s", out)
+		}
+		l.ip("route", "del", wiki+"/32", "dev", "wan", "metric", "1")
 	})
 	t.Run("another account is refused", func(t *testing.T) {
 		for _, uid := range []int{otherUID, 0} {

@@ -62,8 +62,13 @@ func site(ctx context.Context) error {
 		}
 		fmt.Fprint(w, back)
 	})
-	failed := make(chan error, 3)
-	for addr, h := range map[string]http.Handler{"127.0.0.1:5556": dex, "127.0.0.1:8081": app, companyAddr + ":9999": browser} {
+	home, err := startHomeDNS(companyAddr + ":53")
+	if err != nil {
+		return err
+	}
+	defer home.Close()
+	failed := make(chan error, 4)
+	for addr, h := range map[string]http.Handler{"127.0.0.1:5556": dex, "127.0.0.1:8081": app, companyAddr + ":9999": browser, companyAddr + ":9998": home} {
 		srv := &http.Server{Addr: addr, Handler: h, ReadHeaderTimeout: 5 * time.Second}
 		go func() { failed <- srv.ListenAndServe() }()
 		defer srv.Close()
