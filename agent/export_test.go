@@ -34,3 +34,9 @@ func Twin(cfg *Config, dial func() (net.Conn, error), allowed func([]netip.Addr)
 	}
 	return func() { poke((<-agents).resumed) }
 }
+
+// NamesOf is namesOf.
+var NamesOf = namesOf
+
+// RealTunnel undoes Twin's replacement of the tunnel.
+func RealTunnel(cfg *Config) { cfg.openTunnel = nil }

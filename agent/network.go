@@ -102,7 +102,10 @@ func (n *network) prepare(ctx context.Context, c *wire.ConnectResponse) (*tunnel
 func (n *network) route(addrs []netip.Addr) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.setLocked(n.user, addrs)
+	if err := n.setLocked(n.user, addrs); err != nil {
+		return &noInterface{err}
+	}
+	return nil
 }
 
 // setUser says who may use the tunnel beside the agent.

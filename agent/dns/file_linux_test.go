@@ -200,3 +200,24 @@ func TestNoResolvConf(t *testing.T) {
 	}
 	must(t, m.Undo(t.Context()))
 }
+
+// FuzzResolvConf: whatever a resolv.conf holds, ours comes first and what is
+// taken out again is all that was put in.
+func FuzzResolvConf(f *testing.F) {
+	f.Add([]byte(home))
+	f.Add([]byte("options rotate\nnameserver 192.0.2.53"))
+	f.Add([]byte("# portvakt end\nnameserver 192.0.2.53\r\n"))
+	f.Fuzz(func(t *testing.T, base []byte) {
+		if _, ours := dns.Strip(base); ours {
+			return
+		}
+		text := dns.Compose(base, setting)
+		if s := dns.Nameservers(string(text)); len(s) == 0 || s[0] != "100.96.0.1" {
+			t.Fatalf("%q has servers %v", text, s)
+		}
+		back, ours := dns.Strip(text)
+		if !ours || string(back) != string(dns.WithoutRotate(base)) {
+			t.Fatalf("%q came back as %q", base, back)
+		}
+	})
+}
