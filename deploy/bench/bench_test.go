@@ -144,11 +144,11 @@ func TestReadTools(t *testing.T) {
 func TestReadBenchmarks(t *testing.T) {
 	s, err := readBenchmarks(`goos: linux
 cpu: Some CPU
-BenchmarkPeersDormant-2      	       1	 123456 ns/op	      1400 B/registration
-BenchmarkPeersHandshakes/known-2 	 1	 99 ns/op	 3.2e3 handshakes/core-s
+BenchmarkDormantMemory-2      	       1	 0 ns/op	      1400 B/slept
+BenchmarkSome/sub-2 	 1	 99 ns/op	 3.2e3 things/s
 PASS
 `)
-	if err != nil || s["BenchmarkPeersDormant B/registration"] != 1400 || s["BenchmarkPeersHandshakes/known handshakes/core-s"] != 3200 {
+	if err != nil || s["BenchmarkDormantMemory B/slept"] != 1400 || s["BenchmarkSome/sub things/s"] != 3200 {
 		t.Errorf("%v %v", s, err)
 	}
 	for _, bad := range []string{"", "PASS\n", "BenchmarkX-2 1 much B/op\n"} {
@@ -157,7 +157,7 @@ PASS
 		}
 	}
 	// A row whose metric is missing from what was measured is a failed row.
-	m := measured{{testPeers, wayProcess}: {sample{"BenchmarkPeersReturn s/10000": 3}}}
+	m := measured{{testPeers, wayProcess}: {sample{metricReturn: 3}}}
 	for _, spec := range rowSpecs {
 		if r := spec.row(m); spec.way == wayProcess && r.Met() != (spec.name == "10,000 dormant devices back") {
 			t.Errorf("%s: met is %t with %v", r.Name, r.Met(), r.Ours)

@@ -100,33 +100,34 @@ var rowSpecs = []rowSpec{
 	},
 	{
 		name: "memory of a dormant registration", unit: "KiB", lower: true, floor: table.Value(2), goal: table.Value(1),
-		test: testPeers, metric: "BenchmarkPeersDormant B/registration", way: wayProcess, scale: 1 << 10,
+		test: testPeers, metric: "BenchmarkDormantMemory B/slept", way: wayProcess, scale: 1 << 10,
 	},
 	{
 		name: "memory of an active device", unit: "KiB", lower: true, floor: table.Value(40), goal: table.Value(30),
-		test: testPeers, metric: "BenchmarkPeersActive B/device", way: wayProcess, scale: 1 << 10,
+		test: testPeers, metric: "BenchmarkDormantMemory B/active", way: wayProcess, scale: 1 << 10,
 	},
 	{
 		name: "dormant device, datagram in to answer out, p99", unit: "ms", lower: true, floor: table.Value(1.5), goal: table.Value(1),
-		test: testPeers, metric: "BenchmarkPeersFirstContact p99-us", way: wayProcess, scale: 1000,
+		test: testPeers, metric: "BenchmarkFirstContact p99-us", way: wayProcess, scale: 1000,
 	},
 	{
 		name: "10,000 dormant devices back", unit: "s", lower: true, floor: table.Value(6), goal: table.Value(4),
-		test: testPeers, metric: "BenchmarkPeersReturn s/10000", way: wayProcess,
+		test: testPeers, metric: metricReturn, way: wayProcess,
 	},
 	{
 		name: "handshakes, known endpoint", unit: "per core and s", floor: table.Ratio(0.9), goal: table.Ratio(1),
-		test: testPeers, metric: "BenchmarkPeersHandshakes/known handshakes/core-s", way: wayProcess, baseMetric: stockHandshakes,
+		test: testPeers, metric: "BenchmarkHandshakes known/s", way: wayProcess, baseMetric: stockHandshakes,
 	},
 	{
 		name: "handshakes, dormant device", unit: "per core and s", floor: table.Ratio(0.5), goal: table.Ratio(0.6),
-		test: testPeers, metric: "BenchmarkPeersHandshakes/dormant handshakes/core-s", way: wayProcess, baseMetric: stockHandshakes,
+		test: testPeers, metric: "BenchmarkHandshakes dormant/s", way: wayProcess, baseMetric: stockHandshakes,
 	},
 }
 
 const (
 	testPeers       = "peers"
-	stockHandshakes = "BenchmarkPeersHandshakes/stock handshakes/core-s"
+	stockHandshakes = "BenchmarkHandshakes stock/s"
+	metricReturn    = "BenchmarkTenThousandBack s"
 )
 
 func tcpRow(mode, name, test, way string, floor, goal float64) rowSpec {
