@@ -135,7 +135,10 @@ func (s *strict) readHead() error {
 		s.head, s.state = nil, spent
 		return nil
 	}
-	s.out, s.head = s.head, nil
+	s.out, s.head = s.head, s.head[:0] // not written to before all of out is handed over
+	if cap(s.head) > 8<<10 {
+		s.head = nil
+	}
 	switch {
 	case chunked:
 		s.state = inChunkSize
@@ -151,53 +154,58 @@ func bareLF(head []byte) bool {
 
 // checkHead reads the framing of a request and says what is wrong with it.
 func checkHead(head []byte) (length int64, chunked bool, why string) {
-	text := string(head)
-	if strings.Count(text, "\n") != strings.Count(text, "\r\n") || strings.Count(text, "\r") != strings.Count(text, "\r\n") {
+	lines := 0
+	for rest := head; ; lines++ {
+		i := bytes.IndexByte(rest, '\n')
+		if i < 0 {
+			break
+		}
+		if i == 0 || rest[i-1] != '\r' {
+			return 0, false, "a line that does not end in CR LF"
+		}
+		rest = rest[i+1:]
+	}
+	if bytes.Count(head, []byte{'\r'}) != lines {
 		return 0, false, "a line that does not end in CR LF"
 	}
-	lines := strings.Split(strings.TrimSuffix(text, "\r\n\r\n"), "\r\n")
-	f := strings.Split(lines[0], " ")
-	if len(f) != 3 || f[0] == "" || strings.IndexFunc(f[0], notToken) >= 0 || (f[2] != "HTTP/1.1" && f[2] != "HTTP/1.0") {
-		return 0, false, "a request line that is not METHOD TARGET HTTP/1.1"
-	}
-	// net/http would answer these by itself, and nobody would know.
-	u, err := url.ParseRequestURI(f[1])
-	switch {
-	case err == nil:
-	case f[0] == http.MethodConnect:
-		u = &url.URL{}
-	default:
-		return 0, false, "a target that is no URI"
+	line, rest, _ := bytes.Cut(bytes.TrimSuffix(head, []byte("\r\n\r\n")), []byte("\r\n"))
+	http10, authority, why := checkRequestLine(line)
+	if why != "" {
+		return 0, false, why
 	}
 	var lengths, encodings, hosts int
-	for _, line := range lines[1:] {
-		name, value, ok := strings.Cut(line, ":")
-		if !ok || name == "" || strings.IndexFunc(name, notToken) >= 0 {
+	for more := len(rest) > 0; more; {
+		line, rest, more = bytes.Cut(rest, []byte("\r\n"))
+		name, value, ok := bytes.Cut(line, []byte{':'})
+		if !ok || !isToken(name) {
 			return 0, false, "a header line that is not NAME: VALUE"
 		}
-		value = strings.Trim(value, " \t")
-		if strings.IndexFunc(value, func(r rune) bool { return r < 0x20 && r != '\t' || r == 0x7f }) >= 0 {
-			return 0, false, "a control character in a header"
+		value = bytes.Trim(value, " \t")
+		for _, c := range value {
+			if c < 0x20 && c != '\t' || c == 0x7f {
+				return 0, false, "a control character in a header"
+			}
 		}
-		switch strings.ToLower(name) {
-		case "host":
+		switch {
+		case foldsTo(name, "host"):
 			hosts++
-			if !httpguts.ValidHostHeader(value) {
+			host := string(value)
+			if !httpguts.ValidHostHeader(host) {
 				return 0, false, "a Host that is no host"
 			}
 			// RFC 9112, 3.2: the two are the same. net/http takes the target's and
 			// drops the other unseen.
-			if u.Host != "" && !strings.EqualFold(plainHost(u.Host), plainHost(value)) {
+			if authority != "" && !strings.EqualFold(plainHost(authority), plainHost(host)) {
 				return 0, false, twoHosts
 			}
-		case "content-length":
+		case foldsTo(name, "content-length"):
 			lengths++
-			if length, ok = decimal(value); !ok {
+			if length, ok = decimal(string(value)); !ok {
 				return 0, false, "a Content-Length that is not one plain number"
 			}
-		case "transfer-encoding":
+		case foldsTo(name, "transfer-encoding"):
 			encodings++
-			if chunked = strings.EqualFold(value, "chunked"); !chunked {
+			if chunked = foldsTo(value, "chunked"); !chunked {
 				return 0, false, "a Transfer-Encoding that is not chunked"
 			}
 		}
@@ -209,10 +217,61 @@ func checkHead(head []byte) (length int64, chunked bool, why string) {
 		why = "more than one length"
 	case lengths > 0 && encodings > 0:
 		why = "both Content-Length and Transfer-Encoding"
-	case encodings > 0 && strings.HasSuffix(lines[0], "HTTP/1.0"):
+	case encodings > 0 && http10:
 		why = "Transfer-Encoding in HTTP/1.0"
 	}
 	return length, chunked, why
+}
+
+// checkRequestLine returns the authority of the target, if it has one.
+func checkRequestLine(line []byte) (http10 bool, authority, why string) {
+	method, rest, ok := bytes.Cut(line, []byte{' '})
+	target, version, ok2 := bytes.Cut(rest, []byte{' '})
+	http10 = string(version) == "HTTP/1.0"
+	if !ok || !ok2 || !isToken(method) || string(version) != "HTTP/1.1" && !http10 {
+		return false, "", "a request line that is not METHOD TARGET HTTP/1.1"
+	}
+	// net/http would answer these by itself, and nobody would know.
+	if plainTarget(target) {
+		return http10, "", ""
+	}
+	u, err := url.ParseRequestURI(string(target))
+	switch {
+	case err == nil:
+		authority = u.Host
+	case string(method) != http.MethodConnect:
+		return false, "", "a target that is no URI"
+	}
+	return http10, authority, ""
+}
+
+// plainTarget says that a target is a path, and one that every parser takes.
+func plainTarget(target []byte) bool {
+	if len(target) == 0 || target[0] != '/' {
+		return false
+	}
+	for _, c := range target {
+		if c <= 0x20 || c >= 0x7f || c == '%' {
+			return false
+		}
+	}
+	return true
+}
+
+// foldsTo says whether b is the lower-case ASCII word, whatever its case.
+func foldsTo(b []byte, word string) bool {
+	if len(b) != len(word) {
+		return false
+	}
+	for i, c := range b {
+		if 'A' <= c && c <= 'Z' {
+			c += 'a' - 'A'
+		}
+		if c != word[i] {
+			return false
+		}
+	}
+	return true
 }
 
 // twoHosts is the one fault of framing that is about the host, and answered as
@@ -224,8 +283,21 @@ func plainHost(s string) string {
 	return strings.TrimSuffix(strings.TrimSuffix(s, ":443"), ":80")
 }
 
-func notToken(r rune) bool {
-	return r <= 0x20 || r >= 0x7f || strings.ContainsRune("\"(),/:;<=>?@[\\]{}", r)
+// tokenBytes are those of a token (RFC 9110, 5.6.2).
+var tokenBytes = func() (t [256]bool) {
+	for c := byte(0x21); c < 0x7f; c++ {
+		t[c] = strings.IndexByte("\"(),/:;<=>?@[\\]{}", c) < 0
+	}
+	return t
+}()
+
+func isToken(b []byte) bool {
+	for _, c := range b {
+		if !tokenBytes[c] {
+			return false
+		}
+	}
+	return len(b) > 0
 }
 
 func decimal(s string) (n int64, ok bool) {
@@ -328,7 +400,7 @@ func (s *strict) chunkByte(c byte) error {
 	case inTrailer:
 		if len(line) == 0 {
 			s.state = inHead
-		} else if name, _, ok := strings.Cut(string(line), ":"); !ok || name == "" || strings.IndexFunc(name, notToken) >= 0 {
+		} else if name, _, ok := bytes.Cut(line, []byte{':'}); !ok || !isToken(name) {
 			return errChunk
 		}
 	}

@@ -10,7 +10,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
-	"strings"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,7 +21,7 @@ import (
 
 // upstream is one app's pool of connections.
 type upstream struct {
-	key          string // all that the pool depends on
+	from         policy.App // what it was made of
 	scheme, host string
 	transport    *http.Transport
 	pool         *http1.Pool // nil for https, which may turn out to be HTTP/2
@@ -39,19 +39,17 @@ type upstreams struct {
 }
 
 func (u *upstreams) of(app *policy.App) (*upstream, error) {
-	var key strings.Builder
-	fmt.Fprintf(&key, "%s %s %v", app.Upstream, app.UpstreamCAFile, app.Allow)
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	old := u.all[app.Name]
-	if old != nil && old.key == key.String() {
+	if old != nil && old.from.Upstream == app.Upstream && old.from.UpstreamCAFile == app.UpstreamCAFile && slices.Equal(old.from.Allow, app.Allow) {
 		return old, nil
 	}
 	up, err := u.make(app)
 	if err != nil {
 		return nil, err
 	}
-	up.key = key.String()
+	up.from = *app
 	if old != nil {
 		old.closeIdle()
 	}

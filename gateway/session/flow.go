@@ -90,8 +90,7 @@ type Flow struct {
 	begin  Begin
 	opened time.Time
 
-	ctx    context.Context
-	cancel context.CancelCauseFunc
+	over atomic.Bool // it was cut or has ended: no byte passes
 
 	// leaseEnd is the Elapsed time until which bytes may pass.
 	leaseEnd atomic.Int64
@@ -107,6 +106,9 @@ type Flow struct {
 	onCut    func()
 	ended    bool
 	longLive bool // TCP, UDP and WebSocket: its end is recorded
+	// ctx is made when somebody asks for it: most requests do not.
+	ctx    context.Context
+	cancel context.CancelFunc
 }
 
 // Begin registers a Flow. The error is a *[Refused] when the device is not
@@ -122,12 +124,11 @@ func (m *Manager) Begin(b Begin) (*Flow, error) {
 		return nil, &Refused{dec}
 	}
 	f := &Flow{m: m, d: d, id: newID("f-"), begin: b, opened: m.cfg.Now(), longLive: b.Action == policy.ActionFlow}
-	f.ctx, f.cancel = context.WithCancelCause(context.Background())
 	refusal := m.register(f)
 	if refusal == nil {
 		return f, nil
 	}
-	f.cancel(ErrCut)
+	f.finish()
 	m.refused.Add(1)
 	dec := *refusal
 	dec.ID, dec.App, dec.Time = newID("d-"), b.App.Name, f.opened
@@ -158,7 +159,29 @@ func (m *Manager) register(f *Flow) (refusal *policy.Decision) {
 func (f *Flow) ID() string { return f.id }
 
 // Context is cancelled when the Flow is cut or has ended.
-func (f *Flow) Context() context.Context { return f.ctx }
+func (f *Flow) Context() context.Context {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.ctx == nil {
+		f.ctx, f.cancel = context.WithCancel(context.Background())
+		if f.over.Load() {
+			f.cancel()
+		}
+	}
+	return f.ctx
+}
+
+// finish lets no byte pass any more and ends the context. It is called without
+// mu.
+func (f *Flow) finish() {
+	f.over.Store(true)
+	f.mu.Lock()
+	cancel := f.cancel
+	f.mu.Unlock()
+	if cancel != nil {
+		cancel()
+	}
+}
 
 // maxRounds bounds how often a Flow is decided again because facts moved while
 // it was being decided.
@@ -291,7 +314,7 @@ func (f *Flow) renew() {
 // A lease that ran out, because the process or the machine stood still, is
 // decided again before any byte.
 func (f *Flow) Check() error {
-	if f.ctx.Err() != nil {
+	if f.over.Load() {
 		return ErrCut
 	}
 	if int64(f.m.cfg.Elapsed()) <= f.leaseEnd.Load() {
@@ -303,7 +326,7 @@ func (f *Flow) Check() error {
 	f.d.mu.Unlock()
 	f.m.noteExpired(expired, now)
 	f.confirm(now)
-	if f.ctx.Err() != nil || int64(f.m.cfg.Elapsed()) > f.leaseEnd.Load() {
+	if f.over.Load() || int64(f.m.cfg.Elapsed()) > f.leaseEnd.Load() {
 		return ErrCut
 	}
 	return nil
@@ -363,7 +386,7 @@ func (f *Flow) cutWith(on *basis, dec policy.Decision) {
 		f.m.cuts.Add(1)
 		f.noteCut(on, dec, facts, req) // never blocks; before End can say "closed"
 	}
-	f.cancel(ErrCut)
+	f.finish()
 	if fn != nil {
 		fn()
 	}
@@ -392,7 +415,7 @@ func (f *Flow) End(res Result) {
 	f.onCut = nil
 	decided, long, wasCut, facts, last := f.decided, f.longLive, f.cut != nil, f.facts, f.last
 	f.mu.Unlock()
-	f.cancel(context.Canceled)
+	f.finish()
 	f.d.mu.Lock()
 	delete(f.d.flows, f)
 	f.d.mu.Unlock()
