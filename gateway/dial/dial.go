@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -66,8 +67,9 @@ func plainAddr(a netip.Addr) netip.Addr {
 }
 
 // check refuses an address the gateway must not dial for an app. It
-// is asked after name resolution, for each address that is dialled.
-func check(a netip.Addr, allow, forbidden []netip.Prefix, own []netip.Addr) error {
+// is asked after name resolution, for each address that is dialled. own lists
+// the machine's addresses, and is asked last.
+func check(a netip.Addr, allow, forbidden []netip.Prefix, own func() ([]netip.Addr, error)) error {
 	a = plainAddr(a)
 	if within(neverDialled, a) {
 		return fmt.Errorf("%w: %s", ErrForbidden, a)
@@ -75,10 +77,42 @@ func check(a netip.Addr, allow, forbidden []netip.Prefix, own []netip.Addr) erro
 	if within(allow, a) {
 		return nil
 	}
-	if within(guarded, a) || within(forbidden, a) || slices.Contains(own, a) {
+	if within(guarded, a) || within(forbidden, a) {
+		return fmt.Errorf("%w: %s", ErrForbidden, a)
+	}
+	list, err := own()
+	if err != nil {
+		return err
+	}
+	if slices.Contains(list, a) {
 		return fmt.Errorf("%w: %s", ErrForbidden, a)
 	}
 	return nil
+}
+
+// ownFor is how long the list of the machine's addresses is used: listing them
+// costs more than a connection within the machine.
+const ownFor = time.Second
+
+var (
+	ownMu   sync.Mutex
+	ownList []netip.Addr
+	ownAt   time.Time
+)
+
+// ownNow is ownAddresses, of at most a second ago.
+func ownNow() ([]netip.Addr, error) {
+	ownMu.Lock()
+	defer ownMu.Unlock()
+	if !ownAt.IsZero() && time.Since(ownAt) < ownFor {
+		return ownList, nil
+	}
+	list, err := ownAddresses()
+	if err != nil {
+		return nil, err
+	}
+	ownList, ownAt = list, time.Now()
+	return list, nil
 }
 
 // ownAddresses are the machine's; an app there is the gateway itself unless it
@@ -108,11 +142,7 @@ func New(timeout time.Duration, allow, forbidden []netip.Prefix) *net.Dialer {
 			if err != nil {
 				return fmt.Errorf("%w: %s", ErrForbidden, address)
 			}
-			own, err := ownAddresses()
-			if err != nil {
-				return err
-			}
-			return check(dst.Addr(), allow, forbidden, own)
+			return check(dst.Addr(), allow, forbidden, ownNow)
 		},
 	}
 }

@@ -64,7 +64,7 @@ func TestDestinations(t *testing.T) {
 		{"224.0.0.1", prefixes("0.0.0.0/0"), false},
 		{"255.255.255.255", prefixes("0.0.0.0/0"), false},
 	} {
-		err := check(netip.MustParseAddr(c.addr), c.allow, forbidden, own)
+		err := check(netip.MustParseAddr(c.addr), c.allow, forbidden, func() ([]netip.Addr, error) { return own, nil })
 		if (err == nil) != c.ok || (err != nil && !errors.Is(err, ErrForbidden)) {
 			t.Errorf("%s with allow %v: %v", c.addr, c.allow, err)
 		}

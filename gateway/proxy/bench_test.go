@@ -198,3 +198,87 @@ func (p *pool) Get() []byte {
 }
 
 func (p *pool) Put(v []byte) { p.p.Put(&v) }
+
+// greet is an app that says a byte to whoever connects and waits for the end.
+func greet(b testing.TB) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				_, _ = c.Write([]byte{'!'})
+				_, _ = io.Copy(io.Discard, c)
+			}()
+		}
+	}()
+	b.Cleanup(func() { _ = l.Close() })
+	return l.Addr().String()
+}
+
+// New TCP connections, decision and records included, beside a relay that only
+// dials and copies.
+func BenchmarkConnect(b *testing.B) {
+	open := func(b *testing.B, address string) {
+		begin := cpuTime()
+		b.SetParallelism(4)
+		b.ResetTimer()
+		b.RunParallel(func(pb *testing.PB) {
+			var one [1]byte
+			for pb.Next() {
+				c, err := net.Dial("tcp", address)
+				if err != nil {
+					b.Error(err)
+					return
+				}
+				if _, err := io.ReadFull(c, one[:]); err != nil {
+					b.Error(err)
+				}
+				_ = c.(*net.TCPConn).SetLinger(0) // leaves no port behind
+				_ = c.Close()
+			}
+		})
+		b.ReportMetric(float64(cpuTime()-begin)/1e3/float64(b.N), "cpu-us/op")
+	}
+	b.Run("chain", func(b *testing.B) {
+		w := newWorld(b, []string{deskYAML}, map[string]string{"desk": greet(b)})
+		_ = w.dial("desk.test", 7000).Close() // makes the listener
+		w.mu.Lock()
+		address := w.listeners[w.address("desk.test", 7000)].Addr().String()
+		w.mu.Unlock()
+		open(b, address)
+	})
+	b.Run("bare", func(b *testing.B) {
+		app := greet(b)
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(func() { _ = l.Close() })
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				go func() {
+					defer c.Close()
+					up, err := net.Dial("tcp", app)
+					if err != nil {
+						return
+					}
+					defer up.Close()
+					go func() { _, _ = io.Copy(up, c); _ = up.Close() }()
+					_, _ = io.Copy(c, up)
+				}()
+			}
+		}()
+		open(b, l.Addr().String())
+	})
+}

@@ -85,43 +85,45 @@ func (p *Proxy) serveTCP(ctx context.Context, in TCPInbound, app policy.App, dec
 	flow.OnCut(kill)
 	defer context.AfterFunc(ctx, kill)()
 	var sent, received atomic.Int64
-	var outcome atomic.Pointer[string]
 	var both sync.WaitGroup
 	both.Go(func() {
 		if _, err := pump(flow.Check, up, device, &sent); err != nil {
 			kill()
 		}
 	})
-	both.Go(func() {
-		if fromApp, err := pump(flow.Check, device, up, &received); err != nil {
-			if fromApp && flow.Context().Err() == nil && ctx.Err() == nil && !errors.Is(err, net.ErrClosed) {
-				broke := outcomeBroke
-				outcome.Store(&broke)
-			}
-			kill()
+	res := outcomeDone
+	if fromApp, err := pump(flow.Check, device, up, &received); err != nil {
+		if fromApp && flow.Check() == nil && ctx.Err() == nil && !errors.Is(err, net.ErrClosed) {
+			res = outcomeBroke
 		}
-	})
+		kill()
+	}
 	both.Wait()
 	_ = device.Close()
 	_ = up.Close()
-	res := outcomeDone
-	if o := outcome.Load(); o != nil {
-		res = *o
-	}
 	endFlow(flow, res, sent.Load(), received.Load())
 }
 
+// sipBytes is the buffer of a connection that has not shown yet that it moves
+// much: most wait, and each has two.
+const sipBytes = 4 << 10
+
+var sips = sync.Pool{New: func() any { return new([sipBytes]byte) }}
+
 // pump copies until the source ends and then ends the destination's other
 // direction alone, so that a half-closed connection goes on. What fills the
-// buffer is a bulk transfer, which the kernel moves by itself where it has both
-// ends. On an error reading says which side it was on.
+// small buffer gets a large one; what fills that is a bulk transfer, which the
+// kernel moves by itself where it has both ends. On an error reading says which
+// side it was on.
 func pump(check func() error, dst, src net.Conn, count *atomic.Int64) (reading bool, err error) {
-	whole := chunks.Get()
-	defer chunks.Put(whole)
-	buf := whole
-	if d, ok := dst.(interface{ WriteSize() int }); ok { // what leaves without a rest
-		buf = buf[:min(len(buf), d.WriteSize())]
-	}
+	sip := sips.Get().(*[sipBytes]byte)
+	defer sips.Put(sip)
+	buf, whole := sip[:], []byte(nil)
+	defer func() {
+		if whole != nil {
+			chunks.Put(whole)
+		}
+	}()
 	bulk := newSplice(dst, src)
 	for {
 		n, rerr := src.Read(buf)
@@ -138,6 +140,14 @@ func pump(check func() error, dst, src net.Conn, count *atomic.Int64) (reading b
 		end := errors.Is(rerr, io.EOF)
 		if rerr != nil && !end {
 			return true, rerr
+		}
+		if n == len(buf) && !end && whole == nil {
+			whole = chunks.Get()
+			buf = whole
+			if d, ok := dst.(interface{ WriteSize() int }); ok { // what leaves without a rest
+				buf = whole[:min(len(whole), d.WriteSize())]
+			}
+			continue
 		}
 		if n == len(buf) && !end && bulk != nil {
 			if end, reading, err = bulk.run(check, count); err != nil {
