@@ -404,7 +404,7 @@ func (a *agent) snapshot() localapi.Status {
 	t := l.tun.status()
 	st.Tunnel = &localapi.Tunnel{
 		Endpoint: l.endpoint, Addresses: l.connect.Addresses, Gateway: l.connect.Gateway.Addresses,
-		Transport: t.Transport, TransportReason: t.TransportReason, RxBytes: t.Rx, TxBytes: t.Tx, PostQuantum: l.connect.PostQuantum, ExpiresAt: expires,
+		MTU: t.MTU, Transport: t.Transport, TransportReason: t.TransportReason, RxBytes: t.Rx, TxBytes: t.Tx, PostQuantum: l.connect.PostQuantum, ExpiresAt: expires,
 	}
 	if !t.LastHandshake.IsZero() {
 		st.Tunnel.LastHandshake = &t.LastHandshake

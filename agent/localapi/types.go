@@ -78,7 +78,9 @@ type Tunnel struct {
 	Endpoint string `json:"endpoint"`
 	// Transport is "udp" or "websocket"; TransportReason is why it is not simply
 	// UDP, in a sentence, or empty.
-	Transport       string       `json:"transport"`
+	Transport string `json:"transport"`
+	// MTU of the tunnel's inside, in bytes, as far as it is proven to pass.
+	MTU             int          `json:"mtu"`
 	TransportReason string       `json:"transport_reason,omitempty"`
 	Addresses       []netip.Addr `json:"addresses"` // the device's inner ones
 	Gateway         []netip.Addr `json:"gateway"`   // the gateway's inner ones

@@ -29,6 +29,7 @@ func Hasten(t *Tunnel, n time.Duration) {
 		*d /= n
 	}
 	t.ladder.heartbeat /= n
+	t.fit.patience /= n
 	t.ladder.road.doubt /= n
 }
 

@@ -29,7 +29,10 @@ type valve struct {
 	addr       string
 	shut, mute atomic.Bool
 	passed     atomic.Int64
+	longest    atomic.Int64 // bytes of a datagram that passes; 0 is any
 }
+
+func (v *valve) fits(n int) bool { m := v.longest.Load(); return m == 0 || int64(n) <= m }
 
 func newValve(t *testing.T, to uint16) *valve {
 	t.Helper()
@@ -52,7 +55,7 @@ func newValve(t *testing.T, to uint16) *valve {
 				return
 			}
 			client.Store(&src)
-			if !v.shut.Load() {
+			if !v.shut.Load() && v.fits(n) {
 				v.passed.Add(1)
 				_, _ = back.Write(b[:n])
 			}
@@ -65,7 +68,7 @@ func newValve(t *testing.T, to uint16) *valve {
 			if errors.Is(err, net.ErrClosed) {
 				return
 			}
-			if c := client.Load(); err == nil && c != nil && !v.shut.Load() && !v.mute.Load() {
+			if c := client.Load(); err == nil && c != nil && !v.shut.Load() && !v.mute.Load() && v.fits(n) {
 				_, _ = front.WriteToUDPAddrPort(b[:n], *c)
 			}
 		}

@@ -9,6 +9,7 @@
 package tunnel
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/base64"
@@ -93,12 +94,15 @@ type Status struct {
 	// Transport is TransportUDP or TransportWebSocket. TransportReason is why it
 	// is not simply UDP, for people, or empty.
 	Transport, TransportReason string
+	// MTU of the inside, in bytes, that is proven to pass.
+	MTU int
 }
 
 // Tunnel is an open tunnel. Its methods may be called from any goroutine.
 type Tunnel struct {
 	log     *slog.Logger
 	ladder  *ladder
+	fit     *fit
 	dev     *device.Device
 	net     network
 	routes  func([]netip.Addr) error // nil with a userspace stack
@@ -194,9 +198,23 @@ func start(cfg Config, inside network, dev tun.Device) (*Tunnel, error) {
 	if err != nil {
 		return nil, err
 	}
-	paced, outside := transport.Pace(dev, road)
+	pathFit, err := newFit(dev, c.Addresses, c.Gateway.Addresses, cmp.Or(c.MTU, overlay.DefaultMTU))
+	if err != nil {
+		return nil, err
+	}
+	pathFit.udp = func() bool { return road.stream.Load() == nil }
+	pathFit.push = func(to netip.AddrPort) error {
+		u, err := inside.DialUDP(to)
+		if err != nil {
+			return err
+		}
+		_, err = u.Write([]byte{0})
+		return errors.Join(err, u.Close())
+	}
+	paced, outside := transport.Pace(pathFit, road)
 	t := &Tunnel{
 		log:     cfg.Log,
+		fit:     pathFit,
 		ladder:  newLadder(road, cfg.WebSocket, cfg.Log),
 		dev:     device.NewDevice(paced, outside, logger(cfg.Log)),
 		net:     inside,
@@ -234,6 +252,7 @@ func (t *Tunnel) Run(ctx context.Context) error {
 	defer climbing.Wait()
 	climb, stop := context.WithCancel(ctx)
 	defer stop()
+	climbing.Go(func() { t.fit.run(climb) })
 	if t.ladder.dial != nil {
 		climbing.Go(func() { t.ladder.run(climb) })
 	}
@@ -251,8 +270,10 @@ func (t *Tunnel) Run(ctx context.Context) error {
 	return errors.New("running tunnel: the WireGuard device closed by itself")
 }
 
-// hail sends the gateway a keepalive now: turning them on sends one.
+// hail sends the gateway a keepalive now, by a way that is new: turning them on
+// sends one.
 func (t *Tunnel) hail() {
+	t.fit.moved()
 	conf := "public_key=" + t.peer + "\nupdate_only=true\npersistent_keepalive_interval="
 	on := strconv.Itoa(int(Keepalive.Seconds()))
 	if err := errors.Join(t.dev.IpcSet(conf+"0\n"), t.dev.IpcSet(conf+on+"\n")); err != nil {
@@ -434,6 +455,7 @@ func (t *Tunnel) Status() Status {
 		return Status{}
 	}
 	s.Transport, s.TransportReason = t.ladder.transport()
+	s.MTU = int(t.fit.segments.Load())
 	if sec != 0 || nsec != 0 {
 		s.LastHandshake = time.Unix(sec, nsec)
 	}

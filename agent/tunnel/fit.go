@@ -1,0 +1,346 @@
+package tunnel
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"golang.zx2c4.com/wireguard/tun"
+
+	"github.com/portvakt/portvakt/internal/transport"
+)
+
+// unproven is the inner MTU, in bytes, that SYNs are made for until a larger one
+// is proven: it fits the smallest outer MTU of IPv6, 1280, with 40 + 8 + 32
+// bytes around it.
+const unproven = 1200
+
+// innerMTUs are tried from the largest that the gateway allows down. WireGuard
+// pads to 16 bytes, so that others are of no use: 1216 passes an outer MTU of
+// 1280 by IPv4, 1200 by IPv6.
+var innerMTUs = []int{1420, 1408, 1392, 1376, 1344, 1312, 1280, 1248, 1216, 1200, 1120}
+
+// fit is the device's [tun.Device] that makes packets fit the path: it finds out
+// how long they may be, by echoes to the gateway's own inner address, lowers
+// the segment size in every SYN that passes, and answers what is longer as a
+// router does. The path's routers may say nothing, and need not.
+type fit struct {
+	tun.Device
+	own, gateway netip.Addr // inner, IPv4
+	full         int        // the gateway's MTU
+	id           uint16     // of our echoes
+	patience     time.Duration
+	every        time.Duration // between two looks at a path that did not change
+
+	segments atomic.Int32           // MTU that SYNs are made for
+	limit    atomic.Int32           // of what is let through, full until less is proven
+	pending  atomic.Pointer[[]byte] // echo to send with the next batch
+	answers  chan int               // lengths of echoes that came back
+	changed  chan struct{}          // holds a token when the path changed
+	// push sends a datagram to an address inside the tunnel, so that Read returns.
+	push func(netip.AddrPort) error
+	udp  func() bool // whether datagrams leave by UDP
+}
+
+func newFit(inner tun.Device, own, gateway []netip.Addr, full int) (*fit, error) {
+	is4 := func(a netip.Addr) bool { return a.Is4() }
+	i, j := slices.IndexFunc(own, is4), slices.IndexFunc(gateway, is4)
+	if i < 0 || j < 0 {
+		return nil, errors.New("the gateway gave no inner IPv4 addresses")
+	}
+	f := &fit{
+		Device: inner, own: own[i], gateway: gateway[j], full: full, id: uint16(rand.Uint32()),
+		patience: 700 * time.Millisecond, every: 5 * time.Minute,
+		answers: make(chan int, 1), changed: make(chan struct{}, 1),
+	}
+	f.segments.Store(int32(min(full, unproven)))
+	f.limit.Store(int32(full))
+	return f, nil
+}
+
+// Read implements [tun.Device].
+func (f *fit) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
+	n, err := f.Device.Read(bufs, sizes, offset)
+	for i := range n {
+		if sizes[i] == 0 {
+			continue
+		}
+		p := bufs[i][offset : offset+sizes[i]]
+		if sizes[i] <= int(f.limit.Load()) {
+			f.clamp(p)
+			continue
+		}
+		if answer := tooBig(p, int(f.limit.Load())); answer != nil {
+			sizes[i] = 0
+			// As the network would: from a router on the way.
+			_, _ = f.Device.Write([][]byte{append(make([]byte, offset, offset+len(answer)), answer...)}, offset)
+		}
+	}
+	if n < len(bufs) && err == nil {
+		if p := f.pending.Swap(nil); p != nil {
+			sizes[n] = copy(bufs[n][offset:], *p)
+			transport.Mark(bufs[n], transport.ClassNone)
+			n++
+		}
+	}
+	return n, err
+}
+
+// Write implements [tun.Device].
+func (f *fit) Write(bufs [][]byte, offset int) (int, error) {
+	all := len(bufs)
+	bufs = slices.DeleteFunc(bufs, func(b []byte) bool {
+		p := b[offset:]
+		if n, ok := f.echoed(p); ok {
+			select {
+			case f.answers <- n:
+			default:
+			}
+			return true
+		}
+		f.clamp(p)
+		return false
+	})
+	if len(bufs) == 0 {
+		return all, nil
+	}
+	return f.Device.Write(bufs, offset)
+}
+
+// clamp lowers the segment size a SYN offers to what fits.
+func (f *fit) clamp(p []byte) {
+	mtu := int(f.segments.Load())
+	if mtu >= f.full {
+		return
+	}
+	h, header := tcpHeader(p)
+	if h == nil || h[13]&0x02 == 0 { // SYN, alone or with ACK
+		return
+	}
+	lowerMSS(h, uint16(mtu-header-20))
+}
+
+// tcpHeader is the TCP header of a whole packet that has one right behind the
+// IP header, whose length it returns.
+func tcpHeader(p []byte) (h []byte, ip int) {
+	switch {
+	case len(p) >= 20 && p[0]>>4 == 4 && p[9] == 6 && binary.BigEndian.Uint16(p[6:])&0x3fff == 0:
+		ip = int(p[0]&15) * 4
+		if ip < 20 {
+			return nil, 0
+		}
+	case len(p) >= 40 && p[0]>>4 == 6 && p[6] == 6:
+		ip = 40
+	default:
+		return nil, 0
+	}
+	if len(p) < ip+20 {
+		return nil, 0
+	}
+	h = p[ip:]
+	n := int(h[12]>>4) * 4
+	if n < 20 || n > len(h) {
+		return nil, 0
+	}
+	return h[:n], ip
+}
+
+// lowerMSS lowers the MSS option (RFC 9293 section 3.7.1) of a TCP header and
+// corrects the checksum.
+func lowerMSS(h []byte, limit uint16) {
+	for i := 20; i+1 < len(h); {
+		switch {
+		case h[i] == 0:
+			return
+		case h[i] == 1:
+			i++
+			continue
+		case h[i+1] < 2 || i+int(h[i+1]) > len(h):
+			return
+		case h[i] == 2 && h[i+1] == 4:
+			old := binary.BigEndian.Uint16(h[i+2:])
+			if old <= limit {
+				return
+			}
+			binary.BigEndian.PutUint16(h[i+2:], limit)
+			replaced, by := old, limit
+			if i%2 == 1 { // the checksum's words lie across it
+				replaced, by = replaced<<8|replaced>>8, by<<8|by>>8
+			}
+			// RFC 1624 section 3.
+			sum := uint32(^binary.BigEndian.Uint16(h[16:])) + uint32(^replaced) + uint32(by)
+			sum = sum>>16 + sum&0xffff
+			sum += sum >> 16
+			binary.BigEndian.PutUint16(h[16:], ^uint16(sum))
+			return
+		}
+		i += int(h[i+1])
+	}
+}
+
+// tooBig is a router's answer to a packet that does not fit: fragmentation
+// needed (RFC 1191 section 4) or packet too big (RFC 4443 section 3.2). There is
+// none to a packet that may be cut up, and to one of IPv6 below its least MTU,
+// where the tunnel's own datagram is cut up instead.
+func tooBig(p []byte, mtu int) []byte {
+	switch {
+	case len(p) >= 28 && p[0]>>4 == 4 && p[6]&0x40 != 0 && p[9] != 1:
+		quoted := min(len(p), int(p[0]&15)*4+8)
+		b := make([]byte, 28, 28+quoted)
+		b[0], b[8], b[9] = 0x45, 64, 1
+		binary.BigEndian.PutUint16(b[2:], uint16(28+quoted))
+		copy(b[12:], p[16:20])
+		copy(b[16:], p[12:16])
+		binary.BigEndian.PutUint16(b[10:], checksum(b[:20], 0))
+		b[20], b[21] = 3, 4
+		binary.BigEndian.PutUint16(b[26:], uint16(mtu))
+		b = append(b, p[:quoted]...)
+		binary.BigEndian.PutUint16(b[22:], checksum(b[20:], 0))
+		return b
+	case len(p) > 1280 && p[0]>>4 == 6 && p[6] != 58:
+		const quoted = 1280 - 48
+		b := make([]byte, 48, 1280)
+		b[0], b[6], b[7] = 0x60, 58, 64
+		binary.BigEndian.PutUint16(b[4:], 8+quoted)
+		copy(b[8:], p[24:40])
+		copy(b[24:], p[8:24])
+		b[40] = 2
+		binary.BigEndian.PutUint32(b[44:], uint32(max(mtu, 1280)))
+		b = append(b, p[:quoted]...)
+		binary.BigEndian.PutUint16(b[42:], checksum(b[40:], sum(b[8:40])+58+8+quoted))
+		return b
+	}
+	return nil
+}
+
+func sum(b []byte) (s uint32) {
+	for ; len(b) > 1; b = b[2:] {
+		s += uint32(binary.BigEndian.Uint16(b))
+	}
+	if len(b) == 1 {
+		s += uint32(b[0]) << 8
+	}
+	return s
+}
+
+func checksum(b []byte, s uint32) uint16 {
+	s += sum(b)
+	for s>>16 != 0 {
+		s = s>>16 + s&0xffff
+	}
+	return ^uint16(s)
+}
+
+// echo is an echo request of size bytes to the gateway's own inner address.
+func (f *fit) echo(size int) []byte {
+	b := make([]byte, size)
+	b[0], b[8], b[9] = 0x45, 64, 1
+	binary.BigEndian.PutUint16(b[2:], uint16(size))
+	src, dst := f.own.As4(), f.gateway.As4()
+	copy(b[12:], src[:])
+	copy(b[16:], dst[:])
+	binary.BigEndian.PutUint16(b[10:], checksum(b[:20], 0))
+	b[20] = 8
+	binary.BigEndian.PutUint16(b[24:], f.id)
+	binary.BigEndian.PutUint16(b[26:], uint16(size))
+	binary.BigEndian.PutUint16(b[22:], checksum(b[20:], 0))
+	return b
+}
+
+// echoed is the length of one of our echoes that came back.
+func (f *fit) echoed(p []byte) (int, bool) {
+	if len(p) < 28 || p[0] != 0x45 || p[9] != 1 || p[20] != 0 || binary.BigEndian.Uint16(p[24:]) != f.id ||
+		netip.AddrFrom4([4]byte(p[12:16])) != f.gateway {
+		return 0, false
+	}
+	return len(p), int(binary.BigEndian.Uint16(p[26:])) == len(p)
+}
+
+// run measures the path at the beginning, after every change and now and then.
+func (f *fit) run(ctx context.Context) {
+	for ctx.Err() == nil {
+		switch n := f.measure(ctx); {
+		case ctx.Err() != nil:
+			return
+		case n != 0:
+			f.segments.Store(int32(n))
+			f.limit.Store(int32(n))
+		}
+		t := time.NewTimer(f.every)
+		select {
+		case <-ctx.Done():
+		case <-f.changed:
+			f.segments.Store(int32(min(f.full, unproven)))
+			f.limit.Store(int32(f.full))
+		case <-t.C:
+		}
+		t.Stop()
+	}
+}
+
+// moved says that the path is another one.
+func (f *fit) moved() {
+	select {
+	case f.changed <- struct{}{}:
+	default:
+	}
+}
+
+// measure finds the largest inner MTU that passes both ways; 0 if the path went
+// away meanwhile. A WebSocket takes everything.
+func (f *fit) measure(ctx context.Context) int {
+	for _, size := range innerMTUs {
+		if size > f.full {
+			continue
+		}
+		for try := 0; try < 3; try++ {
+			if !f.udp() {
+				return f.full
+			}
+			if f.ask(ctx, size) {
+				return size
+			}
+			if ctx.Err() != nil {
+				return 0
+			}
+		}
+		// Only a path that takes something has refused something.
+		for !f.ask(ctx, 64) {
+			if ctx.Err() != nil {
+				return 0
+			}
+		}
+	}
+	return innerMTUs[len(innerMTUs)-1]
+}
+
+// ask sends an echo and waits for it.
+func (f *fit) ask(ctx context.Context, size int) bool {
+	p := f.echo(size)
+	f.pending.Store(&p)
+	// Discard: nobody is there, and nothing comes back.
+	if f.push(netip.AddrPortFrom(f.gateway, 9)) != nil {
+		pause(ctx, f.patience)
+		return false
+	}
+	t := time.NewTimer(f.patience)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-t.C:
+			f.pending.Store(nil)
+			return false
+		case n := <-f.answers:
+			if n == size {
+				return true
+			}
+		}
+	}
+}

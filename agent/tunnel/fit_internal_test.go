@@ -1,0 +1,173 @@
+package tunnel
+
+import (
+	"bytes"
+	"encoding/binary"
+	"net/netip"
+	"testing"
+)
+
+// syn is a SYN with options, by either family.
+func syn(v6 bool, flags byte, options ...byte) []byte {
+	for len(options)%4 != 0 {
+		options = append(options, 0)
+	}
+	h := make([]byte, 20, 60)
+	h[12], h[13] = byte(5+len(options)/4)<<4, flags
+	h = append(h, options...)
+	var p []byte
+	if v6 {
+		p = make([]byte, 40)
+		p[0], p[6], p[7] = 0x60, 6, 64
+		binary.BigEndian.PutUint16(p[4:], uint16(len(h)))
+		p[23], p[39] = 1, 2
+	} else {
+		p = make([]byte, 20)
+		p[0], p[8], p[9] = 0x45, 64, 6
+		binary.BigEndian.PutUint16(p[2:], uint16(20+len(h)))
+		p[15], p[19] = 1, 2
+	}
+	ip := len(p)
+	p = append(p, h...)
+	binary.BigEndian.PutUint16(p[ip+16:], checksum(p[ip:], pseudo(p, ip)))
+	return p
+}
+
+func pseudo(p []byte, ip int) uint32 {
+	if ip == 40 {
+		return sum(p[8:40]) + 6 + uint32(len(p)-ip)
+	}
+	return sum(p[12:20]) + 6 + uint32(len(p)-ip)
+}
+
+func testFit(mtu int32) *fit {
+	f, err := newFit(nil, []netip.Addr{netip.MustParseAddr("100.64.0.20")}, []netip.Addr{netip.MustParseAddr("100.64.0.1")}, 1420)
+	if err != nil {
+		panic(err)
+	}
+	f.segments.Store(mtu)
+	return f
+}
+
+func TestClampsWhatASYNOffers(t *testing.T) {
+	for name, c := range map[string]struct {
+		packet []byte
+		at     int // of the option's value in the packet; 0: nothing may change
+		want   uint16
+	}{
+		"IPv4":                  {syn(false, 2, 2, 4, 0x05, 0x78), 42, 1160},
+		"IPv4 SYN and ACK":      {syn(false, 0x12, 2, 4, 0x05, 0x78), 42, 1160},
+		"IPv6":                  {syn(true, 2, 2, 4, 0x05, 0x64), 62, 1140},
+		"after other options":   {syn(false, 2, 4, 2, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8, 2, 4, 0x05, 0x78), 54, 1160},
+		"across two words":      {syn(false, 2, 1, 2, 4, 0x05, 0x78), 43, 1160},
+		"across, IPv6":          {syn(true, 2, 1, 1, 1, 2, 4, 0x05, 0x78), 65, 1140},
+		"small already":         {syn(false, 2, 2, 4, 0x02, 0x18), 0, 0},
+		"no option":             {syn(false, 2), 0, 0},
+		"no SYN":                {syn(false, 0x10, 2, 4, 0x05, 0x78), 0, 0},
+		"after the end":         {syn(false, 2, 0, 0, 0, 0, 2, 4, 0x05, 0x78), 0, 0},
+		"an option of length 0": {syn(false, 2, 3, 0, 2, 4, 0x05, 0x78), 0, 0},
+		"an option too long":    {syn(false, 2, 3, 40, 2, 4, 0x05, 0x78), 0, 0},
+	} {
+		before := bytes.Clone(c.packet)
+		testFit(1200).clamp(c.packet)
+		if c.at == 0 {
+			if !bytes.Equal(before, c.packet) {
+				t.Errorf("%s: changed to %x", name, c.packet)
+			}
+			continue
+		}
+		ip := 20
+		if c.packet[0]>>4 == 6 {
+			ip = 40
+		}
+		if got := binary.BigEndian.Uint16(c.packet[c.at:]); got != c.want {
+			t.Errorf("%s: offers %d, want %d", name, got, c.want)
+		}
+		if checksum(c.packet[ip:], pseudo(c.packet, ip)) != 0 {
+			t.Errorf("%s: wrong checksum", name)
+		}
+		if full := bytes.Clone(before); true {
+			if testFit(1420).clamp(full); !bytes.Equal(full, before) {
+				t.Errorf("%s: changed though everything fits", name)
+			}
+		}
+	}
+}
+
+func TestSaysWhatIsTooBig(t *testing.T) {
+	v4 := make([]byte, 1280)
+	v4[0], v4[6], v4[9] = 0x45, 0x40, 17
+	copy(v4[12:], []byte{100, 64, 0, 20, 100, 64, 1, 30})
+	b := tooBig(v4, 1220)
+	if len(b) != 56 || b[20] != 3 || b[21] != 4 || binary.BigEndian.Uint16(b[26:]) != 1220 || !bytes.Equal(b[28:], v4[:28]) ||
+		!bytes.Equal(b[12:16], v4[16:20]) || !bytes.Equal(b[16:20], v4[12:16]) || checksum(b[:20], 0) != 0 || checksum(b[20:], 0) != 0 {
+		t.Errorf("fragmentation needed: %x", b)
+	}
+	v6 := make([]byte, 1400)
+	v6[0], v6[6], v6[23], v6[39] = 0x60, 17, 1, 2
+	b = tooBig(v6, 1300)
+	if len(b) != 1280 || b[40] != 2 || binary.BigEndian.Uint32(b[44:]) != 1300 || !bytes.Equal(b[48:], v6[:1232]) ||
+		checksum(b[40:], sum(b[8:40])+58+1240) != 0 || b[23] != 2 || b[39] != 1 {
+		t.Errorf("packet too big: %x", b[:64])
+	}
+	may := bytes.Clone(v4)
+	may[6] = 0
+	icmp := bytes.Clone(v4)
+	icmp[9] = 1
+	for name, p := range map[string][]byte{"may be cut up": may, "ICMP": icmp, "IPv6 of its least MTU": v6[:1280], "nothing": nil, "noise": {0x45, 0, 0}} {
+		if b := tooBig(p, 1220); b != nil {
+			t.Errorf("%s is answered", name)
+		}
+	}
+}
+
+func TestEchoesAreKnown(t *testing.T) {
+	f := testFit(1200)
+	e := f.echo(1280)
+	if checksum(e[:20], 0) != 0 || checksum(e[20:], 0) != 0 || len(e) != 1280 {
+		t.Errorf("echo %x", e[:28])
+	}
+	if _, ok := f.echoed(e); ok {
+		t.Error("a request is an answer")
+	}
+	copy(e[12:], []byte{100, 64, 0, 1})
+	e[20] = 0
+	if n, ok := f.echoed(e); !ok || n != 1280 {
+		t.Errorf("%d, %t", n, ok)
+	}
+	if _, ok := f.echoed(e[:1000]); ok {
+		t.Error("half an answer counts")
+	}
+	e[25]++
+	if _, ok := f.echoed(e); ok {
+		t.Error("another's answer counts")
+	}
+}
+
+// FuzzClamp lowers nothing but an MSS, and keeps a right checksum right.
+func FuzzClamp(f *testing.F) {
+	f.Add(syn(false, 2, 2, 4, 0x05, 0x78))
+	f.Add(syn(true, 0x12, 1, 2, 4, 0x05, 0x64))
+	f.Add(testFit(1200).echo(100))
+	f.Add([]byte{0x4f, 0, 0, 20})
+	f.Fuzz(func(t *testing.T, p []byte) {
+		fit := testFit(1200)
+		fit.echoed(p)
+		tooBig(p, 1200)
+		before := bytes.Clone(p)
+		fit.clamp(p)
+		changed := 0
+		for i := range p {
+			if p[i] != before[i] {
+				changed++
+			}
+		}
+		if changed > 4 {
+			t.Fatalf("%d bytes changed", changed)
+		}
+		if h, ip := tcpHeader(before); h != nil && changed > 0 && checksum(before[ip:], pseudo(before, ip)) == 0 &&
+			checksum(p[ip:], pseudo(p, ip)) != 0 {
+			t.Fatalf("checksum broken: %x to %x", before, p)
+		}
+	})
+}

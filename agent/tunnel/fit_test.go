@@ -1,0 +1,75 @@
+package tunnel_test
+
+import (
+	"bytes"
+	"io"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/portvakt/portvakt/agent/tunnel"
+)
+
+// A path that loses what is longer than 1,280 bytes and says nothing: the
+// tunnel finds out, and bulk goes both ways.
+func TestFindsWhatThePathLoses(t *testing.T) {
+	t.Parallel()
+	m := newMixed(t, false, 5)
+	m.valve.longest.Store(1280 - 28)
+	for end := time.Now().Add(5 * time.Second); m.Status().MTU != 1216; {
+		if time.Now().After(end) {
+			t.Fatalf("status %+v", m.Status())
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	for _, a := range gatewayAddrs {
+		c, err := m.DialTCP(ctx(t), at(a, 80))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+		data := make([]byte, 1<<20)
+		_, _ = rand.NewChaCha8([32]byte{1}).Read(data)
+		go func() {
+			_, _ = c.Write(data)
+			_ = c.(interface{ CloseWrite() error }).CloseWrite()
+		}()
+		got, err := io.ReadAll(c)
+		if err != nil || !bytes.Equal(got, data) {
+			t.Errorf("through %v: %d of %d bytes, %v", a, len(got), len(data), err)
+		}
+		_ = c.Close()
+	}
+	// A WebSocket takes what UDP loses, and on the way back it is found out again.
+	m.valve.shut.Store(true)
+	if _, err := m.DialTCP(ctx(t), at(gatewayAddrs[0], 80)); err != nil {
+		t.Fatal(err)
+	}
+	m.becomes(t, tunnel.TransportWebSocket, 5*time.Second)
+	for end := time.Now().Add(3 * time.Second); m.Status().MTU != 1280; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("status %+v", m.Status())
+		}
+	}
+	m.valve.shut.Store(false)
+	m.becomes(t, tunnel.TransportUDP, 5*time.Second)
+	for end := time.Now().Add(5 * time.Second); m.Status().MTU != 1216; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("status %+v", m.Status())
+		}
+	}
+}
+
+// The usual path: the gateway's MTU is proven with the first echo.
+func TestFullMTUIsProvenAtOnce(t *testing.T) {
+	t.Parallel()
+	m := newMixed(t, false, 1)
+	begun := time.Now()
+	for m.Status().MTU != 1280 {
+		if time.Since(begun) > 3*time.Second {
+			t.Fatalf("status %+v", m.Status())
+		}
+		time.Sleep(time.Millisecond)
+	}
+	t.Logf("after %v", time.Since(begun))
+}
