@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -16,6 +17,7 @@ import (
 type rootless struct {
 	*lab
 	agent, state string
+	stop         func() // the agent
 }
 
 func newRootless(t *testing.T, l *lab) *rootless {
@@ -51,9 +53,12 @@ func (r *rootless) start(env ...string) {
 	r.must(nil, err)
 	cmd.Stdout, cmd.Stderr = out, out
 	r.must(nil, cmd.Start())
-	r.t.Cleanup(func() {
+	r.stop = sync.OnceFunc(func() {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		_ = cmd.Wait()
+	})
+	r.t.Cleanup(func() {
+		r.stop()
 		out.Close()
 		if r.t.Failed() {
 			data, _ := os.ReadFile(out.Name())
@@ -67,6 +72,7 @@ type agentStatus struct {
 	State  string    `json:"state"`
 	Since  time.Time `json:"since"`
 	Tunnel *struct {
+		MTU             int    `json:"mtu"`
 		Transport       string `json:"transport"`
 		TransportReason string `json:"transport_reason"`
 		PostQuantum     bool   `json:"post_quantum"`
@@ -154,4 +160,28 @@ func TestUDPBlockedAndBack(t *testing.T) {
 	if st = r.status(); st.State != "connected" || !st.Since.Equal(since) {
 		t.Errorf("the connection inside did not last: %s since %v, was %v", st.State, st.Since, since)
 	}
+}
+
+// TestOuterMTUOf1280 has a network that loses datagrams longer than an outer MTU
+// of 1,280 bytes and sends no ICMP about it, and one whose links are that short.
+func TestOuterMTUOf1280(t *testing.T) {
+	need(t, "ip", "nft")
+	l := newLab(t)
+	run(t, "ip", "netns", "exec", l.company, "nft", `table inet pv {
+	chain in { type filter hook input priority 0; meta l4proto udp meta length > 1280 drop; }
+	chain out { type filter hook output priority 0; meta l4proto udp meta length > 1280 drop; ip protocol icmp drop; }
+}`)
+	r := newRootless(t, l)
+	r.start()
+	fits := func(mtu int) func(agentStatus) bool {
+		return func(st agentStatus) bool { return on("udp")(st) && st.Tunnel.MTU == mtu }
+	}
+	r.reaches("on UDP with what fits", 15*time.Second, fits(1216))
+	run(t, "ip", "netns", "exec", l.company, "nft", "delete table inet pv")
+	r.stop()
+	for _, ns := range []string{l.company, l.laptop} {
+		run(t, "ip", "-n", ns, "link", "set", "wan", "mtu", "1280")
+	}
+	r.start()
+	r.reaches("on UDP over short links", 15*time.Second, fits(1280)) // cut up by the two ends themselves
 }

@@ -47,6 +47,7 @@ type gw struct {
 	public   *httptest.Server
 	inner    http.Handler
 	now      atomic.Int64
+	full     atomic.Bool // takes no WebSocket
 }
 
 // gatewayKey is the gateway's own WireGuard key.
@@ -89,6 +90,12 @@ func newGateway(t *testing.T) *gw {
 		CA: g.ca, Store: g.store, Audit: g.audit, Sessions: g.sessions, Identity: idp, MTU: 1280,
 		Tunnel:      wire.GatewayTunnel{TunnelKey: gatewayKey, Endpoints: []string{":51820"}, Addresses: own[:]},
 		DNSSuffixes: func() []string { return nil }, SessionLifetime: time.Hour, JWKS: http.NotFoundHandler(), Now: g.clock,
+		WebSocket: func(w http.ResponseWriter, _ *http.Request, device string) error {
+			if g.full.Load() {
+				return errors.New("as many as it takes")
+			}
+			return json.NewEncoder(w).Encode(map[string]string{"device": device})
+		},
 	})
 	g.inner = api.Tunnel()
 	public, err := certs.NewPublic(certs.PublicConfig{InternalName: wire.InternalName, Hosts: []string{"gateway.example.com"}, CA: g.ca})
@@ -150,6 +157,11 @@ func csr(t *testing.T, k *ecdsa.PrivateKey) string {
 // error's code when it is not 200.
 func (g *gw) post(path string, cert *tls.Certificate, in, out any) (int, wire.Error) {
 	g.t.Helper()
+	return g.send(http.MethodPost, path, cert, in, out)
+}
+
+func (g *gw) send(method, path string, cert *tls.Certificate, in, out any) (int, wire.Error) {
+	g.t.Helper()
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(g.ca.RootPEM())
 	tc := &tls.Config{RootCAs: pool, ServerName: wire.InternalName, MinVersion: tls.VersionTLS13, Time: g.clock}
@@ -165,7 +177,11 @@ func (g *gw) post(path string, cert *tls.Certificate, in, out any) (int, wire.Er
 	if err != nil {
 		g.t.Fatal(err)
 	}
-	resp, err := (&http.Client{Transport: tr, Timeout: 20 * time.Second}).Post(g.public.URL+path, "application/json", bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(g.t.Context(), method, g.public.URL+path, bytes.NewReader(body))
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	resp, err := (&http.Client{Transport: tr, Timeout: 20 * time.Second}).Do(req)
 	if err != nil {
 		g.t.Error(err)
 		return 0, wire.Error{}
@@ -402,6 +418,54 @@ func TestCertificatesOfOthersAreRefused(t *testing.T) {
 	}
 	if got := strings.Join(g.refusals(audit.KindConnectRefused), " "); got != "certificate_required certificate_unknown certificate_required certificate_unknown certificate_unknown certificate_unknown" {
 		t.Errorf("recorded refusals: %s", got)
+	}
+}
+
+// A WebSocket is for the device of a certificate in force, and for no other.
+func TestWhoMayOpenAWebSocket(t *testing.T) {
+	g, foreign := newGateway(t), newGateway(t)
+	l := g.enroll()
+	ask := func(cert *tls.Certificate) (int, wire.Error, string) {
+		t.Helper()
+		var got struct{ Device string }
+		status, we := g.send(http.MethodGet, wire.PathTunnel, cert, nil, &got)
+		return status, we, got.Device
+	}
+	if status, we, device := ask(l.tls(t)); status != http.StatusOK || device != l.id {
+		t.Errorf("the device itself: %d %+v %q", status, we, device)
+	}
+	for name, c := range map[string]struct {
+		cert *tls.Certificate
+		code string
+	}{"no certificate": {nil, "certificate_required"}, "another CA's": {foreign.enroll().tls(t), "certificate_unknown"}} {
+		if status, we, _ := ask(c.cert); status != 401 || we.Code != c.code {
+			t.Errorf("%s: %d %+v", name, status, we)
+		}
+	}
+	g.full.Store(true)
+	if status, we, _ := ask(l.tls(t)); status != 503 || !we.Retry {
+		t.Errorf("when there is no room: %d %+v", status, we)
+	}
+	g.full.Store(false)
+	many := 0
+	for range 60 {
+		if status, we, _ := ask(l.tls(t)); status == 429 && we.Code == "too_many_connects" {
+			many++
+		}
+	}
+	if many < 25 {
+		t.Errorf("%d of 60 at once were refused", many)
+	}
+	g.now.Add(int64(30 * 24 * time.Hour))
+	if status, we, _ := ask(l.tls(t)); status != 401 || we.Code != "certificate_expired" {
+		t.Errorf("an expired one: %d %+v", status, we)
+	}
+	other := g.enroll()
+	if _, err := g.store.RevokeDevice(t.Context(), store.Revocation{DeviceID: other.id, Reason: "stolen", By: "os:0:root", At: g.clock()}); err != nil {
+		t.Fatal(err)
+	}
+	if status, we, _ := ask(other.tls(t)); status != 403 || we.Code != "device_revoked" || we.Denial == nil {
+		t.Errorf("a revoked one: %d %+v", status, we)
 	}
 }
 

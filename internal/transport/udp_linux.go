@@ -176,6 +176,11 @@ func (u *UDP) socket(a netip.Addr, port uint16) (*socket, error) {
 		_ = s.set(unix.SOL_SOCKET, o[0], o[1])
 	}
 	_ = s.set(unix.SOL_UDP, unix.UDP_GRO, 1)
+	if !s.v6 {
+		// A router with a short link may cut the datagram up: better than one that
+		// loses it and says nothing. The kernel's own WireGuard does the same.
+		_ = s.set(unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT)
+	}
 	if u.opts.Sticky && a.IsUnspecified() {
 		if s.v6 {
 			err = s.set(unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1)
