@@ -71,13 +71,7 @@ func (n *network) prepare(ctx context.Context, c *wire.ConnectResponse) (*tunnel
 	defer n.mu.Unlock()
 	want := nethelper.Config{Name: n.cfg.Interface, MTU: c.MTU, Addresses: c.Addresses}
 	if n.open != nil {
-		gone := false
-		select {
-		case <-n.open.Gone():
-			gone = true
-		default:
-		}
-		if gone || n.made.MTU != want.MTU || !slices.Equal(n.made.Addresses, want.Addresses) {
+		if n.gone() || n.made.MTU != want.MTU || !slices.Equal(n.made.Addresses, want.Addresses) {
 			n.closeLocked()
 		}
 	}
@@ -96,6 +90,16 @@ func (n *network) prepare(ctx context.Context, c *wire.ConnectResponse) (*tunnel
 		return nil, nil, &noInterface{err}
 	}
 	return &tunnel.TUN{FD: fd, Routes: n.route}, n.open.Gone(), nil
+}
+
+// gone says whether the helper of the open interface is. The caller holds mu.
+func (n *network) gone() bool {
+	select {
+	case <-n.open.Gone():
+		return true
+	default:
+		return false
+	}
 }
 
 // route makes the routes exactly those to addrs.
@@ -170,7 +174,7 @@ func (n *network) state() *localapi.DNS {
 func (n *network) unlinked() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.dns != nil && n.dns.Manager == dns.ResolvConf && n.open != nil {
+	if n.dns != nil && n.dns.Manager == dns.ResolvConf && n.open != nil && !n.gone() {
 		if _, err := n.open.DNS(nil, nil); err != nil {
 			n.log.Warn("undoing this laptop's DNS", "err", err)
 		}

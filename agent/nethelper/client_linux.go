@@ -166,7 +166,12 @@ func (n *Network) Gone() <-chan struct{} { return n.gone }
 
 // Close gives the interface back; the helper undoes everything it set.
 func (n *Network) Close() error {
-	_, err := n.ask(closeRequest{})
+	var err error
+	select {
+	case <-n.gone: // nobody is left to ask
+	default:
+		_, err = n.ask(closeRequest{})
+	}
 	n.conn.Close()
 	<-n.gone
 	n.mu.Lock()
