@@ -86,6 +86,63 @@ func TestPortPairs(t *testing.T) {
 	}
 }
 
+// A port that a mapping left goes to nobody else for a while, and back to the
+// same mapping at once.
+func TestPortsRest(t *testing.T) {
+	var p ports
+	p.init(time.Minute)
+	isFree := func(port uint16) bool {
+		fd, err := openSocket(port, false)
+		if err == nil {
+			closeSocket(fd)
+		}
+		return err == nil
+	}
+	for p.low &^= 1; !isFree(p.low) || !isFree(p.low+1); {
+		if p.low += 2; p.low+1 >= p.high {
+			t.Fatal("no two ports beside each other are free")
+		}
+	}
+	p.high = p.low + 1 // one even port and one odd
+	now := time.Unix(1e9, 0)
+	mine := mapping{netip.MustParseAddr("100.64.0.9"), socketKey{4000, false}}
+	other := mapping{netip.MustParseAddr("100.64.0.10"), socketKey{4000, false}}
+	open := func(by mapping, beside uint16) uint16 {
+		fd, port, err := p.bind(by, beside, now)
+		if err != nil {
+			return 0
+		}
+		closeSocket(fd)
+		return port
+	}
+	if got := open(mine, 0); got != p.low {
+		t.Fatalf("the even port is %d, want %d", got, p.low)
+	}
+	if got := open(other, p.low); got != 0 {
+		t.Errorf("a port in use went to another as %d", got)
+	}
+	p.release(p.low, mine, now)
+	now = now.Add(59 * time.Second)
+	if got := open(other, p.low); got != 0 {
+		t.Errorf("a resting port went to another as %d", got)
+	}
+	if got := open(mine, 0); got != p.low {
+		t.Errorf("the mapping came back as %d, not %d", got, p.low)
+	}
+	p.release(p.low, mine, now)
+	p.sweep(now.Add(59 * time.Second))
+	if len(p.held) != 1 {
+		t.Error("a resting port was forgotten")
+	}
+	now = now.Add(time.Minute)
+	if got := open(other, 0); got != p.low {
+		t.Errorf("a port that has rested is not given, but %d", got)
+	}
+	if got := open(mapping{mine.addr, socketKey{4001, false}}, 0); got != p.high {
+		t.Errorf("the odd port is %d", got)
+	}
+}
+
 // Two apps on one server, asked from one port: the answers do not mix.
 func TestSameUpstream(t *testing.T) {
 	a := newApp(t, "udp4", "127.0.0.1:0", echo)
@@ -229,8 +286,13 @@ func TestCut(t *testing.T) {
 		t.Fatalf("%d and %d datagrams before the cut", mine, others)
 	}
 	l.revoke()
-	time.Sleep(5 * time.Millisecond) // what the system had already
 	before := a.seen.Load()
+	w.eventually("what the system had already has arrived", func() bool {
+		last := before
+		time.Sleep(20 * time.Millisecond)
+		before = a.seen.Load()
+		return before == last
+	})
 	for len(w.back) > 0 {
 		<-w.back
 	}
