@@ -353,7 +353,12 @@ func listen(port uint16) (*net.TCPListener, error) {
 		// runtime need not set it for each.
 		KeepAlive: -1,
 		Control: func(_, _ string, c syscall.RawConn) (err error) {
-			cerr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1) })
+			cerr := c.Control(func(fd uintptr) {
+				err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
+				// One that paces wakes the tunnel for less at a time, at 10 to 20 %
+				// more CPU a byte. A kernel without this one keeps its own.
+				_ = unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, "cubic")
+			})
 			return errors.Join(cerr, err)
 		},
 	}
