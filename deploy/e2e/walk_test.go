@@ -89,7 +89,7 @@ func need(t *testing.T, programs ...string) {
 	}
 	for _, p := range programs {
 		if _, err := exec.LookPath(p); err != nil {
-			t.Skipf("needs %s (Debian: apt-get install iproute2 wireguard-go wireguard-tools curl openssl jq)", p)
+			t.Skipf("needs %s (Debian: apt-get install iproute2 wireguard-go wireguard-tools curl openssl jq bind9-dnsutils)", p)
 		}
 	}
 	if _, err := os.Stat("/dev/net/tun"); err != nil {
@@ -115,7 +115,8 @@ type lab struct {
 	config          string
 }
 
-func newLab(t *testing.T) *lab {
+// newLab takes further lines of gateway.yaml.
+func newLab(t *testing.T, config ...string) *lab {
 	t.Helper()
 	l := &lab{t: t, dir: t.TempDir(), company: fmt.Sprintf("pvco%d", os.Getpid()), laptop: fmt.Sprintf("pvla%d", os.Getpid())}
 	for _, ns := range []string{l.company, l.laptop} {
@@ -140,7 +141,7 @@ func newLab(t *testing.T) *lab {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("building the gateway: %v\n%s", err, out)
 	}
-	l.start()
+	l.start(config...)
 	return l
 }
 
@@ -156,7 +157,7 @@ func (l *lab) write(name, text string) string {
 	return path
 }
 
-func (l *lab) start() {
+func (l *lab) start(config ...string) {
 	l.t.Helper()
 	l.write("apps/crm.yaml", `name: crm
 title: CRM
@@ -182,7 +183,7 @@ public: {listen: "`+companyAddr+`:443", url: "https://`+companyAddr+`"}
 health: {listen: "127.0.0.1:9100"}
 identity: {issuer: "`+issuer+`", client_id: portvakt}
 policy: {directory: apps}
-`)
+`+strings.Join(config, "\n"))
 	self, err := os.Executable()
 	if err != nil {
 		l.t.Fatal(err)
@@ -305,8 +306,13 @@ AUTH_CODE=$(echo "$CALLBACK" | sed 's/.*[?&]code=\([^&]*\).*/\1/'); STATE=$(echo
 // connects, logs in, reports posture and uses an app. Then security and IT do
 // their part.
 func TestWalkByHand(t *testing.T) {
-	need(t, "ip", "wireguard-go", "wg", "curl", "openssl", "jq")
-	l := newLab(t)
+	need(t, "ip", "wireguard-go", "wg", "curl", "openssl", "jq", "dig")
+	for _, mode := range []string{"userspace", "tun"} {
+		t.Run(mode, func(t *testing.T) { walkByHand(t, newLab(t, "tunnel: {mode: "+mode+"}")) })
+	}
+}
+
+func walkByHand(t *testing.T, l *lab) {
 	code := l.admin("invite", "--name", "by-hand")
 	_, hash, _ := strings.Cut(strings.TrimPrefix(code, "pv1."), ".")
 	script := walk(t, code)
@@ -315,8 +321,11 @@ func TestWalkByHand(t *testing.T) {
 	if !strings.Contains(steps[0], hash) {
 		t.Errorf("the CA's hash by hand is %q, the code's is %s", steps[0], hash)
 	}
-	if last := steps[len(steps)-2]; !strings.Contains(last, "app sees / assertion=true") {
-		t.Errorf("the app was not reached: %q\n%s", last, out)
+	if !strings.Contains(out, "app sees / assertion=true") {
+		t.Errorf("the app was not reached:\n%s", out)
+	}
+	if last := steps[len(steps)-2]; !strings.Contains(last, "100.96.0.16") {
+		t.Errorf("the app's name is %q, want its address", last)
 	}
 
 	again := script[strings.Index(script, "get() {"):]
