@@ -506,8 +506,7 @@ func synFrom(src, dst netip.Addr, from, to uint16) []byte {
 }
 
 func TestUDP(t *testing.T) {
-	var p *pair
-	p = join(t, overlay.Options{Filter: func(b []byte) (overlay.Action, []byte) {
+	p := join(t, overlay.Options{Filter: func(b []byte) (overlay.Action, []byte) {
 		if b[0]>>4 == 4 && b[9] != 17 || b[0]>>4 == 6 && b[6] != 17 || binary.BigEndian.Uint16(b[len(b)-int(udpLength(b))+2:]) == 9 {
 			return overlay.Pass, nil
 		}
