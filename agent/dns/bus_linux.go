@@ -53,10 +53,7 @@ func (m *Manager) throughResolved(ctx context.Context, bus *dbus.Conn) (bool, er
 }
 
 // resolved is systemd-resolved: org.freedesktop.resolve1(5).
-type resolved struct {
-	m   *Manager
-	bus *dbus.Conn
-}
+type resolved struct{ m *Manager }
 
 func (*resolved) name() string { return Resolved }
 

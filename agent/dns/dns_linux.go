@@ -157,7 +157,7 @@ func (m *Manager) choose(ctx context.Context) (backend, error) {
 		case err != nil:
 			return nil, err
 		case ok:
-			return &resolved{m, bus}, nil
+			return &resolved{m}, nil
 		}
 		if m.throughDnsmasq(ctx, bus) {
 			return &dnsmasq{m}, nil

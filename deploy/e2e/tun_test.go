@@ -367,6 +367,16 @@ func TestTUN(t *testing.T) {
 			t.Errorf("a packet for the app was about to leave on the LAN: %s", out)
 		}
 		l.ip("route", "del", wiki+"/32", "dev", "wan", "metric", "1")
+		// An address of nobody's shows that this is how one would be seen.
+		const nobodys = "100.96.77.77"
+		l.ip("route", "add", nobodys+"/32", "dev", "wan")
+		if out, err := l.open(annaUID, "wiki.example.com", nobodys); err == nil {
+			t.Errorf("nobody's address answered %s", out)
+		}
+		if out := l.ip("neigh", "show", "dev", "wan"); !strings.Contains(out, nobodys) {
+			t.Errorf("a packet that left on the LAN does not show: %s", out)
+		}
+		l.ip("route", "del", nobodys+"/32", "dev", "wan")
 	})
 	t.Run("another account is refused", func(t *testing.T) {
 		for _, uid := range []int{otherUID, 0} {
