@@ -10,17 +10,23 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
+	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/portvakt/portvakt/gateway/proxy"
+	"github.com/portvakt/portvakt/policy"
 )
 
 // canned is an app that costs next to nothing: it reads heads and answers each
-// with the same bytes.
-func canned(b testing.TB, size int) (addr string) {
+// with the same bytes. asked, if any, is called when a request has come.
+func canned(b testing.TB, size int, asked ...func()) (addr string) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		b.Fatal(err)
@@ -46,6 +52,9 @@ func canned(b testing.TB, size int) (addr string) {
 						return
 					}
 					if len(line) == 2 {
+						for _, f := range asked {
+							f()
+						}
 						if _, err := c.Write(answer); err != nil {
 							return
 						}
@@ -152,6 +161,49 @@ func BenchmarkRequest(b *testing.B) {
 			})
 		}
 	}
+}
+
+// From the end of parsing, when the handler asks which app it is, until the app
+// has read the request: decision, record and assertion, and what the system
+// takes to carry bytes to a process that sleeps, which echo shows.
+func BenchmarkToApp(b *testing.B) {
+	var parsed atomic.Int64
+	var took []time.Duration
+	median := func(b *testing.B) {
+		slices.Sort(took)
+		b.ReportMetric(float64(took[len(took)/2].Nanoseconds())/1e3, "p50-us")
+		b.ReportMetric(float64(took[len(took)*99/100].Nanoseconds())/1e3, "p99-us")
+		took = nil
+	}
+	b.Run("request", func(b *testing.B) {
+		app := canned(b, 100, func() { took = append(took, time.Duration(time.Now().UnixNano()-parsed.Load())) })
+		w := newWorld(b, []string{crmYAML}, map[string]string{"crm": "http://" + app}, func(c *proxy.Config) {
+			find := c.AppByAddr
+			c.AppByAddr = func(a netip.Addr) (policy.App, bool) {
+				parsed.Store(time.Now().UnixNano())
+				return find(a)
+			}
+		})
+		load(b, 1, 100, func() net.Conn { return w.tls("crm.test") })
+		median(b)
+	})
+	b.Run("echo", func(b *testing.B) {
+		app := canned(b, 100, func() { took = append(took, time.Duration(time.Now().UnixNano()-parsed.Load())) })
+		c, err := net.Dial("tcp", app)
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer c.Close()
+		answer := make([]byte, 4<<10)
+		for b.Loop() {
+			parsed.Store(time.Now().UnixNano())
+			_, _ = c.Write([]byte("GET / HTTP/1.1\r\n\r\n"))
+			if _, err := c.Read(answer); err != nil {
+				b.Fatal(err)
+			}
+		}
+		median(b)
+	})
 }
 
 func bareProxy(b testing.TB, app string) func() net.Conn {

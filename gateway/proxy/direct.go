@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -112,7 +113,8 @@ func (p *Proxy) ask(r *http.Request, x *exchange, up *upload) (*http1.Conn, http
 		if err == nil {
 			return c, head, nil
 		}
-		again := c.Reused() && !c.Answered() && up.length == 0 && (x.req.method == http.MethodGet || x.req.method == http.MethodHead || x.req.method == http.MethodOptions)
+		again := c.Reused() && !c.Answered() && up.length == 0 && r.ContentLength == 0 && !timedOut(err) &&
+			(x.req.method == http.MethodGet || x.req.method == http.MethodHead || x.req.method == http.MethodOptions)
 		c.Abort()
 		up.end(c)
 		if !x.held.let() || !again {
@@ -122,6 +124,12 @@ func (p *Proxy) ask(r *http.Request, x *exchange, up *upload) (*http1.Conn, http
 		c.Release(false)
 		c = nil
 	}
+}
+
+// timedOut says that an app is slow, which is not to be dead.
+func timedOut(err error) bool {
+	var timeout net.Error
+	return errors.As(err, &timeout) && timeout.Timeout()
 }
 
 func (x *exchange) dial(ctx context.Context) (*http1.Conn, error) {

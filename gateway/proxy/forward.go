@@ -141,12 +141,11 @@ func (p *Proxy) fault(w http.ResponseWriter, r *http.Request, x *exchange, err e
 	}
 	status, outcome, reason := http.StatusBadGateway, outcomeUnreachable, policy.ReasonUpstreamUnavailable
 	var op *net.OpError
-	var timeout net.Error
 	switch {
 	case errors.Is(err, dial.ErrForbidden):
 		outcome, reason = outcomeForbidden, policy.ReasonUpstreamForbidden
 	case errors.As(err, &op) && op.Op == "dial":
-	case errors.As(err, &timeout) && timeout.Timeout():
+	case timedOut(err):
 		status, outcome = http.StatusGatewayTimeout, outcomeTimeout
 	}
 	x.note(status, outcome)

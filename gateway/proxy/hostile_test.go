@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/portvakt/portvakt/gateway/audit"
+	"github.com/portvakt/portvakt/gateway/proxy"
 )
 
 // rawApp is an app that answers each request with the bytes its path asks for.
@@ -201,6 +202,26 @@ func TestDeadIdleConnection(t *testing.T) {
 		t.Errorf("POST: %d, sent %d times", res.StatusCode, posts.Load())
 	}
 	w.records(audit.KindUpstreamError, 1)
+}
+
+// TestSlowAppIsAskedOnce: an app that takes too long on a connection it answered
+// on before is not asked again.
+func TestSlowAppIsAskedOnce(t *testing.T) {
+	var asked atomic.Int64
+	url := rawApp(t, func(c net.Conn, r *http.Request) bool {
+		if r.URL.Path == "/slow" {
+			asked.Add(1)
+			return true
+		}
+		_, err := io.WriteString(c, sized("ok"))
+		return err == nil
+	})
+	w := newWorld(t, []string{crmYAML}, map[string]string{"crm": url}, func(c *proxy.Config) { c.Timeouts.ResponseHeader = 100 * time.Millisecond })
+	c := w.client(false)
+	get(t, c, "https://crm.test/")
+	if res, _ := get(t, c, "https://crm.test/slow"); res.StatusCode != http.StatusGatewayTimeout || asked.Load() != 1 {
+		t.Errorf("%d, asked %d times", res.StatusCode, asked.Load())
+	}
 }
 
 // TestEarlyAnswer: an app may answer before it has all of a body, and what it
