@@ -24,18 +24,21 @@ const (
 type Refusals struct {
 	log     *Log
 	now     func() time.Time
-	limit   *rate.Limiter
+	limit   atomic.Pointer[rate.Limiter] // nil before the first: most sources never are refused
 	skipped atomic.Uint64
 }
 
 // NewRefusals returns the bound of one source. now is the clock of the rate.
 func NewRefusals(log *Log, now func() time.Time) *Refusals {
-	return &Refusals{log: log, now: now, limit: rate.NewLimiter(rate.Every(refusalsEvery), refusalsBurst)}
+	return &Refusals{log: log, now: now}
 }
 
 // Note records a refusal, or counts it. It never waits.
 func (r *Refusals) Note(rec Record) {
-	if !r.limit.AllowN(r.now(), 1) {
+	if r.limit.Load() == nil {
+		r.limit.CompareAndSwap(nil, rate.NewLimiter(rate.Every(refusalsEvery), refusalsBurst))
+	}
+	if !r.limit.Load().AllowN(r.now(), 1) {
 		r.skipped.Add(1)
 		return
 	}

@@ -15,7 +15,7 @@ import (
 // Connect, to Remove, or to the registration's end.
 type device struct {
 	// record, key, bootID and tokenHash never change.
-	record    store.Device
+	record    record
 	key       [32]byte
 	bootID    string
 	tokenHash [32]byte
@@ -39,12 +39,20 @@ type device struct {
 	nonce     string         // of the next posture report
 	outer     netip.AddrPort // where the tunnel's packets come from
 	location  policy.Location
-	prepared  prepared
-	gone      *policy.Decision // set once; nothing is allowed any more
-	flows     map[*Flow]struct{}
-	reach     map[string]policy.Decision // by app; replaced, never changed
-	confirmed time.Duration              // Elapsed at the last refresh
+	prepared  *prepared          // nil: none
+	gone      *policy.Decision   // set once; nothing is allowed any more
+	flows     map[*Flow]struct{} // nil while there is none, as watchers
+	view      view
+	confirmed time.Duration // Elapsed at the last refresh
 	watchers  map[*Watch]struct{}
+}
+
+// record is what is needed of a device's row for as long as it is registered,
+// asleep or not.
+type record struct {
+	ID, Name, Serial, OS, KeyTier string
+	Addresses                     [2]netip.Addr
+	EnrolledAt                    time.Time
 }
 
 // report is the last valid posture report.
@@ -58,8 +66,8 @@ type report struct {
 func (d *device) due(now time.Time, elapsed, maxAge time.Duration) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if elapsed-d.confirmed >= confirmEvery {
-		return true
+	if len(d.flows) > 0 && elapsed-d.confirmed >= confirmEvery {
+		return true // nothing else has a lease
 	}
 	if d.session != nil && !now.Before(d.session.ExpiresAt) {
 		return true
@@ -78,8 +86,8 @@ func (d *device) expireLocked(now time.Time, maxAge time.Duration) (expired *sto
 		expired = d.session
 		d.session, d.ended = nil, policy.ReasonSessionExpired
 	}
-	if d.posture != nil && now.Sub(d.posture.received) > maxAge {
-		d.posture.stale = true
+	if d.posture != nil && !d.posture.stale && now.Sub(d.posture.received) > maxAge {
+		d.posture = &report{received: d.posture.received, stale: true} // a sleeping laptop's signals are nobody's any more
 	}
 	return expired
 }
@@ -123,10 +131,12 @@ func (d *device) facts(now time.Time) *policy.Facts {
 	if d.posture != nil && !d.posture.stale {
 		p.posture = d.posture
 	}
-	p.facts = d.prepared.facts
-	if p.facts == nil || p != d.prepared {
+	if d.prepared != nil {
+		p.facts = d.prepared.facts
+	}
+	if p.facts == nil || p != *d.prepared {
 		p.facts = d.prepare(p)
-		d.prepared = p
+		d.prepared = &p
 	}
 	return p.facts
 }
@@ -156,7 +166,7 @@ func reachQuestion(now time.Time, a policy.App) policy.Question {
 	return policy.Question{Time: now.UTC(), Action: policy.ActionReach, App: policy.AppRef{Name: a.Name, Protocol: a.Protocol}}
 }
 
-func policyDevice(r store.Device) policy.Device {
+func policyDevice(r record) policy.Device {
 	return policy.Device{ID: r.ID, Name: r.Name, Serial: r.Serial, OS: r.OS, KeyTier: r.KeyTier, EnrolledAt: r.EnrolledAt.UTC()}
 }
 
@@ -168,10 +178,10 @@ func (d *device) goneWhy() *policy.Decision {
 }
 
 // publish swaps the view and wakes every watcher.
-func (d *device) publish(reach map[string]policy.Decision) {
+func (d *device) publish(v view) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.reach = reach
+	d.view = v
 	for w := range d.watchers {
 		w.wake()
 	}
@@ -206,11 +216,20 @@ func (m *Manager) Held(key [32]byte) bool {
 	return len(d.flows) > 0 || len(d.watchers) > 0
 }
 
-// reachNow returns the current view.
-func (d *device) reachNow() map[string]policy.Decision {
+// rest drops what can be made again of a device with nothing open.
+func (d *device) rest() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.reach
+	if len(d.flows) == 0 && len(d.watchers) == 0 {
+		d.prepared, d.flows, d.watchers = nil, nil, nil
+	}
+}
+
+// viewNow returns the current view.
+func (d *device) viewNow() view {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.view
 }
 
 // A Watch tells one event stream that a device's state changed.
@@ -254,6 +273,9 @@ func (m *Manager) Watch(id string) (*Watch, error) {
 	w := &Watch{C: make(chan struct{}, 1), d: d}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.watchers == nil {
+		d.watchers = map[*Watch]struct{}{}
+	}
 	d.watchers[w] = struct{}{}
 	w.wake()
 	return w, nil

@@ -37,10 +37,10 @@ func (m *Manager) Connect(c Connection) error {
 		c.Nonce = newID("n-") // after a restart: nobody has it, and "" must not pass for it
 	}
 	d := &device{
-		record: c.Device, key: c.Registration.TunnelKey, bootID: c.Registration.BootID,
+		record: record{c.Device.ID, c.Device.Name, c.Device.Serial, c.Device.OS, c.Device.KeyTier, c.Device.Addresses, c.Device.EnrolledAt},
+		key:    c.Registration.TunnelKey, bootID: c.Registration.BootID,
 		tokenHash: c.Registration.TokenHash, expires: c.Registration.ExpiresAt,
 		session: c.Session, ended: policy.ReasonLoginRequired, nonce: c.Nonce,
-		flows: map[*Flow]struct{}{}, watchers: map[*Watch]struct{}{},
 		refusals: audit.NewRefusals(m.cfg.Audit, m.cfg.Now),
 	}
 	if before, err := m.device(d.record.ID); err == nil {

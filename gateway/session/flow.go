@@ -150,6 +150,9 @@ func (m *Manager) register(f *Flow) (refusal *policy.Decision) {
 		})
 		return &dec
 	}
+	if d.flows == nil {
+		d.flows = map[*Flow]struct{}{}
+	}
 	d.flows[f] = struct{}{}
 	m.flows.Add(1)
 	return nil

@@ -102,6 +102,7 @@ type catalogue struct {
 	addrs  map[string][2]netip.Addr
 	byAddr map[netip.Addr]policy.App
 	byHost map[string]string // app by host name
+	views  sync.Map          // string of zeros and ones, one an app -> view
 }
 
 // ErrUnknownDevice is returned for a device that is not connected.
@@ -309,12 +310,14 @@ func (m *Manager) refresh(d *device) {
 	d.mu.Unlock()
 
 	cat := m.catalogue.Load()
-	reach := make(map[string]policy.Decision, len(cat.apps))
+	allowed := make([]byte, len(cat.apps))
 	var entries []segment.Entry
 	facts := d.facts(now)
-	for _, a := range cat.apps {
+	for i, a := range cat.apps {
 		dec := m.cfg.Engine.Answer(context.Background(), facts, reachQuestion(now, a))
-		reach[a.Name] = dec
+		if dec.Allow {
+			allowed[i] = 1
+		}
 		entries = append(entries, reachable(a, cat.addrs[a.Name], dec.Allow)...)
 	}
 	for _, g := range m.cfg.Gateway {
@@ -326,7 +329,8 @@ func (m *Manager) refresh(d *device) {
 	for _, f := range flows {
 		f.confirm(now)
 	}
-	d.publish(reach)
+	d.publish(cat.view(allowed))
+	d.rest()
 	m.noteExpired(expired, now)
 }
 
@@ -457,9 +461,9 @@ func (m *Manager) Resolve(inner netip.Addr, host string) (addrs [2]netip.Addr, o
 	}
 	cat := m.catalogue.Load()
 	name := cat.byHost[host]
-	dec, reached := d.reachNow()[name]
+	allowed, reached := d.viewNow()[name]
 	addrs = cat.addrs[name]
-	if !reached || !dec.Allow && !cat.explains(addrs[0]) {
+	if !reached || !allowed && !cat.explains(addrs[0]) {
 		return [2]netip.Addr{}, false
 	}
 	return addrs, true
@@ -473,12 +477,30 @@ func (c *catalogue) explains(addr netip.Addr) bool {
 
 // visible returns the apps a device may know of, by name: those it reaches and
 // those that explain themselves.
-func (c *catalogue) visible(reach map[string]policy.Decision) []policy.App {
+func (c *catalogue) visible(v view) []policy.App {
 	var out []policy.App
 	for _, a := range c.apps { // Revision.Apps is sorted by name
-		if dec, ok := reach[a.Name]; ok && (dec.Allow || a.Visibility == "explain") {
+		if allowed, ok := v[a.Name]; ok && (allowed || a.Visibility == "explain") {
 			out = append(out, a)
 		}
 	}
 	return out
+}
+
+// view is what one device reaches: every app it was asked about, and whether it
+// is allowed. It never changes. Devices that reach the same share one: most do,
+// and of a registration whose laptop sleeps little else is kept.
+type view map[string]bool
+
+// view returns the one in which the apps, in their order, are allowed as said.
+func (c *catalogue) view(allowed []byte) view {
+	if v, ok := c.views.Load(string(allowed)); ok {
+		return v.(view)
+	}
+	made := make(view, len(c.apps))
+	for i, a := range c.apps {
+		made[a.Name] = allowed[i] == 1
+	}
+	v, _ := c.views.LoadOrStore(string(allowed), made)
+	return v.(view)
 }

@@ -50,7 +50,7 @@ access:
 
 // gw is a Manager with real rooms around it and a clock of its own.
 type gw struct {
-	t        *testing.T
+	t        testing.TB
 	m        *session.Manager
 	store    *store.Store
 	audit    *audit.Log
@@ -71,7 +71,7 @@ type gw struct {
 	removing  func(key [32]byte)
 }
 
-func newGateway(t *testing.T) *gw {
+func newGateway(t testing.TB) *gw {
 	t.Helper()
 	g := &gw{t: t, dir: t.TempDir(), auditDir: filepath.Join(t.TempDir(), "audit"), peers: map[[32]byte]bool{}}
 	g.now.Store(time.Date(2026, 11, 23, 10, 0, 0, 0, time.UTC).UnixNano())

@@ -18,11 +18,32 @@ func (m *Manager) State(id, lang string) (wire.State, error) {
 	if err != nil {
 		return wire.State{}, err
 	}
-	cat := m.catalogue.Load()
+	st, v := m.facts(d)
+	cat, now := m.catalogue.Load(), m.cfg.Now()
+	for _, a := range cat.visible(v) {
+		addrs := cat.addrs[a.Name]
+		app := wire.App{
+			Name: a.Name, Title: a.Title, Protocol: a.Protocol, Hosts: a.Hosts,
+			Addresses: []netip.Addr{addrs[0], addrs[1]}, Ports: PortsOf(a), Allowed: v[a.Name],
+		}
+		if !app.Allowed {
+			dec := m.cfg.Engine.Answer(context.Background(), d.facts(now), reachQuestion(now, a))
+			// Allowed by now: the refresh that follows the fact tells of it again.
+			if app.Allowed = dec.Allow; !dec.Allow {
+				app.Denial = Denial(dec.In(lang))
+			}
+		}
+		st.Apps = append(st.Apps, app)
+	}
+	return st, nil
+}
+
+// facts are a device's state without its apps, and what it reaches.
+func (m *Manager) facts(d *device) (wire.State, view) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	st := wire.State{
-		DeviceID: id,
+		DeviceID: d.record.ID,
 		Epoch:    d.epoch.Load(),
 		Location: wire.Location{Address: d.location.Address, Country: d.location.Country},
 		Posture:  []wire.Signal{},
@@ -47,20 +68,7 @@ func (m *Manager) State(id, lang string) (wire.State, error) {
 			}
 		}
 	}
-	for _, a := range cat.visible(d.reach) {
-		addrs := cat.addrs[a.Name]
-		app := wire.App{
-			Name: a.Name, Title: a.Title, Protocol: a.Protocol, Hosts: a.Hosts,
-			Addresses: []netip.Addr{addrs[0], addrs[1]}, Ports: PortsOf(a),
-		}
-		dec := d.reach[a.Name]
-		app.Allowed = dec.Allow
-		if !dec.Allow {
-			app.Denial = Denial(dec.In(lang))
-		}
-		st.Apps = append(st.Apps, app)
-	}
-	return st, nil
+	return st, d.view
 }
 
 // PortsOf lists the ports of an app on its virtual address.
@@ -92,7 +100,7 @@ func (m *Manager) WhyDevice(id, app string) (policy.Decision, error) {
 	if err != nil {
 		return policy.Decision{}, err
 	}
-	for _, a := range m.catalogue.Load().visible(d.reachNow()) {
+	for _, a := range m.catalogue.Load().visible(d.viewNow()) {
 		if a.Name == app {
 			now := m.cfg.Now()
 			on := &basis{d.facts(now), reachQuestion(now, a)}
@@ -124,7 +132,6 @@ func (m *Manager) noteWhy(d *device, dec policy.Decision, on *basis) {
 
 // Status is one connected device for administrators.
 type Status struct {
-	Device   store.Device
 	Session  *store.Session
 	Posture  policy.Posture
 	Location policy.Location
@@ -143,7 +150,7 @@ func (m *Manager) Status(id string) (Status, bool) {
 	in := d.facts(now).Input(reachQuestion(now, policy.App{}))
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	st := Status{Device: d.record, Posture: in.Posture, Location: in.Location, Epoch: d.epoch.Load(), Flows: len(d.flows), Expires: d.expires}
+	st := Status{Posture: in.Posture, Location: in.Location, Epoch: d.epoch.Load(), Flows: len(d.flows), Expires: d.expires}
 	if d.session != nil {
 		s := *d.session
 		st.Session = &s
