@@ -112,7 +112,7 @@ func (s *Store) KeepTunnels(ctx context.Context, tunnels map[[32]byte]Tunnel) er
 				endpoint = t.Endpoint.String()
 			}
 			at := sql.NullInt64{Int64: nanos(t.HandshakeAt), Valid: !t.HandshakeAt.IsZero()}
-			if _, err := tx.ExecContext(ctx, `UPDATE registrations SET endpoint = ?, handshake_at = ?, initiation = ? WHERE tunnel_key = ?`,
+			if _, err := tx.ExecContext(ctx, `UPDATE registrations SET endpoint = ?, handshake_at = ?, initiation = COALESCE(?, initiation) WHERE tunnel_key = ?`,
 				endpoint, at, t.Initiation, key[:]); err != nil {
 				return fmt.Errorf("noting the state of tunnels: %w", err)
 			}

@@ -92,7 +92,7 @@ type Registration struct {
 type Tunnel struct {
 	Endpoint    netip.AddrPort // where the device was seen last
 	HandshakeAt time.Time      // when its last handshake was complete; zero: never
-	Initiation  []byte         // the newest handshake initiation accepted; nil: none
+	Initiation  []byte         // the newest handshake initiation accepted; nil: none, or none newer to keep
 }
 
 // Session binds a Subject to a Device and an OS user.

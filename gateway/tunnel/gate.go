@@ -181,6 +181,8 @@ func (g *gate) responded(b []byte, c *claim) {
 	}
 	if c.passed {
 		c.reg.replay.took(c.datagram)
+	} else {
+		g.t.known.vouch(c.reg)
 	}
 	now := time.Now()
 	g.t.known.index(c.reg, binary.LittleEndian.Uint32(b[4:]), now)

@@ -26,8 +26,10 @@ const (
 	hailBurst = 32
 	hailEvery = time.Millisecond
 	// keepEvery is the least time between two writes of what must outlive the
-	// process, keepTimeout how long the last one may take.
-	keepEvery   = time.Second
+	// process; they take one part in keepShare of the time at most. keepTimeout
+	// is how long the last one may take.
+	keepEvery   = 100 * time.Millisecond
+	keepShare   = 10
 	keepTimeout = 5 * time.Second
 )
 
@@ -134,6 +136,8 @@ func (t *Tunnel) retire(r *registration, now time.Time) {
 		return
 	}
 	t.lowerLocked(r)
+	r.replay.settle(t.gate.opener)
+	t.known.markDirty(r)
 	t.counters.removed.Add(1)
 }
 
@@ -262,8 +266,8 @@ func (h *hails) take() []*registration {
 	return list
 }
 
-// keep gives Config.Keep what changed: at once after a quiet second, once a
-// second else, and when the tunnel ends.
+// keep gives Config.Keep what changed: at once after a quiet moment, in batches
+// else, and when the tunnel ends.
 func (t *Tunnel) keep(ctx context.Context) {
 	if t.cfg.Keep == nil {
 		return
@@ -272,7 +276,9 @@ func (t *Tunnel) keep(ctx context.Context) {
 		if changed := t.known.takeDirty(); len(changed) > 0 {
 			if err := t.cfg.Keep(ctx, changed); err != nil {
 				t.log.Error("storing where devices are and when they were heard", "err", err)
+				return
 			}
+			t.known.stored(changed)
 		}
 	}
 	for {
@@ -284,7 +290,8 @@ func (t *Tunnel) keep(ctx context.Context) {
 			return
 		case <-t.known.changed:
 		}
+		begun := time.Now()
 		write(context.WithoutCancel(ctx))
-		sleep(ctx, keepEvery)
+		sleep(ctx, max(keepEvery, keepShare*time.Since(begun)))
 	}
 }

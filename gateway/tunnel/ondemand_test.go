@@ -173,6 +173,9 @@ func TestReplayYieldsNothing(t *testing.T) {
 		mu.Lock()
 		defer mu.Unlock()
 		for _, k := range ks {
+			if k.Initiation == nil {
+				k.Initiation = kept[k.Key].Initiation
+			}
 			kept[k.Key] = k
 		}
 		return nil
@@ -248,6 +251,51 @@ func TestReplayYieldsNothing(t *testing.T) {
 	again.priv, again.pub, again.psk = c.priv, c.pub, c.psk
 	again.connect(t, in, in.addr(), 0)
 	roundTrip(t, again.mustDial(t, at(app[0], 443)))
+}
+
+// A peer that the gateway called has shown WireGuard no time stamp: a recorded
+// initiation from where the device is must be opened all the same.
+func TestReplayFromTheDevicesPlace(t *testing.T) {
+	priv, _ := keyPair()
+	c := newClient()
+	var mu sync.Mutex
+	var kept tunnel.Kept
+	in := startWith(t, func(c *tunnel.Config) {
+		c.PrivateKey = priv
+		c.Keep = func(_ context.Context, ks []tunnel.Kept) error {
+			mu.Lock()
+			defer mu.Unlock()
+			if ks[0].Initiation == nil {
+				ks[0].Initiation = kept.Initiation
+			}
+			kept = ks[0]
+			return nil
+		}
+	})
+	tp := newTap(t, in)
+	in.admit(t, c, 0)
+	c.connect(t, in, tp.addr, 0)
+	roundTrip(t, c.mustDial(t, at(app[0], 443)))
+	there := located(t, in, c.pub)
+	first, listen := tp.all()[0], in.addr()
+	in.stop()
+
+	in = startWith(t, func(c *tunnel.Config) { c.PrivateKey, c.Listen = priv, listen })
+	p := tunnel.Peer{Key: c.pub, PresharedKey: c.psk, Addresses: inner(0), Endpoint: there, Handshake: kept.Handshake, Initiation: kept.Initiation}
+	if err := in.AddPeer(p); err != nil {
+		t.Fatal(err)
+	}
+	if got := located(t, in, c.pub); got != there {
+		t.Fatalf("called at %v, is at %v", got, there)
+	}
+	passed := in.Handshakes().Passed
+	tp.relay.mu.Lock()
+	_, _ = tp.back.Write(first)
+	tp.relay.mu.Unlock()
+	in.eventually(t, "the replay is seen for what it is", func() bool { return in.Refused()["replayed"] == 1 })
+	if in.Handshakes().Passed != passed {
+		t.Error("it went on unopened")
+	}
 }
 
 // A place is believed when a packet from there was decrypted, never before.

@@ -39,6 +39,7 @@ type peer struct {
 	settled bool      // endpoint was confirmed since the last handshake message
 	touched time.Time // of the last handshake message, either way
 	passing *claim    // an initiation that WireGuard has unopened and has not answered
+	vouched bool      // WireGuard knows the time stamp of an initiation that was opened here
 
 	// suspect is set while the watcher is to look where the peer is.
 	suspect atomic.Bool
@@ -61,7 +62,7 @@ type registry struct {
 
 	// former keeps the newest initiations of keys that are registered no more,
 	// should one be again: a device that connects anew keeps its key.
-	former     map[[32]byte]*datagram
+	former     map[[32]byte]newest
 	formerKeys [][32]byte // in the order they went
 }
 
@@ -87,7 +88,7 @@ func newRegistry() *registry {
 		live:       make(map[*registration]struct{}),
 		expected:   make(map[netip.Addr]int),
 		changed:    make(chan struct{}, 1),
-		former:     make(map[[32]byte]*datagram),
+		former:     make(map[[32]byte]newest),
 	}
 }
 
@@ -128,10 +129,10 @@ func (g *registry) put(p *Peer, shared [32]byte) *registration {
 		if !p.Handshake.IsZero() {
 			r.handshake = p.Handshake.UnixNano()
 		}
-		if d := g.former[p.Key]; d != nil {
-			r.replay.accepted = d
+		if n, ok := g.former[p.Key]; ok {
+			r.replay.newest = n
 		} else if len(p.Initiation) == len(datagram{}) {
-			r.replay.accepted = (*datagram)(append([]byte(nil), p.Initiation...))
+			r.replay.newest.accepted = (*datagram)(append([]byte(nil), p.Initiation...))
 		}
 		g.byKey[p.Key] = r
 		g.expect(r.endpoint.Addr(), 1)
@@ -164,10 +165,8 @@ func (g *registry) drop(r *registration) {
 	}
 	g.expect(r.endpoint.Addr(), -1)
 	g.expect(r.from, -1)
-	r.replay.mu.Lock()
-	last := r.replay.accepted
-	r.replay.mu.Unlock()
-	if last == nil {
+	last := r.replay.state()
+	if last == (newest{}) {
 		return
 	}
 	if _, ok := g.former[r.key]; !ok {
@@ -354,11 +353,9 @@ func (g *registry) takeDirty() []Kept {
 		if r.handshake != 0 {
 			k.Handshake = time.Unix(0, r.handshake)
 		}
-		r.replay.mu.Lock()
-		if r.replay.accepted != nil {
-			k.Initiation = r.replay.accepted[:]
+		if n := r.replay.state(); n.accepted != nil {
+			k.Initiation = n.accepted[:]
 		}
-		r.replay.mu.Unlock()
 		out = append(out, k)
 	}
 	g.dirty = nil
@@ -472,11 +469,12 @@ func (g *registry) release(r *registration) [][]byte {
 }
 
 // passing notes that an initiation is passed for r, unless one is or was just
-// before.
+// before, or WireGuard would take an old one: a peer that the gateway called has
+// shown it none yet.
 func (g *registry) passing(r *registration, c *claim, now time.Time) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if r.peer == nil || r.peer.passing != nil || now.Sub(r.peer.touched) < apart {
+	if r.peer == nil || !r.peer.vouched || r.peer.passing != nil || now.Sub(r.peer.touched) < apart {
 		return false
 	}
 	r.peer.passing = c
@@ -498,4 +496,24 @@ func (g *registry) recent(r *registration, now time.Time) bool {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
 	return r.peer != nil && r.peer.passing == nil && now.Sub(r.peer.touched) < apart
+}
+
+// vouch notes that WireGuard took an initiation that was opened here.
+func (g *registry) vouch(r *registration) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if r.peer != nil {
+		r.peer.vouched = true
+	}
+}
+
+// stored lets go of what was kept for the store only.
+func (g *registry) stored(kept []Kept) {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	for _, k := range kept {
+		if r := g.byKey[k.Key]; r != nil {
+			r.replay.stored(k.Initiation)
+		}
+	}
 }

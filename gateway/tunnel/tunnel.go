@@ -72,7 +72,7 @@ type Config struct {
 	Held func(key [32]byte) bool
 	// Keep stores what must outlive the process: a handshake initiation that
 	// was accepted once must not be after a restart. It is called from one
-	// goroutine, at most once a second and when Run ends. May be nil.
+	// goroutine, at most ten times a second and when Run ends. May be nil.
 	Keep func(context.Context, []Kept) error
 	// IdleAfter is how long after its last handshake message an unheld peer is
 	// removed; 0 means 190 s, when none of its keys is good any more.
@@ -101,7 +101,7 @@ type Kept struct {
 	Key        [32]byte
 	Endpoint   netip.AddrPort // proven; not valid before the first handshake
 	Handshake  time.Time      // when it was complete; zero before the first
-	Initiation []byte         // the newest accepted, which no older one may follow; nil or 148 bytes
+	Initiation []byte         // the newest accepted, which no older one may follow; nil: the one before
 }
 
 // PeerInfo is the state of a key's tunnel.
