@@ -219,6 +219,11 @@ func (t *Tunnel) Accept(w http.ResponseWriter, r *http.Request, device string) e
 	return t.outside.Accept(w, r, device)
 }
 
+// Outside counts what came and went by UDP and by WebSockets.
+func (t *Tunnel) Outside() (transport.Stats, transport.StreamStats) {
+	return t.outside.Stats(), t.outside.StreamStats()
+}
+
 // Port is the UDP port listened on; 0 before Ready.
 func (t *Tunnel) Port() uint16 { return uint16(t.port.Load()) }
 

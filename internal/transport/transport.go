@@ -29,6 +29,16 @@ type UDPOptions struct {
 	Log *slog.Logger
 }
 
+// Stats of a UDP, over all its sockets and openings.
+type Stats struct {
+	Sent, Received uint64 // datagrams
+	// Lost is what was dropped here: datagrams whose control messages were cut
+	// off, so that nobody knows how many they are, and empty ones.
+	Lost uint64
+	// GSO is whether runs of datagrams are sent as one.
+	GSO bool
+}
+
 // Remote is the outer address and port of the other end.
 func Remote(ep conn.Endpoint) netip.AddrPort {
 	if e, ok := ep.(interface{ AddrPort() netip.AddrPort }); ok {

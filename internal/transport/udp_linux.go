@@ -243,16 +243,6 @@ func (*UDP) ParseEndpoint(s string) (conn.Endpoint, error) {
 // BatchSize implements [conn.Bind].
 func (*UDP) BatchSize() int { return batchSize }
 
-// Stats of a UDP, over all its sockets and openings.
-type Stats struct {
-	Sent, Received uint64 // datagrams
-	// Lost is what was dropped here: datagrams whose control messages were cut
-	// off, so that nobody knows how many they are, and empty ones.
-	Lost uint64
-	// GSO is whether runs of datagrams are sent as one.
-	GSO bool
-}
-
 // Stats counts.
 func (u *UDP) Stats() Stats {
 	s := Stats{Sent: u.sent.Load(), Received: u.received.Load(), Lost: u.lost.Load()}

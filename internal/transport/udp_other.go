@@ -29,6 +29,9 @@ func NewUDP(opts UDPOptions) *UDP {
 	return u
 }
 
+// Stats counts nothing: upstream's sockets do not.
+func (u *UDP) Stats() Stats { return Stats{} }
+
 // Open implements [conn.Bind]. The device asks for port 0 first and for the one
 // it got when it opens again.
 func (u *UDP) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
