@@ -12,7 +12,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
-	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -38,9 +37,6 @@ import (
 
 // Keepalive keeps the way back from the gateway open through NATs.
 const Keepalive = 25 * time.Second
-
-// resolveTimeout bounds the resolution of the gateway's host name.
-const resolveTimeout = 5 * time.Second
 
 // Config of a Tunnel.
 type Config struct {
@@ -83,19 +79,6 @@ type network interface {
 	DialUDP(netip.AddrPort) (net.Conn, error)
 	ListenUDP(netip.AddrPort) (net.PacketConn, error)
 	Close() error
-}
-
-// Status is the state of a tunnel.
-type Status struct {
-	LastHandshake time.Time // zero before the first
-	Rx, Tx        uint64    // bytes, WireGuard's own included
-	LocalPort     uint16    // of the UDP socket
-	Endpoint      string    // the gateway's UDP address, ip:port
-	// Transport is TransportUDP or TransportWebSocket. TransportReason is why it
-	// is not simply UDP, for people, or empty.
-	Transport, TransportReason string
-	// MTU of the inside, in bytes, that is proven to pass.
-	MTU int
 }
 
 // Tunnel is an open tunnel. Its methods may be called from any goroutine.
@@ -421,47 +404,6 @@ func (f *fenced) WriteTo(b []byte, to net.Addr) (int, error) {
 	return f.PacketConn.WriteTo(b, to)
 }
 
-// Status reads the tunnel's state. It is zero once the tunnel is closed.
-func (t *Tunnel) Status() Status {
-	conf, err := t.dev.IpcGet()
-	if err != nil {
-		t.log.Warn("tunnel's state cannot be read", "err", err)
-		return Status{}
-	}
-	var s Status
-	var sec, nsec int64
-	peer := false
-	for line := range strings.Lines(conf) {
-		k, v, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "=")
-		switch k {
-		case "listen_port":
-			n, _ := strconv.ParseUint(v, 10, 16)
-			s.LocalPort = uint16(n)
-		case "public_key":
-			peer = true
-		case "endpoint":
-			s.Endpoint = v
-		case "last_handshake_time_sec":
-			sec, _ = strconv.ParseInt(v, 10, 64)
-		case "last_handshake_time_nsec":
-			nsec, _ = strconv.ParseInt(v, 10, 64)
-		case "rx_bytes":
-			s.Rx, _ = strconv.ParseUint(v, 10, 64)
-		case "tx_bytes":
-			s.Tx, _ = strconv.ParseUint(v, 10, 64)
-		}
-	}
-	if !peer {
-		return Status{}
-	}
-	s.Transport, s.TransportReason = t.ladder.transport()
-	s.MTU = int(t.fit.segments.Load())
-	if sec != 0 || nsec != 0 {
-		s.LastHandshake = time.Unix(sec, nsec)
-	}
-	return s
-}
-
 // Close breaks every connection off and forgets the keys. It may be called
 // more than once.
 func (t *Tunnel) Close() error {
@@ -558,59 +500,4 @@ func (c *tracked) Reset() {
 		r.Reset()
 	}
 	_ = c.Close()
-}
-
-// key reads a WireGuard key as wg prints it. The error does not repeat it.
-func key(s string) (k [32]byte, err error) {
-	b, err := base64.StdEncoding.Strict().DecodeString(s)
-	if err != nil || len(b) != len(k) {
-		return k, errors.New("not 32 bytes in base64")
-	}
-	return [32]byte(b), nil
-}
-
-func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
-
-// resolve finds the address of host:port, and of several the first this
-// machine has a route to.
-func resolve(endpoint string) (netip.AddrPort, error) {
-	name, p, err := net.SplitHostPort(endpoint)
-	if err != nil {
-		return netip.AddrPort{}, fmt.Errorf("reading endpoint: %q is not host:port", endpoint)
-	}
-	port, err := strconv.ParseUint(p, 10, 16)
-	if err != nil || port == 0 {
-		return netip.AddrPort{}, fmt.Errorf("reading endpoint: %q has no port from 1 to 65535", endpoint)
-	}
-	if a, err := netip.ParseAddr(name); err == nil {
-		return netip.AddrPortFrom(a.Unmap(), uint16(port)), nil
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), resolveTimeout)
-	defer cancel()
-	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", name)
-	if err != nil {
-		return netip.AddrPort{}, fmt.Errorf("resolving endpoint: %w", err)
-	}
-	if len(addrs) == 0 {
-		return netip.AddrPort{}, fmt.Errorf("resolving endpoint: %q has no address", name)
-	}
-	for _, a := range addrs {
-		ap := netip.AddrPortFrom(a.Unmap(), uint16(port))
-		// Connecting a UDP socket sends nothing; it fails without a route.
-		if c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(ap)); err == nil {
-			_ = c.Close()
-			return ap, nil
-		}
-	}
-	return netip.AddrPortFrom(addrs[0].Unmap(), uint16(port)), nil
-}
-
-func logger(log *slog.Logger) *device.Logger {
-	ctx := context.Background()
-	write := func(format string, args ...any) {
-		if log.Enabled(ctx, slog.LevelDebug) {
-			log.Debug("wireguard: " + fmt.Sprintf(format, args...))
-		}
-	}
-	return &device.Logger{Verbosef: write, Errorf: write}
 }
