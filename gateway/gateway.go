@@ -277,8 +277,12 @@ func (g *gateway) keepTunnels(ctx context.Context, kept []tunnel.Kept) error {
 	return g.store.KeepTunnels(ctx, tunnels)
 }
 
-// restore puts the registrations and sessions of before a restart in force.
+// restore puts the registrations and sessions of before a restart in force, the
+// lockdowns first.
 func (g *gateway) restore(ctx context.Context) error {
+	if err := g.sessions.RestoreLockdowns(ctx); err != nil {
+		return err
+	}
 	now := time.Now()
 	regs, err := g.store.Registrations(ctx)
 	if err != nil {

@@ -65,6 +65,7 @@ const (
 	ReasonBadRequest          Reason = "bad_request"
 	ReasonMisdirected         Reason = "misdirected"
 	ReasonTooManyFlows        Reason = "too_many_flows"
+	ReasonLockedDown          Reason = "locked_down"
 )
 
 // NewDecision returns a Decision with the text of its Reason. Only the Engine

@@ -258,4 +258,12 @@ var Reasons = map[Reason]Entry{
 		"fi": {"Tietokoneessa on liikaa avoimia yhteyksiä.", "Sulje tarpeettomat ja yritä uudelleen."},
 		"nl": {"Deze laptop heeft te veel verbindingen open.", "Sluit wat u niet nodig hebt en probeer het opnieuw."},
 	},
+	ReasonLockedDown: {
+		"en": {"Your company has closed this for the time being.", "Wait for word from your supervisor or IT support; access returns by itself when it is opened again."},
+		"sv": {"Ditt företag har stängt detta tills vidare.", "Vänta på besked från din arbetsledare eller IT-support; åtkomsten kommer tillbaka av sig själv när det öppnas igen."},
+		"nb": {"Bedriften din har stengt dette inntil videre.", "Vent på beskjed fra lederen din eller IT-støtten; tilgangen kommer tilbake av seg selv når det åpnes igjen."},
+		"da": {"Din virksomhed har lukket for dette indtil videre.", "Afvent besked fra din leder eller IT-support; adgangen vender tilbage af sig selv, når der åbnes igen."},
+		"fi": {"Yrityksesi on sulkenut tämän toistaiseksi.", "Odota tietoa esihenkilöltäsi tai IT-tuelta; pääsy palautuu itsestään, kun se avataan uudelleen."},
+		"nl": {"Uw bedrijf heeft dit voorlopig afgesloten.", "Wacht op bericht van uw leidinggevende of IT-ondersteuning; de toegang komt vanzelf terug zodra het weer is vrijgegeven."},
+	},
 }

@@ -251,6 +251,8 @@ func TestCommandsOfARunningGateway(t *testing.T) {
 
 	evidenceOf(t, path, c)
 
+	lockdownsOf(t, c)
+
 	bundle := filepath.Join(filepath.Dir(path), "b.tar.gz")
 	command(t, 0, because.Revision, c("policy", "build", "-o", bundle)...)
 	if data, err := os.ReadFile(bundle); err != nil || !bytes.HasPrefix(data, []byte{0x1f, 0x8b}) {
@@ -265,6 +267,25 @@ func TestCommandsOfARunningGateway(t *testing.T) {
 	}
 	command(t, 0, "ID", c("devices", "list")...)
 	command(t, 0, "ID", "devices", "list", "--socket", cfg.SocketPath())
+}
+
+// lockdownsOf puts one in force, looks at it and lifts it.
+func lockdownsOf(t *testing.T, c func(...string) []string) {
+	t.Helper()
+	out := command(t, 0, "is in force: app crm is locked down, open flows cut: 0", c("lockdown", "on", "--app", "crm", "--reason", "drill \x1b[31m")...)
+	id := strings.Fields(out)[0]
+	command(t, 3, "locked_down", c("why", "--app", "crm", "--subject", "anna", "--groups", "sales")...)
+	command(t, 0, "drill ?[31m", c("lockdown", "list")...)
+	command(t, 0, `"scope": "app"`, c("lockdown", "list", "--json")...)
+	command(t, 2, `no app "crn"`, c("lockdown", "on", "--app", "crn")...)
+	command(t, 2, "A site is", c("lockdown", "on", "--site", "Malmo")...)
+	command(t, 2, "Nobody called", c("lockdown", "on", "--subject", "anna")...)
+	command(t, 1, "there is no such thing", c("lockdown", "on", "--device", "nobody")...)
+	for _, bad := range [][]string{nil, {"--all", "--app", "crm"}, {"--app", ""}} {
+		command(t, 2, "exactly one of", c(append([]string{"lockdown", "on"}, bad...)...)...)
+	}
+	command(t, 1, "there is no such thing", c("lockdown", "off", "lock-none")...)
+	command(t, 0, "is lifted: policy decides about app crm again", c("lockdown", "off", id)...)
 }
 
 func TestWrongUsage(t *testing.T) {

@@ -136,6 +136,9 @@ func (s *Server) handler() http.Handler {
 	mux.HandleFunc("GET /v1/sessions/{id}", s.session)
 	mux.HandleFunc("POST /v1/sessions/{id}/revoke", s.revokeSession)
 	mux.HandleFunc("GET /v1/apps", s.apps)
+	mux.HandleFunc("GET /v1/lockdowns", s.lockdowns)
+	mux.HandleFunc("POST /v1/lockdowns", s.lockdown)
+	mux.HandleFunc("POST /v1/lockdowns/{id}/off", s.liftLockdown)
 	mux.HandleFunc("POST /v1/why", s.why)
 	mux.HandleFunc("GET /v1/audit", s.auditTail)
 	mux.HandleFunc("GET /v1/audit/{id}", s.auditShow)
@@ -186,6 +189,16 @@ func (s *Server) failed(w http.ResponseWriter, what string, err error) {
 	}
 	s.log.Error("an administrator's call failed", "err", fmt.Errorf("%s: %w", what, err))
 	s.fail(w, http.StatusInternalServerError, "failed", fmt.Sprintf("%s: %v.", what, err))
+}
+
+// asked is failed for what may be a mistake of the one who asked.
+func (s *Server) asked(w http.ResponseWriter, what string, err error) {
+	var bad badQuestion
+	if errors.As(err, &bad) {
+		s.fail(w, http.StatusBadRequest, "bad_request", bad.Error())
+		return
+	}
+	s.failed(w, what, err)
 }
 
 func decode(w http.ResponseWriter, r *http.Request, v any) error {

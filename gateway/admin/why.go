@@ -3,7 +3,6 @@ package admin
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -26,16 +25,14 @@ func (s *Server) why(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	in, basis, err := s.suppose(r.Context(), q)
-	var bad badQuestion
-	switch {
-	case errors.As(err, &bad):
-		s.fail(w, http.StatusBadRequest, "bad_request", bad.Error())
-		return
-	case err != nil:
-		s.failed(w, "asking why", err)
+	if err != nil {
+		s.asked(w, "asking why", err)
 		return
 	}
-	dec := s.cfg.Engine.Decide(r.Context(), in)
+	dec, locked := s.cfg.Sessions.LockedDown(in)
+	if !locked {
+		dec = s.cfg.Engine.Decide(r.Context(), in)
+	}
 	if dec.Reason == policy.ReasonUnknownApp {
 		dec.Remedy = "The policy in force has no such app; list them with: portvakt-gateway apps list" // the table's is for a laptop
 	}
@@ -44,6 +41,9 @@ func (s *Server) why(w http.ResponseWriter, r *http.Request) {
 	if rec.Input, err = json.Marshal(in); err != nil {
 		s.failed(w, "encoding the question", err)
 		return
+	}
+	if locked {
+		rec.Input = nil // no policy answered, so no opa could reproduce it
 	}
 	if in.Subject != nil {
 		rec.Subject = in.Subject.Key()
@@ -104,16 +104,28 @@ func (s *Server) find(ctx context.Context, q Why) (device string, subject *polic
 		}
 		return q.Device, nil, nil
 	}
-	all, err := s.cfg.Store.Sessions(ctx, store.SessionFilter{DeviceID: q.Device})
+	latest, err := s.latest(ctx, q.Subject, q.Device)
 	if err != nil {
 		return "", nil, err
 	}
+	if latest == nil {
+		return q.Device, nil, nil
+	}
+	return latest.DeviceID, &latest.Subject, nil
+}
+
+// latest finds the login of a person by ISS#SUB, name or e-mail address: one in
+// force, else the last; nil when there was none. An empty device means any.
+func (s *Server) latest(ctx context.Context, subject, device string) (latest *store.Session, err error) {
+	all, err := s.cfg.Store.Sessions(ctx, store.SessionFilter{DeviceID: device})
+	if err != nil {
+		return nil, err
+	}
 	slices.SortFunc(all, func(a, b store.Session) int { return b.StartedAt.Compare(a.StartedAt) })
-	var latest *store.Session
 	names := map[string]bool{}
 	for i, x := range all {
 		iss := x.Subject.Key()
-		if q.Subject != iss && !strings.EqualFold(q.Subject, x.Subject.Name) && !strings.EqualFold(q.Subject, x.Subject.Email) {
+		if subject != iss && !strings.EqualFold(subject, x.Subject.Name) && !strings.EqualFold(subject, x.Subject.Email) {
 			continue
 		}
 		names[iss] = true
@@ -122,12 +134,9 @@ func (s *Server) find(ctx context.Context, q Why) (device string, subject *polic
 		}
 	}
 	if len(names) > 1 {
-		return "", nil, badQuestion(fmt.Sprintf("%q names %d people; ask with one of: %s", q.Subject, len(names), strings.Join(slices.Sorted(maps.Keys(names)), ", ")))
+		return nil, badQuestion(fmt.Sprintf("%q names %d people; ask with one of: %s", subject, len(names), strings.Join(slices.Sorted(maps.Keys(names)), ", ")))
 	}
-	if latest == nil {
-		return q.Device, nil, nil
-	}
-	return latest.DeviceID, &latest.Subject, nil
+	return latest, nil
 }
 
 // override puts what was given in the place of what is.

@@ -41,6 +41,7 @@ const (
 	KindPolicy         Kind = "policy"          // a policy revision became active
 	KindPolicyRefused  Kind = "policy_refused"  // a policy revision was refused
 	KindRevoke         Kind = "revoke"          // a device was revoked
+	KindLockdown       Kind = "lockdown"        // a lockdown was put in force or lifted
 	KindInvite         Kind = "invite"          // an enrolment code was made
 	KindWhy            Kind = "why"             // somebody asked what policy would say
 	KindAdmin          Kind = "admin"           // an administrator looked at what is recorded

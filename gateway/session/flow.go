@@ -49,10 +49,14 @@ func factsOf(f *policy.Facts) Facts {
 type basis struct {
 	facts    *policy.Facts
 	question policy.Question
+	unasked  bool // a lockdown answered; no opa could reproduce that
 }
 
 // keep puts the Input into a record.
 func (b *basis) keep(r *audit.Record) {
+	if b.unasked {
+		return
+	}
 	in, err := b.facts.AppendInput(make([]byte, 0, 1024), b.question)
 	if err != nil {
 		panic("session: an input does not marshal: " + err.Error()) // no type in it can fail
@@ -239,7 +243,7 @@ func (f *Flow) decide(ctx context.Context, now time.Time, req *policy.Request) (
 		dec.ID, dec.App, dec.Time = newID("d-"), f.begin.App.Name, now
 		return nil, dec
 	}
-	on := &basis{f.d.facts(now), policy.Question{
+	on := &basis{facts: f.d.facts(now), question: policy.Question{
 		Time: now.UTC(), Action: f.begin.Action, App: policy.AppRef{Name: f.begin.App.Name, Protocol: f.begin.App.Protocol},
 	}}
 	if f.begin.Action == policy.ActionFlow {
@@ -247,7 +251,7 @@ func (f *Flow) decide(ctx context.Context, now time.Time, req *policy.Request) (
 	} else {
 		on.question.Request = req
 	}
-	return on, f.m.cfg.Engine.Answer(ctx, on.facts, on.question)
+	return on, f.m.answer(ctx, on)
 }
 
 // openKind tells what stays open from what is one exchange.

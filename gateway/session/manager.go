@@ -90,6 +90,11 @@ type Manager struct {
 	publishMu sync.Mutex
 	catalogue atomic.Pointer[catalogue]
 
+	// lockdowns is never nil. lockdownMu is held while one is stored or lifted,
+	// never while one is put in force.
+	lockdowns  atomic.Pointer[lockdownSet]
+	lockdownMu sync.Mutex
+
 	flows   atomic.Int64
 	refused atomic.Uint64
 	cuts    atomic.Uint64
@@ -130,6 +135,7 @@ func New(cfg Config) *Manager {
 	}
 	m := &Manager{cfg: cfg, log: cfg.Log, devices: map[string]*device{}, inner: map[netip.Addr]*device{}, keys: map[[32]byte]*device{}}
 	m.catalogue.Store(&catalogue{})
+	m.lockdowns.Store(&lockdownSet{})
 	return m
 }
 
@@ -266,24 +272,7 @@ func (m *Manager) device(id string) (*device, error) {
 	return d, nil
 }
 
-func (m *Manager) refreshAll() {
-	// A publish touches everyone; two workers use both of a small machine's
-	// cores without starving the tunnel.
-	work := make(chan *device)
-	var wg sync.WaitGroup
-	for range 2 {
-		wg.Go(func() {
-			for d := range work {
-				m.refresh(d)
-			}
-		})
-	}
-	for _, d := range m.all() {
-		work <- d
-	}
-	close(work)
-	wg.Wait()
-}
+func (m *Manager) refreshAll() { m.onAll(m.all(), m.refresh) }
 
 // refresh decides everything about one device again: which apps it reaches,
 // hence its segment, and every Flow it has open. It raises the epoch first, so
@@ -314,7 +303,7 @@ func (m *Manager) refresh(d *device) {
 	var entries []segment.Entry
 	facts := d.facts(now)
 	for i, a := range cat.apps {
-		dec := m.cfg.Engine.Answer(context.Background(), facts, reachQuestion(now, a))
+		dec := m.answer(context.Background(), &basis{facts: facts, question: reachQuestion(now, a)})
 		if dec.Allow {
 			allowed[i] = 1
 		}

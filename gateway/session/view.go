@@ -27,7 +27,7 @@ func (m *Manager) State(id, lang string) (wire.State, error) {
 			Addresses: []netip.Addr{addrs[0], addrs[1]}, Ports: PortsOf(a), Allowed: v[a.Name],
 		}
 		if !app.Allowed {
-			dec := m.cfg.Engine.Answer(context.Background(), d.facts(now), reachQuestion(now, a))
+			dec := m.answer(context.Background(), &basis{facts: d.facts(now), question: reachQuestion(now, a)})
 			// Allowed by now: the refresh that follows the fact tells of it again.
 			if app.Allowed = dec.Allow; !dec.Allow {
 				app.Denial = Denial(dec.In(lang))
@@ -103,8 +103,8 @@ func (m *Manager) WhyDevice(id, app string) (policy.Decision, error) {
 	for _, a := range m.catalogue.Load().visible(d.viewNow()) {
 		if a.Name == app {
 			now := m.cfg.Now()
-			on := &basis{d.facts(now), reachQuestion(now, a)}
-			dec := m.cfg.Engine.Answer(context.Background(), on.facts, on.question)
+			on := &basis{facts: d.facts(now), question: reachQuestion(now, a)}
+			dec := m.answer(context.Background(), on)
 			m.noteWhy(d, dec, on)
 			return dec, nil
 		}

@@ -28,7 +28,7 @@ const (
 
 	logon, logoff = 1, 2
 
-	entityCreate, entityRead, entityUpdate, entityEnroll, entityDisable = 1, 2, 3, 6, 9
+	entityCreate, entityRead, entityUpdate, entityEnroll, entityEnable, entityDisable = 1, 2, 3, 6, 8, 9
 
 	appStart, appStop, appUpdate = 3, 4, 8
 
@@ -72,6 +72,11 @@ func classOf(r *audit.Record) class {
 	case audit.KindRenew, audit.KindConnect, audit.KindConnectRefused:
 		return entity(entityUpdate)
 	case audit.KindRevoke:
+		return entity(entityDisable)
+	case audit.KindLockdown:
+		if r.Outcome == "off" {
+			return entity(entityEnable)
+		}
 		return entity(entityDisable)
 	case audit.KindAdmin, audit.KindWhy:
 		return entity(entityRead)

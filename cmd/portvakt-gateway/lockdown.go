@@ -1,0 +1,112 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/portvakt/portvakt/gateway/admin"
+)
+
+func lockdownCmd(opt *options) *cobra.Command {
+	return group("lockdown", "Close an app, a person, a device, a site or all", lockdownOnCmd(opt), lockdownOffCmd(opt), lockdownListCmd(opt))
+}
+
+func lockdownOnCmd(opt *options) *cobra.Command {
+	var (
+		all    bool
+		reason string
+		values = map[string]*string{"app": new(string), "subject": new(string), "device": new(string), "site": new(string)}
+	)
+	c := &cobra.Command{
+		Use: "on", Short: "Cut what is open and let nothing through, at once", Args: cobra.NoArgs,
+		Long: `Cut every open flow of one scope and refuse what is of it from now on, whatever
+policy says, until the lockdown is lifted. It survives a restart. Several
+lockdowns may be in force; each is lifted by itself.`,
+		Example: `  portvakt-gateway lockdown on --app crm --reason 'incident 42'
+  portvakt-gateway lockdown on --subject "Anna Berg"
+  portvakt-gateway lockdown on --site 198.51.100.0/24
+  portvakt-gateway lockdown on --all`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			req := admin.Lockdown{Reason: reason}
+			n := 0
+			if all {
+				req.Scope, n = "all", 1
+			}
+			for scope, v := range values {
+				if cmd.Flags().Changed(scope) {
+					req.Scope, req.Value = scope, *v
+					n++
+				}
+			}
+			if n != 1 || (req.Value == "" && !all) {
+				return usageError{errors.New("exactly one of --all, --app, --subject, --device and --site is needed; see: portvakt-gateway lockdown on --help")}
+			}
+			cl, err := opt.client()
+			if err != nil {
+				return err
+			}
+			l, err := cl.Lockdown(cmd.Context(), req)
+			if err != nil || opt.json {
+				return orJSON(cmd, l, err)
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s is in force: %s is locked down, open flows cut: %d\n", l.ID, scopeText(l), *l.Cuts)
+			return err
+		},
+	}
+	c.Flags().BoolVar(&all, "all", false, "everything")
+	c.Flags().StringVar(values["app"], "app", "", "one app (`name`)")
+	c.Flags().StringVar(values["subject"], "subject", "", "one person: ISS#SUB, or a name or e-mail address")
+	c.Flags().StringVar(values["device"], "device", "", "one device (`id` or name)")
+	c.Flags().StringVar(values["site"], "site", "", "all devices behind an outer `address` or prefix")
+	c.Flags().StringVar(&reason, "reason", "", "why, for the record and other administrators")
+	return c
+}
+
+func scopeText(l admin.Lockdown) string {
+	if l.Scope == "all" {
+		return "everything"
+	}
+	return l.Scope + " " + clean(l.Value)
+}
+
+func lockdownOffCmd(opt *options) *cobra.Command {
+	return &cobra.Command{
+		Use: "off ID", Short: "Lift a lockdown", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, a []string) error {
+			cl, err := opt.client()
+			if err != nil {
+				return err
+			}
+			l, err := cl.LiftLockdown(cmd.Context(), a[0])
+			if err != nil || opt.json {
+				return orJSON(cmd, l, err)
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s is lifted: policy decides about %s again\n", l.ID, scopeText(l))
+			return err
+		},
+	}
+}
+
+func lockdownListCmd(opt *options) *cobra.Command {
+	return &cobra.Command{
+		Use: "list", Short: "List the lockdowns in force", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cl, err := opt.client()
+			if err != nil {
+				return err
+			}
+			all, err := cl.Lockdowns(cmd.Context())
+			if err != nil || opt.json {
+				return orJSON(cmd, all, err)
+			}
+			rows := [][]string{{"ID", "SCOPE", "VALUE", "SINCE", "BY", "REASON"}}
+			for _, l := range all.Items {
+				rows = append(rows, []string{l.ID, l.Scope, l.Value, when(*l.At), strings.TrimPrefix(l.By, "os:"), l.Reason})
+			}
+			return table(cmd.OutOrStdout(), rows)
+		},
+	}
+}

@@ -1,0 +1,327 @@
+package session
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/portvakt/portvakt/gateway/audit"
+	"github.com/portvakt/portvakt/gateway/store"
+	"github.com/portvakt/portvakt/policy"
+)
+
+// lockdownSet are the lockdowns in force; immutable, swapped as a whole.
+type lockdownSet struct {
+	list     []store.Lockdown // the earliest first
+	exact    map[lockKey]struct{}
+	sites    []netip.Prefix
+	subjects bool // some name a person
+}
+
+type lockKey struct {
+	scope store.Scope
+	value string
+}
+
+// CheckLockdown says what is wrong with a lockdown's scope or value.
+func CheckLockdown(l store.Lockdown) error {
+	switch l.Scope {
+	case store.ScopeAll:
+		if l.Value != "" {
+			return errors.New("a lockdown of all has no value")
+		}
+		return nil
+	case store.ScopeSite:
+		p, err := netip.ParsePrefix(l.Value)
+		if err != nil || p != p.Masked() {
+			return fmt.Errorf("a site is a prefix of addresses such as 198.51.100.0/24, not %q", l.Value)
+		}
+		return nil
+	case store.ScopeApp, store.ScopeSubject, store.ScopeDevice:
+		if l.Value == "" {
+			return fmt.Errorf("a lockdown of a %s names it", l.Scope)
+		}
+		return nil
+	}
+	return fmt.Errorf("the scope of a lockdown is all, app, subject, device or site, not %q", l.Scope)
+}
+
+func newLockdownSet(list []store.Lockdown) (*lockdownSet, error) {
+	s := &lockdownSet{list: list, exact: map[lockKey]struct{}{}}
+	for _, l := range list {
+		if err := CheckLockdown(l); err != nil {
+			return nil, fmt.Errorf("lockdown %s: %w", l.ID, err)
+		}
+		if l.Scope == store.ScopeSite {
+			s.sites = append(s.sites, netip.MustParsePrefix(l.Value))
+			continue
+		}
+		s.exact[lockKey{l.Scope, l.Value}] = struct{}{}
+		s.subjects = s.subjects || l.Scope == store.ScopeSubject
+	}
+	return s, nil
+}
+
+// hit returns the fact by which a lockdown stands in the way, nil when none
+// does. Where a site is locked down, a device that could be anywhere may be there.
+func (s *lockdownSet) hit(subject *policy.Subject, device, app, address string) *policy.Fact {
+	if len(s.list) == 0 {
+		return nil
+	}
+	locked := func(scope store.Scope, value string) *policy.Fact {
+		return &policy.Fact{Name: string(scope), Value: value, Wanted: "lockdown lifted"}
+	}
+	keys := []lockKey{{store.ScopeAll, ""}, {store.ScopeApp, app}, {store.ScopeDevice, device}}
+	if s.subjects && subject != nil {
+		keys = append(keys, lockKey{store.ScopeSubject, subject.Key()})
+	}
+	for _, k := range keys {
+		if _, ok := s.exact[k]; ok {
+			return locked(k.scope, k.value)
+		}
+	}
+	if len(s.sites) == 0 {
+		return nil
+	}
+	a, err := netip.ParseAddr(address)
+	if err != nil {
+		return locked(store.ScopeSite, "unknown")
+	}
+	for _, p := range s.sites {
+		if p.Contains(a.Unmap()) {
+			return locked(store.ScopeSite, p.String())
+		}
+	}
+	return nil
+}
+
+// answer decides: a lockdown before policy is asked.
+func (m *Manager) answer(ctx context.Context, on *basis) policy.Decision {
+	dec, locked := m.lockedDown(on.facts, on.question.App.Name)
+	if on.unasked = locked; locked {
+		return dec
+	}
+	return m.cfg.Engine.Answer(ctx, on.facts, on.question)
+}
+
+// lockedDown says whether a lockdown stands in the way of an app.
+func (m *Manager) lockedDown(on *policy.Facts, app string) (policy.Decision, bool) {
+	s := m.lockdowns.Load()
+	if len(s.list) == 0 {
+		return policy.Decision{}, false
+	}
+	return m.lockdownDecision(s.hit(on.Subject(), on.Device().ID, app, on.Address()), app)
+}
+
+// LockedDown says whether a lockdown stands in the way of what in describes.
+func (m *Manager) LockedDown(in *policy.Input) (policy.Decision, bool) {
+	fact := m.lockdowns.Load().hit(in.Subject, in.Device.ID, in.App.Name, in.Location.Address)
+	return m.lockdownDecision(fact, in.App.Name)
+}
+
+func (m *Manager) lockdownDecision(fact *policy.Fact, app string) (policy.Decision, bool) {
+	if fact == nil {
+		return policy.Decision{}, false
+	}
+	dec := policy.NewDecision(policy.ReasonLockedDown, fact)
+	dec.ID, dec.App, dec.Time = newID("d-"), app, m.cfg.Now()
+	return dec, true
+}
+
+// Lockdowns returns the lockdowns in force, the earliest first.
+func (m *Manager) Lockdowns() []store.Lockdown { return slices.Clone(m.lockdowns.Load().list) }
+
+// RestoreLockdowns puts the stored lockdowns in force. It is called before the
+// first Connect: a restart opens no gap.
+func (m *Manager) RestoreLockdowns(ctx context.Context) error {
+	list, err := m.cfg.Store.Lockdowns(ctx)
+	if err != nil {
+		return fmt.Errorf("reading the lockdowns: %w", err)
+	}
+	set, err := newLockdownSet(list)
+	if err != nil {
+		return fmt.Errorf("putting stored lockdowns in force: %w", err)
+	}
+	m.lockdowns.Store(set)
+	return nil
+}
+
+// swapLockdowns replaces the set by what change makes of its list; it waits
+// for nobody.
+func (m *Manager) swapLockdowns(change func([]store.Lockdown) []store.Lockdown) error {
+	for {
+		old := m.lockdowns.Load()
+		next, err := newLockdownSet(change(slices.Clone(old.list)))
+		if err != nil {
+			return err
+		}
+		if m.lockdowns.CompareAndSwap(old, next) {
+			return nil
+		}
+	}
+}
+
+// Lockdown puts l in force, under an ID of its own: nothing of its scope that
+// is open passes a byte after the cuts, whose number is returned, and nothing
+// is allowed. What takes away waits for neither the store nor the log, which
+// come last; the error says that it is in force but not stored, or, with an
+// empty ID, that it is none.
+func (m *Manager) Lockdown(ctx context.Context, l store.Lockdown) (_ store.Lockdown, cuts int, err error) {
+	var id [4]byte // short, because people type it
+	rand.Read(id[:])
+	l.ID = "lock-" + hex.EncodeToString(id[:])
+	if err := m.swapLockdowns(func(list []store.Lockdown) []store.Lockdown { return append(list, l) }); err != nil {
+		return store.Lockdown{}, 0, err
+	}
+	touched, cuts := m.enforceLockdowns()
+	m.onAll(touched, m.refresh)
+
+	m.lockdownMu.Lock()
+	defer m.lockdownMu.Unlock()
+	r := audit.Record{Kind: audit.KindLockdown, Actor: l.By, Outcome: "on", Detail: lockdownDetail(l)}
+	r.Detail["cuts"] = fmt.Sprint(cuts)
+	if slices.ContainsFunc(m.Lockdowns(), func(x store.Lockdown) bool { return x.ID == l.ID }) { // not lifted meanwhile
+		err = m.cfg.Store.PutLockdown(context.WithoutCancel(ctx), l)
+	}
+	if err != nil {
+		r.Detail["stored"] = "no: " + err.Error()
+	}
+	m.cfg.Audit.Note(r)
+	m.log.Warn("a lockdown is on", "id", l.ID, "scope", string(l.Scope), "value", l.Value, "by", l.By, "cuts", cuts)
+	return l, cuts, err
+}
+
+func lockdownDetail(l store.Lockdown) map[string]string {
+	return map[string]string{"lockdown": l.ID, "scope": string(l.Scope), "value": l.Value, "reason": l.Reason}
+}
+
+// enforceLockdowns cuts every open Flow that a lockdown stands in the way of,
+// asking no policy, and returns the devices that one touches. The set was
+// swapped before: a Flow that is being decided has either seen it or sees the
+// new epoch and decides again, and one that is marked as decided is seen here.
+func (m *Manager) enforceLockdowns() (touched []*device, cuts int) {
+	var mu sync.Mutex
+	now := m.cfg.Now()
+	m.onAll(m.all(), func(d *device) {
+		d.mu.Lock()
+		d.epoch.Add(1)
+		flows := make([]*Flow, 0, len(d.flows))
+		for f := range d.flows {
+			flows = append(flows, f)
+		}
+		d.mu.Unlock()
+		n := 0
+		for _, f := range flows {
+			if f.cutLockedDown(now) {
+				n++
+			}
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		cuts += n
+		if m.touches(d, now) {
+			touched = append(touched, d)
+		}
+	})
+	return touched, cuts
+}
+
+// touches says whether a lockdown stands between the device and some app.
+func (m *Manager) touches(d *device, now time.Time) bool {
+	facts := d.facts(now)
+	for _, a := range m.catalogue.Load().apps {
+		if _, ok := m.lockedDown(facts, a.Name); ok {
+			return true
+		}
+	}
+	return false
+}
+
+// cutLockedDown cuts an open Flow that a lockdown stands in the way of. One
+// that is still being decided is left to its own epoch comparison.
+func (f *Flow) cutLockedDown(now time.Time) bool {
+	f.mu.Lock()
+	open, owner := f.decided && !f.ended && f.cut == nil, f.facts.Subject
+	f.mu.Unlock()
+	if !open {
+		return false
+	}
+	on, app := f.d.facts(now), f.begin.App.Name
+	dec, locked := f.m.lockedDown(on, app)
+	if !locked { // it may still be of the person before a new login
+		dec, locked = f.m.lockdownDecision(f.m.lockdowns.Load().hit(owner, on.Device().ID, app, on.Address()), app)
+	}
+	if locked {
+		f.cutWith(nil, dec)
+	}
+	return locked
+}
+
+// Lift ends a lockdown.
+type Lift struct {
+	ID, By string
+	At     time.Time
+	// Detail goes into the record: who asked for it and why.
+	Detail map[string]string
+}
+
+// LiftLockdown ends a lockdown: recorded, stored, then out of force.
+// [store.ErrNotFound] when none with that ID is in force.
+func (m *Manager) LiftLockdown(ctx context.Context, lift Lift) (store.Lockdown, error) {
+	m.lockdownMu.Lock()
+	defer m.lockdownMu.Unlock()
+	list := m.Lockdowns()
+	i := slices.IndexFunc(list, func(l store.Lockdown) bool { return l.ID == lift.ID })
+	if i < 0 {
+		return store.Lockdown{}, fmt.Errorf("lifting lockdown %q: %w", lift.ID, store.ErrNotFound)
+	}
+	l := list[i]
+	r := audit.Record{Kind: audit.KindLockdown, Actor: lift.By, Outcome: "off", Detail: lockdownDetail(l)}
+	for k, v := range lift.Detail {
+		r.Detail[k] = v
+	}
+	if err := m.cfg.Audit.Append(&r); err != nil {
+		return l, fmt.Errorf("recording that a lockdown is lifted, which it is not: %w", err)
+	}
+	// A lockdown that could not be stored is in force all the same, and can be lifted.
+	err := m.cfg.Store.LiftLockdown(ctx, lift.ID, lift.By, lift.At)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		// The record above gave nothing back after all.
+		m.cfg.Audit.Note(audit.Record{Kind: audit.KindLockdown, Actor: lift.By, Outcome: "not_off", Detail: lockdownDetail(l)})
+		return l, fmt.Errorf("storing that a lockdown is lifted, which it is not: %w", err)
+	}
+	err = m.swapLockdowns(func(list []store.Lockdown) []store.Lockdown {
+		return slices.DeleteFunc(list, func(x store.Lockdown) bool { return x.ID == lift.ID })
+	})
+	if err != nil {
+		return l, err
+	}
+	m.log.Warn("a lockdown is off", "id", l.ID, "scope", string(l.Scope), "value", l.Value, "by", lift.By)
+	m.refreshAll()
+	return l, nil
+}
+
+// onAll runs do for each device. Two workers use both of a small machine's
+// cores without starving the tunnel.
+func (m *Manager) onAll(devices []*device, do func(*device)) {
+	work := make(chan *device)
+	var wg sync.WaitGroup
+	for range 2 {
+		wg.Go(func() {
+			for d := range work {
+				do(d)
+			}
+		})
+	}
+	for _, d := range devices {
+		work <- d
+	}
+	close(work)
+	wg.Wait()
+}
