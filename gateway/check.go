@@ -153,7 +153,8 @@ func FindSocket(path string) (string, error) {
 	}
 	var cfg Config
 	var where struct {
-		DataDir string `yaml:"data_dir"`
+		DataDir string      `yaml:"data_dir"`
+		Admin   AdminConfig `yaml:"admin"`
 	}
 	if err := yaml.Unmarshal(data, &where); err != nil {
 		return "", yamlError(path, data, err)
@@ -161,7 +162,7 @@ func FindSocket(path string) (string, error) {
 	if where.DataDir == "" {
 		return "", fmt.Errorf("%s:1: data_dir: is required: a directory that only the gateway's user may read", path)
 	}
-	cfg.DataDir = where.DataDir
+	cfg.DataDir, cfg.Admin = where.DataDir, where.Admin
 	cfg.absolute(path)
 	return cfg.SocketPath(), nil
 }

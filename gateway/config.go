@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"os/user"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -33,6 +34,7 @@ type Config struct {
 	Location LocationConfig `yaml:"location"`
 	Policy   PolicyConfig   `yaml:"policy"`
 	Audit    AuditConfig    `yaml:"audit"`
+	Admin    AdminConfig    `yaml:"admin"`
 	Log      LogConfig      `yaml:"log"`
 }
 
@@ -117,6 +119,14 @@ type PolicyConfig struct {
 // AuditConfig says where the decision log goes besides its own file.
 type AuditConfig struct {
 	Sinks []SinkConfig `yaml:"sinks"`
+}
+
+// AdminConfig says where administrators reach the gateway.
+type AdminConfig struct {
+	// Socket is a path; default: data_dir/admin.sock, with a group
+	// /run/portvakt/admin.sock.
+	Socket string `yaml:"socket"`
+	Group  string `yaml:"group"` // its members may use the socket too; default: none
 }
 
 // SinkConfig is one receiver of the decision log; see package sink.
@@ -231,7 +241,7 @@ func (c *Config) absolute(file string) {
 	dir := filepath.Dir(file)
 	for _, p := range []*string{
 		&c.DataDir, &c.TLS.CertFile, &c.TLS.KeyFile, &c.TLS.ACME.CAFile, &c.Identity.ClientSecretFile,
-		&c.Identity.CAFile, &c.Location.Database, &c.Policy.Directory,
+		&c.Identity.CAFile, &c.Location.Database, &c.Policy.Directory, &c.Admin.Socket,
 	} {
 		absoluteTo(dir, p)
 	}
@@ -345,6 +355,14 @@ func (c *Config) problems() []problem {
 			bad(f.key, "expected %s: %v", f.what, err)
 		}
 	}
+	if c.Admin.Group != "" {
+		if _, err := user.LookupGroup(c.Admin.Group); err != nil {
+			bad("admin.group", "expected a group of this machine, made with groupadd: %v", err)
+		}
+		if filepath.Dir(c.SocketPath()) == c.DataDir {
+			bad("admin.socket", "with admin.group the socket needs a directory of its own, such as /run/portvakt/admin.sock")
+		}
+	}
 	if len(out) == 0 {
 		c.checkRooms(bad)
 	}
@@ -395,4 +413,12 @@ func loopbackHost(h string) bool {
 }
 
 // SocketPath is where admin commands reach a gateway of this configuration.
-func (c *Config) SocketPath() string { return filepath.Join(c.DataDir, "admin.sock") }
+func (c *Config) SocketPath() string {
+	switch {
+	case c.Admin.Socket != "":
+		return c.Admin.Socket
+	case c.Admin.Group != "":
+		return "/run/portvakt/admin.sock"
+	}
+	return filepath.Join(c.DataDir, "admin.sock")
+}

@@ -64,6 +64,8 @@ func TestBadConfigSaysWhereAndWhat(t *testing.T) {
 		"value for keys":      {add("tunnel: 7\n"), `gateway.yaml:9: tunnel: expected keys of its own, got "7"`},
 		"bad endpoint":        {add("tunnel:\n  endpoints: [\"a:70000\"]\n"), `gateway.yaml:10: tunnel.endpoints[0]: expected HOST:PORT`},
 		"large port":          {idp("redirect_ports: [70000]"), `gateway.yaml:7: identity.redirect_ports[0]: expected a number from 0 to 65535, got "70000"`},
+		"admin group":         {add("admin: {group: no-such-group}\n"), `gateway.yaml:9: admin.group: expected a group of this machine`},
+		"admin group in data": {add("admin: {group: root, socket: $DIR/data/x.sock}\n"), "gateway.yaml:9: admin.socket: with admin.group the socket needs a directory of its own"},
 		"zero port":           {idp("redirect_ports: [0]"), "gateway.yaml:7: identity.redirect_ports: 0 is no redirect port"},
 		"algorithm none":      {idp("algorithms: [none]"), `gateway.yaml:7: identity.algorithms: algorithm "none" is not one of RS256`},
 		"roots are garbage":   {idp("ca_file: gateway.yaml"), "gateway.yaml:7: identity.ca_file: "},
@@ -189,6 +191,8 @@ func TestSocketIsFoundInASpoiltFile(t *testing.T) {
 	for text, want := range map[string]string{
 		"data_dir: data\ntunel: {}\nlocation: {database: gone.mmdb}\n": filepath.Join(dir, "data", "admin.sock"),
 		"data_dir: /var/lib/portvakt\n":                                "/var/lib/portvakt/admin.sock",
+		"data_dir: data\nadmin: {group: gone}\n":                       "/run/portvakt/admin.sock",
+		"data_dir: data\nadmin: {socket: run/a.sock, group: gone}\n":   filepath.Join(dir, "run", "a.sock"),
 		"log: {level: info}\n":                                         "",
 		"data_dir: [\n":                                                "",
 	} {

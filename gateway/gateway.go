@@ -178,7 +178,7 @@ func (g *gateway) build() (err error) {
 		WebSocket: g.tunnel.Accept,
 	})
 	g.admin = admin.New(admin.Config{
-		Socket: cfg.SocketPath(), URL: cfg.Public.URL, CA: g.ca, Store: g.store, Audit: g.audit, Sessions: g.sessions,
+		Socket: cfg.SocketPath(), Group: cfg.Admin.Group, URL: cfg.Public.URL, CA: g.ca, Store: g.store, Audit: g.audit, Sessions: g.sessions,
 		Engine: g.engine, Locate: g.places.Lookup, Bundles: g.dirs.bundles(), Log: g.log,
 	})
 	return nil

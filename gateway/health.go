@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -56,6 +57,12 @@ func (g *gateway) health() Health {
 			h.Checks["audit_sink_"+s.Name()] = err.Error()
 		}
 	}
+	if n := len(g.sessions.Lockdowns()); n > 0 {
+		h.Checks["lockdowns"] = fmt.Sprintf("%d in force; see: portvakt-gateway lockdown list", n)
+	}
+	if n := len(g.admin.BreakGlass()); n > 0 {
+		h.Checks["break_glass"] = fmt.Sprintf("%d running; see: portvakt-gateway lockdown list", n)
+	}
 	return h
 }
 
@@ -85,6 +92,8 @@ func (g *gateway) metrics() *prometheus.Registry {
 	gauge("devices_connected", "Devices with a registration in force.", func() float64 { return float64(g.sessions.Counts().Devices) })
 	gauge("sessions_active", "Logins in force.", func() float64 { return float64(g.sessions.Counts().Sessions) })
 	gauge("flows_open", "Open HTTP exchanges, WebSockets, TCP connections and UDP exchanges.", func() float64 { return float64(g.sessions.Counts().Flows) })
+	gauge("lockdowns", "Lockdowns in force.", func() float64 { return float64(len(g.sessions.Lockdowns())) })
+	gauge("break_glass", "Administrators who may act alone now.", func() float64 { return float64(len(g.admin.BreakGlass())) })
 	counter("refused_total", "Requests and flows that were refused.", func() float64 { return float64(g.sessions.Counts().Refused) })
 	counter("undecided_dropped_total", "Connections and exchanges turned away because too many were waiting for a decision.", func() float64 { return float64(g.proxy.Dropped()) })
 	counter("cuts_total", "Open flows that were cut.", func() float64 { return float64(g.sessions.Counts().Cuts) })

@@ -73,21 +73,24 @@ func scopeText(l admin.Lockdown) string {
 }
 
 func lockdownOffCmd(opt *options) *cobra.Command {
-	return &cobra.Command{
-		Use: "off ID", Short: "Lift a lockdown", Args: cobra.ExactArgs(1),
+	var req admin.Revoke
+	c := &cobra.Command{
+		Use: "off ID", Short: "Ask for the end of a lockdown", Args: cobra.ExactArgs(1),
+		Long: `Ask for the end of a lockdown. It ends when another administrator, with another
+user of this machine, approves within 24 hours. The exit code is 0 when it was
+asked for and when it has ended; --json says which in "status".`,
+		Example: `  portvakt-gateway lockdown off lock-3fa9c210 --reason 'incident 42 is over'`,
 		RunE: func(cmd *cobra.Command, a []string) error {
 			cl, err := opt.client()
 			if err != nil {
 				return err
 			}
-			l, err := cl.LiftLockdown(cmd.Context(), a[0])
-			if err != nil || opt.json {
-				return orJSON(cmd, l, err)
-			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s is lifted: policy decides about %s again\n", l.ID, scopeText(l))
-			return err
+			act, err := cl.LiftLockdown(cmd.Context(), a[0], req)
+			return printAct(cmd, opt, act, err)
 		},
 	}
+	c.Flags().StringVar(&req.Reason, "reason", "", "why, for the other administrator and the record")
+	return c
 }
 
 func lockdownListCmd(opt *options) *cobra.Command {
@@ -106,7 +109,13 @@ func lockdownListCmd(opt *options) *cobra.Command {
 			for _, l := range all.Items {
 				rows = append(rows, []string{l.ID, l.Scope, l.Value, when(*l.At), strings.TrimPrefix(l.By, "os:"), l.Reason})
 			}
-			return table(cmd.OutOrStdout(), rows)
+			if err := table(cmd.OutOrStdout(), rows); err != nil {
+				return err
+			}
+			for _, b := range all.BreakGlass {
+				fmt.Fprintf(cmd.OutOrStdout(), "Break-glass: %s may act alone until %s: %s\n", clean(b.By), when(*b.Until), clean(b.Reason))
+			}
+			return nil
 		},
 	}
 }

@@ -101,12 +101,12 @@ Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 denied.`,
 		PersistentPreRun: func(*cobra.Command, []string) { *started = true },
 	}
 	root.PersistentFlags().StringVarP(&opt.config, "config", "c", "gateway.yaml", "the gateway's configuration `file`")
-	root.PersistentFlags().StringVar(&opt.socket, "socket", "", "admin socket of a running gateway (default: data_dir/admin.sock of the configuration)")
+	root.PersistentFlags().StringVar(&opt.socket, "socket", "", "admin socket of a running gateway (default: the one of the configuration)")
 	root.PersistentFlags().BoolVar(&opt.json, "json", false, "print JSON for programs")
 	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), ".FlagUsages", ".FlagUsagesWrapped 80"))
 	root.AddCommand(
 		serveCmd(opt), checkCmd(opt), inviteCmd(opt), devicesCmd(opt), sessionsCmd(opt),
-		appsCmd(opt), lockdownCmd(opt), whyCmd(opt), auditCmd(opt), policyCmd(opt), versionCmd(opt),
+		appsCmd(opt), lockdownCmd(opt), approvalsCmd(opt), breakGlassCmd(opt), whyCmd(opt), auditCmd(opt), policyCmd(opt), versionCmd(opt),
 	)
 	return root
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -251,7 +252,7 @@ func TestCommandsOfARunningGateway(t *testing.T) {
 
 	evidenceOf(t, path, c)
 
-	lockdownsOf(t, c)
+	lockdownsOf(t, c, cfg.Health.Listen)
 
 	bundle := filepath.Join(filepath.Dir(path), "b.tar.gz")
 	command(t, 0, because.Revision, c("policy", "build", "-o", bundle)...)
@@ -270,7 +271,7 @@ func TestCommandsOfARunningGateway(t *testing.T) {
 }
 
 // lockdownsOf puts one in force, looks at it and lifts it.
-func lockdownsOf(t *testing.T, c func(...string) []string) {
+func lockdownsOf(t *testing.T, c func(...string) []string, health string) {
 	t.Helper()
 	out := command(t, 0, "is in force: app crm is locked down, open flows cut: 0", c("lockdown", "on", "--app", "crm", "--reason", "drill \x1b[31m")...)
 	id := strings.Fields(out)[0]
@@ -285,7 +286,35 @@ func lockdownsOf(t *testing.T, c func(...string) []string) {
 		command(t, 2, "exactly one of", c(append([]string{"lockdown", "on"}, bad...)...)...)
 	}
 	command(t, 1, "there is no such thing", c("lockdown", "off", "lock-none")...)
-	command(t, 0, "is lifted: policy decides about app crm again", c("lockdown", "off", id)...)
+	act := strings.Fields(command(t, 0, "is pending until", c("lockdown", "off", id, "--reason", "drill is over")...))[0]
+	command(t, 0, `"status": "pending"`, c("lockdown", "off", id, "--json")...)
+	command(t, 0, "drill is over", c("approvals", "list")...)
+	command(t, 1, "another administrator", c("approvals", "approve", act)...)
+	command(t, 0, "is rejected", c("approvals", "reject", act)...)
+	command(t, 1, "decided already", c("approvals", "reject", act)...)
+	for _, bad := range [][]string{nil, {"--minutes", "5"}, {"--reason", "x"}, {"--reason", "x", "--minutes", "61"}} {
+		command(t, 2, "from 1 to 60", c(append([]string{"break-glass"}, bad...)...)...)
+	}
+	command(t, 0, "may act alone until", c("break-glass", "--reason", "drill", "--minutes", "1")...)
+	for path, want := range map[string][]string{
+		"/healthz": {`"ok":true`, `"lockdowns":"1 in force`, `"break_glass":"1 running`},
+		"/metrics": {"portvakt_lockdowns 1\n", "portvakt_break_glass 1\n"},
+	} {
+		resp, err := http.Get("http://" + health + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		for _, w := range want {
+			if err != nil || !strings.Contains(string(body), w) {
+				t.Errorf("%s lacks %s: %v\n%s", path, w, err, body)
+			}
+		}
+	}
+	command(t, 0, "Break-glass: os:", c("lockdown", "list")...)
+	command(t, 0, "is done: lockdown off "+id, c("lockdown", "off", id)...)
+	command(t, 0, `"break_glass": [`, c("lockdown", "list", "--json")...)
 }
 
 func TestWrongUsage(t *testing.T) {

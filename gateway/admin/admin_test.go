@@ -54,6 +54,7 @@ type gw struct {
 	store    *store.Store
 	audit    *audit.Log
 	sessions *session.Manager
+	engine   *policy.Engine
 }
 
 // now is a Monday.
@@ -76,13 +77,13 @@ func newGateway(t *testing.T) *gw {
 	g.must(err)
 	g.audit, err = audit.Open(audit.Options{Dir: filepath.Join(dir, "audit"), Now: clock})
 	g.must(err)
-	engine := policy.NewEngine(policy.EngineOptions{Now: clock, Timeout: 5 * time.Second})
+	g.engine = policy.NewEngine(policy.EngineOptions{Now: clock, Timeout: 5 * time.Second})
 	locate := func(a netip.Addr) policy.Location {
 		return policy.Location{Address: a.String(), Country: map[string]string{"192.0.2.7": "SE", "203.0.113.9": "BR"}[a.String()]}
 	}
 	own := g.store.GatewayAddresses()
 	g.sessions = session.New(session.Config{
-		Engine: engine, Store: g.store, Audit: g.audit, Table: segment.NewTable(own), Gateway: own, ControlPort: 80, Locate: locate,
+		Engine: g.engine, Store: g.store, Audit: g.audit, Table: segment.NewTable(own), Gateway: own, ControlPort: 80, Locate: locate,
 		AddPeer:    func(session.Connection) error { return nil },
 		RemovePeer: func([32]byte) error { return nil }, Now: clock,
 	})
@@ -98,7 +99,7 @@ func newGateway(t *testing.T) *gw {
 
 	srv := admin.New(admin.Config{
 		Socket: g.socket, URL: "https://gateway.example.com", CA: ca, Store: g.store, Audit: g.audit, Sessions: g.sessions,
-		Engine: engine, Locate: locate, Bundles: dir, Now: clock,
+		Engine: g.engine, Locate: locate, Bundles: dir, Now: clock,
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 2)

@@ -1,6 +1,6 @@
 // Package admin is the gateway's Unix socket for administrators of its own
-// machine: whoever may open it (mode 0600, so the gateway's user and root) may
-// use it, and the kernel says who that is. Every act is recorded with that
+// machine: whoever may open it (the gateway's user and root, and the members of
+// a group when one is configured) may use it, and the kernel says who that is. Every act is recorded with that
 // name. [Client] is the other end, for the portvakt-gateway commands.
 package admin
 

@@ -165,7 +165,7 @@ func (c *Client) do(ctx context.Context, method, path string, body io.Reader) (*
 	resp, err := c.http.Do(req)
 	switch {
 	case errors.Is(err, os.ErrPermission):
-		return nil, fmt.Errorf("%s may only be used by the gateway's own user and root", c.socket)
+		return nil, fmt.Errorf("%s may only be used by the gateway's own user, root and the members of admin.group", c.socket)
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 		return nil, fmt.Errorf("no gateway is running here (nobody answers at %s); start it with: portvakt-gateway serve", c.socket)
 	case err != nil:

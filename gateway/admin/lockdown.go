@@ -28,13 +28,19 @@ type Lockdown struct {
 	Cuts *int `json:"cuts,omitempty"`
 }
 
+// Lockdowns are those in force, and who may lift them alone.
+type Lockdowns struct {
+	Items      []Lockdown   `json:"items"`
+	BreakGlass []BreakGlass `json:"break_glass"`
+}
+
 func lockdownOf(l store.Lockdown) Lockdown {
 	at := l.At.UTC()
 	return Lockdown{ID: l.ID, Scope: string(l.Scope), Value: l.Value, Reason: l.Reason, By: l.By, At: &at}
 }
 
 func (s *Server) lockdowns(w http.ResponseWriter, _ *http.Request) {
-	out := Items[Lockdown]{Items: []Lockdown{}}
+	out := Lockdowns{Items: []Lockdown{}, BreakGlass: s.BreakGlass()}
 	for _, l := range s.cfg.Sessions.Lockdowns() {
 		out.Items = append(out.Items, lockdownOf(l))
 	}
@@ -118,17 +124,8 @@ func (s *Server) scopeValue(ctx context.Context, scope store.Scope, value string
 	return value, nil
 }
 
-func (s *Server) liftLockdown(w http.ResponseWriter, r *http.Request) {
-	l, err := s.cfg.Sessions.LiftLockdown(r.Context(), session.Lift{ID: r.PathValue("id"), By: actor(r), At: s.cfg.Now()})
-	if err != nil {
-		s.failed(w, "lockdown "+r.PathValue("id"), err)
-		return
-	}
-	s.answer(w, lockdownOf(l))
-}
-
 // Lockdowns lists the lockdowns in force.
-func (c *Client) Lockdowns(ctx context.Context) (out Items[Lockdown], err error) {
+func (c *Client) Lockdowns(ctx context.Context) (out Lockdowns, err error) {
 	return out, c.call(ctx, http.MethodGet, "/v1/lockdowns", nil, &out)
 }
 
@@ -137,7 +134,7 @@ func (c *Client) Lockdown(ctx context.Context, req Lockdown) (out Lockdown, err 
 	return out, c.call(ctx, http.MethodPost, "/v1/lockdowns", req, &out)
 }
 
-// LiftLockdown ends a lockdown.
-func (c *Client) LiftLockdown(ctx context.Context, id string) (out Lockdown, err error) {
-	return out, c.call(ctx, http.MethodPost, "/v1/lockdowns/"+url.PathEscape(id)+"/off", struct{}{}, &out)
+// LiftLockdown asks for the end of a lockdown.
+func (c *Client) LiftLockdown(ctx context.Context, id string, req Revoke) (out Act, err error) {
+	return out, c.call(ctx, http.MethodPost, "/v1/lockdowns/"+url.PathEscape(id)+"/off", req, &out)
 }

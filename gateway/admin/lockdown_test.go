@@ -63,9 +63,9 @@ func TestLockdownNames(t *testing.T) {
 			if all, err := g.Lockdowns(ctx); err != nil || len(all.Items) != 1 || all.Items[0].ID != l.ID || all.Items[0].Reason != "drill" || !strings.HasPrefix(all.Items[0].By, "os:") {
 				t.Errorf("listed %+v %v", all, err)
 			}
-			_, err = g.LiftLockdown(ctx, l.ID)
+			_, err = g.sessions.LiftLockdown(ctx, session.Lift{ID: l.ID, By: "test", At: now})
 			g.must(err)
-			if _, err = g.LiftLockdown(ctx, l.ID); err == nil {
+			if _, err = g.LiftLockdown(ctx, l.ID, admin.Revoke{}); err == nil {
 				t.Error("lifted twice")
 			}
 		})

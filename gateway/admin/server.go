@@ -9,9 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
 	"os/user"
-	"path/filepath"
 	"strconv"
 	"time"
 
@@ -25,9 +23,12 @@ import (
 	"github.com/portvakt/portvakt/policy"
 )
 
-// Config is what a Server needs; all but Now and Log is required.
+// Config is what a Server needs; all but Group, Now and Log is required.
 type Config struct {
-	Socket   string // path of the Unix socket
+	Socket string // path of the Unix socket
+	// Group, when not empty, names the group whose members may use the socket;
+	// its directory is then the socket's alone.
+	Group    string
 	URL      string // of the gateway, printed beside a code
 	CA       *certs.CA
 	Store    *store.Store
@@ -43,8 +44,9 @@ type Config struct {
 
 // Server answers administrators.
 type Server struct {
-	cfg Config
-	log *slog.Logger
+	cfg   Config
+	log   *slog.Logger
+	glass glass
 }
 
 // New returns a Server. It opens nothing.
@@ -61,12 +63,9 @@ func New(cfg Config) *Server {
 type actorKey struct{}
 
 // Run listens on the socket until ctx is done. The caller holds the lock of the
-// data directory, so a socket that is there is a dead one's.
+// data directory.
 func (s *Server) Run(ctx context.Context) error {
-	if err := os.Remove(s.cfg.Socket); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("removing the old admin socket: %w", err)
-	}
-	ln, err := listenPrivate(ctx, s.cfg.Socket)
+	ln, err := s.listen(ctx)
 	if err != nil {
 		return fmt.Errorf("listening for administrators: %w", err)
 	}
@@ -90,27 +89,6 @@ func (s *Server) Run(ctx context.Context) error {
 		return nil
 	})
 	return g.Wait()
-}
-
-// listenPrivate makes the socket unreachable for others from its first moment:
-// it is made inside a directory of mode 0700 and its own mode set before use.
-func listenPrivate(ctx context.Context, path string) (net.Listener, error) {
-	dir, err := os.Stat(filepath.Dir(path))
-	if err != nil {
-		return nil, err
-	}
-	if dir.Mode().Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("%s is open to others; run: chmod 700 %s", filepath.Dir(path), filepath.Dir(path))
-	}
-	var lc net.ListenConfig
-	ln, err := lc.Listen(ctx, "unix", path)
-	if err != nil {
-		return nil, err
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		return nil, errors.Join(err, ln.Close())
-	}
-	return ln, nil
 }
 
 // actorOf names the caller: os:UID:NAME, or "" when the kernel does not say.
@@ -139,6 +117,10 @@ func (s *Server) handler() http.Handler {
 	mux.HandleFunc("GET /v1/lockdowns", s.lockdowns)
 	mux.HandleFunc("POST /v1/lockdowns", s.lockdown)
 	mux.HandleFunc("POST /v1/lockdowns/{id}/off", s.liftLockdown)
+	mux.HandleFunc("GET /v1/approvals", s.approvals)
+	mux.HandleFunc("POST /v1/approvals/{id}/approve", s.approve)
+	mux.HandleFunc("POST /v1/approvals/{id}/reject", s.reject)
+	mux.HandleFunc("POST /v1/break-glass", s.breakGlass)
 	mux.HandleFunc("POST /v1/why", s.why)
 	mux.HandleFunc("GET /v1/audit", s.auditTail)
 	mux.HandleFunc("GET /v1/audit/{id}", s.auditShow)

@@ -42,6 +42,8 @@ const (
 	KindPolicyRefused  Kind = "policy_refused"  // a policy revision was refused
 	KindRevoke         Kind = "revoke"          // a device was revoked
 	KindLockdown       Kind = "lockdown"        // a lockdown was put in force or lifted
+	KindApproval       Kind = "approval"        // an act that needs two administrators was asked for or decided
+	KindBreakGlass     Kind = "break_glass"     // an administrator may act alone for a time
 	KindInvite         Kind = "invite"          // an enrolment code was made
 	KindWhy            Kind = "why"             // somebody asked what policy would say
 	KindAdmin          Kind = "admin"           // an administrator looked at what is recorded

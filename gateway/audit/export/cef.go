@@ -18,9 +18,9 @@ func severity(r *audit.Record) int {
 	switch r.Kind {
 	case audit.KindLost, audit.KindTorn, audit.KindRecovered:
 		return 9
-	case audit.KindLockdown:
+	case audit.KindLockdown, audit.KindBreakGlass:
 		return 8
-	case audit.KindRevoke, audit.KindFlowCut, audit.KindEnrollRefused, audit.KindConnectRefused, audit.KindLoginRefused, audit.KindPostureRefused, audit.KindPolicyRefused:
+	case audit.KindRevoke, audit.KindApproval, audit.KindFlowCut, audit.KindEnrollRefused, audit.KindConnectRefused, audit.KindLoginRefused, audit.KindPostureRefused, audit.KindPolicyRefused:
 		return 6
 	case audit.KindUpstreamError:
 		return 4

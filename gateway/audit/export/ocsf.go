@@ -78,6 +78,10 @@ func classOf(r *audit.Record) class {
 			return entity(entityEnable)
 		}
 		return entity(entityDisable)
+	case audit.KindApproval:
+		return entity(entityUpdate)
+	case audit.KindBreakGlass:
+		return entity(entityEnable)
 	case audit.KindAdmin, audit.KindWhy:
 		return entity(entityRead)
 	case audit.KindPosture, audit.KindPostureRefused, audit.KindLocation:

@@ -1,0 +1,267 @@
+package admin
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/portvakt/portvakt/gateway/audit"
+	"github.com/portvakt/portvakt/gateway/session"
+	"github.com/portvakt/portvakt/gateway/store"
+)
+
+// An Act gives something back, so it needs two administrators: one who asks
+// for it and another who approves, within actLife.
+type Act struct {
+	ID          string     `json:"id"`
+	Kind        string     `json:"kind"`   // lockdown_off
+	Target      string     `json:"target"` // the lockdown's ID
+	Reason      string     `json:"reason,omitempty"`
+	RequestedBy string     `json:"requested_by"`
+	RequestedAt time.Time  `json:"requested_at"`
+	ExpiresAt   time.Time  `json:"expires_at"`
+	Status      string     `json:"status"` // pending, expired, approved, rejected, or break_glass: done by one alone
+	DecidedBy   string     `json:"decided_by,omitempty"`
+	DecidedAt   *time.Time `json:"decided_at,omitempty"`
+}
+
+// BreakGlass asks for the time in which one administrator may act alone, or is it.
+type BreakGlass struct {
+	Reason  string     `json:"reason"`
+	Minutes int        `json:"minutes,omitempty"` // 1 to 60
+	By      string     `json:"by,omitempty"`
+	Until   *time.Time `json:"until,omitempty"`
+}
+
+const (
+	kindLockdownOff = "lockdown_off"
+
+	actPending  = "pending"
+	actApproved = "approved"
+	actRejected = "rejected"
+	actExpired  = "expired"
+	actAlone    = "break_glass"
+
+	actLife = 24 * time.Hour
+	// actsShown is how far back the list goes.
+	actsShown = 30 * 24 * time.Hour
+
+	maxBreakGlass = 60 // minutes
+)
+
+func (s *Server) actOf(a store.Act) Act {
+	out := Act{
+		ID: a.ID, Kind: a.Kind, Target: a.Target, Reason: a.Reason, RequestedBy: a.RequestedBy,
+		RequestedAt: a.RequestedAt.UTC(), ExpiresAt: a.ExpiresAt.UTC(), Status: a.Outcome, DecidedBy: a.DecidedBy,
+	}
+	switch {
+	case a.Pending(s.cfg.Now()):
+		out.Status = actPending
+	case a.Outcome == "":
+		out.Status = actExpired
+	default:
+		at := a.DecidedAt.UTC()
+		out.DecidedAt = &at
+	}
+	return out
+}
+
+// uidOf is the part of an actor that the kernel vouches for: names can change.
+func uidOf(actor string) string {
+	parts := strings.SplitN(actor, ":", 3)
+	return strings.Join(parts[:min(2, len(parts))], ":")
+}
+
+// noteAct records what became of an act. What an act grants has a record of its
+// own, before it.
+func (s *Server) noteAct(by, outcome string, a store.Act) {
+	s.cfg.Audit.Note(audit.Record{Kind: audit.KindApproval, Actor: by, Outcome: outcome, Detail: map[string]string{
+		"act": a.ID, "kind": a.Kind, "target": a.Target, "reason": a.Reason, "requested_by": a.RequestedBy,
+	}})
+}
+
+// liftLockdown asks for the end of a lockdown; in a break-glass time of the one
+// who asks, it happens.
+func (s *Server) liftLockdown(w http.ResponseWriter, r *http.Request) {
+	var req Revoke
+	if err := decode(w, r, &req); err != nil {
+		s.fail(w, http.StatusBadRequest, "bad_request", err.Error())
+		return
+	}
+	if !s.lockedDown(r.PathValue("id")) {
+		s.failed(w, "lockdown "+r.PathValue("id"), store.ErrNotFound)
+		return
+	}
+	var id [4]byte // short, because people type it
+	rand.Read(id[:])
+	now := s.cfg.Now()
+	asked := store.Act{
+		ID: "act-" + hex.EncodeToString(id[:]), Kind: kindLockdownOff, Target: r.PathValue("id"), Reason: req.Reason,
+		RequestedBy: actor(r), RequestedAt: now, ExpiresAt: now.Add(actLife),
+	}
+	a, err := s.cfg.Store.PutAct(r.Context(), asked)
+	if err != nil {
+		s.failed(w, "asking for the end of a lockdown", err)
+		return
+	}
+	if a.ID == asked.ID {
+		s.noteAct(actor(r), "requested", a)
+	}
+	if glass, ok := s.glass.of(actor(r), now); ok {
+		s.do(w, r, a, actAlone, map[string]string{"break_glass": glass.Reason})
+		return
+	}
+	s.answer(w, s.actOf(a))
+}
+
+func (s *Server) lockedDown(id string) bool {
+	return slices.ContainsFunc(s.cfg.Sessions.Lockdowns(), func(l store.Lockdown) bool { return l.ID == id })
+}
+
+// do decides an act, which only one call can, and carries it out.
+func (s *Server) do(w http.ResponseWriter, r *http.Request, a store.Act, outcome string, detail map[string]string) {
+	ctx, now := context.WithoutCancel(r.Context()), s.cfg.Now()
+	if !s.decide(ctx, w, r, a, outcome) {
+		return
+	}
+	lift := session.Lift{ID: a.Target, By: actor(r), At: now, Detail: map[string]string{"act": a.ID, "requested_by": a.RequestedBy, "why": a.Reason}}
+	for k, v := range detail {
+		lift.Detail[k] = v
+	}
+	if _, err := s.cfg.Sessions.LiftLockdown(ctx, lift); err != nil {
+		s.noteAct(actor(r), "failed", a)
+		s.failed(w, fmt.Sprintf("%s was approved but did not happen; ask for it anew", a.ID), err)
+		return
+	}
+	s.answerAct(w, r, a.ID)
+}
+
+// decide stores and records the outcome of a pending act, or answers why it
+// cannot.
+func (s *Server) decide(ctx context.Context, w http.ResponseWriter, r *http.Request, a store.Act, outcome string) bool {
+	err := s.cfg.Store.DecideAct(ctx, a.ID, outcome, actor(r), s.cfg.Now())
+	switch {
+	case errors.Is(err, store.ErrDecided):
+		s.fail(w, http.StatusConflict, "decided", a.ID+" was decided already or has expired; the list shows it.")
+		return false
+	case err != nil:
+		s.failed(w, "deciding "+a.ID, err)
+		return false
+	}
+	s.noteAct(actor(r), outcome, a)
+	return true
+}
+
+func (s *Server) answerAct(w http.ResponseWriter, r *http.Request, id string) {
+	a, err := s.cfg.Store.Act(r.Context(), id)
+	if err != nil {
+		s.failed(w, id, err)
+		return
+	}
+	s.answer(w, s.actOf(a))
+}
+
+func (s *Server) approvals(w http.ResponseWriter, r *http.Request) {
+	all, err := s.cfg.Store.Acts(r.Context(), s.cfg.Now().Add(-actsShown))
+	if err != nil {
+		s.failed(w, "listing approvals", err)
+		return
+	}
+	out := Items[Act]{Items: []Act{}}
+	for _, a := range all {
+		out.Items = append(out.Items, s.actOf(a))
+	}
+	s.answer(w, out)
+}
+
+// approve carries an act out for somebody else than the one who asked.
+func (s *Server) approve(w http.ResponseWriter, r *http.Request) {
+	a, err := s.cfg.Store.Act(r.Context(), r.PathValue("id"))
+	if err != nil {
+		s.failed(w, "act "+r.PathValue("id"), err)
+		return
+	}
+	outcome, detail := actApproved, map[string]string(nil)
+	if uidOf(a.RequestedBy) == uidOf(actor(r)) {
+		glass, ok := s.glass.of(actor(r), s.cfg.Now())
+		if !ok {
+			s.noteAct(actor(r), "refused", a)
+			s.fail(w, http.StatusForbidden, "same_person",
+				"You asked for it yourself; another administrator, with another user of this machine, has to approve it. When none can be reached: portvakt-gateway break-glass.")
+			return
+		}
+		outcome, detail = actAlone, map[string]string{"break_glass": glass.Reason}
+	}
+	if a.Pending(s.cfg.Now()) && !s.lockedDown(a.Target) {
+		s.fail(w, http.StatusConflict, "lifted", a.Target+" is not in force any more; reject "+a.ID+" or let it expire.")
+		return
+	}
+	s.do(w, r, a, outcome, detail)
+}
+
+// reject ends an act; whoever asked may take it back.
+func (s *Server) reject(w http.ResponseWriter, r *http.Request) {
+	a, err := s.cfg.Store.Act(r.Context(), r.PathValue("id"))
+	if err != nil {
+		s.failed(w, "act "+r.PathValue("id"), err)
+		return
+	}
+	if s.decide(r.Context(), w, r, a, actRejected) {
+		s.answerAct(w, r, a.ID)
+	}
+}
+
+// breakGlass lets the caller act alone for some minutes: recorded, then said
+// aloud, then so.
+func (s *Server) breakGlass(w http.ResponseWriter, r *http.Request) {
+	var req BreakGlass
+	if err := decode(w, r, &req); err != nil {
+		s.fail(w, http.StatusBadRequest, "bad_request", err.Error())
+		return
+	}
+	req.Reason = strings.TrimSpace(req.Reason)
+	if req.Reason == "" || req.Minutes < 1 || req.Minutes > maxBreakGlass || req.By != "" || req.Until != nil {
+		s.fail(w, http.StatusBadRequest, "bad_request", fmt.Sprintf("A reason is needed, and from 1 to %d minutes.", maxBreakGlass))
+		return
+	}
+	until := s.cfg.Now().Add(time.Duration(req.Minutes) * time.Minute)
+	err := s.cfg.Audit.Append(&audit.Record{Kind: audit.KindBreakGlass, Actor: actor(r), Detail: map[string]string{
+		"reason": req.Reason, "minutes": strconv.Itoa(req.Minutes), "until": until.UTC().Format(time.RFC3339),
+	}})
+	if err != nil {
+		s.failed(w, "recording a break-glass", err)
+		return
+	}
+	s.log.Warn("break-glass: an administrator may act alone", "by", actor(r), "reason", req.Reason, "until", until.UTC().Format(time.RFC3339))
+	req.By, req.Until = actor(r), &until
+	s.glass.put(req)
+	s.answer(w, req)
+}
+
+// Approvals lists the acts of the last 30 days, the latest first.
+func (c *Client) Approvals(ctx context.Context) (out Items[Act], err error) {
+	return out, c.call(ctx, http.MethodGet, "/v1/approvals", nil, &out)
+}
+
+// Approve carries out what another administrator asked for.
+func (c *Client) Approve(ctx context.Context, id string) (out Act, err error) {
+	return out, c.call(ctx, http.MethodPost, "/v1/approvals/"+url.PathEscape(id)+"/approve", struct{}{}, &out)
+}
+
+// Reject ends an act that was asked for.
+func (c *Client) Reject(ctx context.Context, id string) (out Act, err error) {
+	return out, c.call(ctx, http.MethodPost, "/v1/approvals/"+url.PathEscape(id)+"/reject", struct{}{}, &out)
+}
+
+// BreakGlass begins a time in which the caller may act alone.
+func (c *Client) BreakGlass(ctx context.Context, req BreakGlass) (out BreakGlass, err error) {
+	return out, c.call(ctx, http.MethodPost, "/v1/break-glass", req, &out)
+}
