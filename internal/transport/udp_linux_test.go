@@ -205,7 +205,7 @@ func TestCacheIsBounded(t *testing.T) {
 	}
 	first := c.get(at(0))
 	for i := range 3 * generation {
-		if c.get(at(i)) != c.get(at(i)) {
+		if once, again := c.get(at(i)), c.get(at(i)); once != again {
 			t.Fatal("two endpoints of one source")
 		}
 		if i%1000 == 0 && c.get(at(0)) != first {
