@@ -34,6 +34,7 @@ const (
 	KindLoginRefused   Kind = "login_refused"   // a login failed
 	KindResume         Kind = "resume"          // a session was taken along to a new tunnel key
 	KindLogout         Kind = "logout"          // the worker ended the session
+	KindLogoutRefused  Kind = "logout_refused"  // a back-channel logout was refused
 	KindSessionEnd     Kind = "session_end"     // the session ended otherwise
 	KindPosture        Kind = "posture"         // a posture report changed a signal
 	KindPostureRefused Kind = "posture_refused" // a posture report was not accepted

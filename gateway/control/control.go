@@ -105,6 +105,7 @@ func (a *API) Public() http.Handler {
 	mux.HandleFunc("POST "+wire.PathConnect, a.connect)
 	mux.HandleFunc("GET "+wire.PathTunnel, a.tunnel)
 	mux.Handle("GET "+wire.PathJWKS, a.cfg.JWKS)
+	mux.HandleFunc("POST "+PathBackChannelLogout, a.backChannelLogout)
 	return plain(mux)
 }
 

@@ -48,6 +48,7 @@ type gw struct {
 	inner    http.Handler
 	now      atomic.Int64
 	full     atomic.Bool // takes no WebSocket
+	db       string      // path of the store's file
 }
 
 // gatewayKey is the gateway's own WireGuard key.
@@ -57,9 +58,15 @@ func (g *gw) clock() time.Time { return time.Unix(0, g.now.Load()).UTC() }
 
 func newGateway(t *testing.T) *gw {
 	t.Helper()
+	return newGatewayOf(t, "http://127.0.0.1:1") // an identity provider that does not answer
+}
+
+func newGatewayOf(t *testing.T, issuer string) *gw {
+	t.Helper()
 	g := &gw{t: t}
 	g.now.Store(time.Now().UnixNano())
 	dir := t.TempDir()
+	g.db = filepath.Join(dir, "data", "gateway.db")
 	var err error
 	must := func() {
 		t.Helper()
@@ -70,7 +77,7 @@ func newGateway(t *testing.T) *gw {
 	g.ca, err = certs.OpenCA(certs.CAConfig{Dir: filepath.Join(dir, "ca"), Now: g.clock})
 	must()
 	g.store, err = store.Open(t.Context(), store.Options{
-		Path: filepath.Join(dir, "data", "gateway.db"), IPv4: netip.MustParsePrefix("100.96.0.0/16"),
+		Path: g.db, IPv4: netip.MustParsePrefix("100.96.0.0/16"),
 		IPv6: netip.MustParsePrefix("fd70:7674:766b::/64"), SealKey: [32]byte{1}, Now: g.clock,
 	})
 	must()
@@ -84,7 +91,7 @@ func newGateway(t *testing.T) *gw {
 		RemovePeer: func([32]byte) error { return nil },
 		Now:        g.clock,
 	})
-	idp, err := identity.New(identity.Config{Issuer: "http://127.0.0.1:1", ClientID: "portvakt"})
+	idp, err := identity.New(identity.Config{Issuer: issuer, ClientID: "portvakt", Now: g.clock})
 	must()
 	api := control.New(control.Config{
 		CA: g.ca, Store: g.store, Audit: g.audit, Sessions: g.sessions, Identity: idp, MTU: 1280,

@@ -120,12 +120,18 @@ func (a *API) loginComplete(w http.ResponseWriter, r *http.Request, id string) {
 		return
 	}
 	now := a.cfg.Now()
-	_, err = a.cfg.Sessions.Login(r.Context(), store.Session{
-		DeviceID: id, OSUser: login.OSUser, Subject: login.Subject, StartedAt: now, LastSeen: now, ExpiresAt: now.Add(a.cfg.SessionLifetime),
+	s, err := a.cfg.Sessions.Login(r.Context(), store.Session{
+		DeviceID: id, OSUser: login.OSUser, Subject: login.Subject, SID: login.SID, StartedAt: now, LastSeen: now, ExpiresAt: now.Add(a.cfg.SessionLifetime),
 	})
 	if err != nil {
 		a.internal(w, "logging in", err)
 		return
+	}
+	if a.cfg.Identity.LoggedOut(login.SID) { // while it was being put in force
+		err := a.cfg.Sessions.EndSession(context.WithoutCancel(r.Context()), store.End{SessionID: s.ID, Reason: endBackChannel, By: byProvider, At: now}, policy.ReasonSessionRevoked)
+		if err != nil && !errors.Is(err, session.ErrSessionOver) {
+			a.log.Error("ending a login that the identity provider ended", "session", s.ID, "err", err)
+		}
 	}
 	a.state(w, r, id)
 }

@@ -86,6 +86,7 @@ type Provider struct {
 	pending pendingTable
 	flight  singleflight.Group
 	disc    discovery
+	seen    seenLogouts
 }
 
 // New checks the configuration and reads the files it names. It does not use
@@ -321,6 +322,8 @@ type Finish struct {
 // Login is a finished login.
 type Login struct {
 	Subject policy.Subject
+	// SID is the ID of the provider's own session, "" when it gave none.
+	SID string
 	// OSUser is the one Begin was called for.
 	OSUser string
 }
@@ -366,11 +369,14 @@ func (p *Provider) finish(ctx context.Context, f Finish) (Login, error) {
 	if err != nil {
 		return Login{}, err
 	}
-	subject, err := p.verify(ctx, d, raw, l.nonce)
+	subject, sid, err := p.verify(ctx, d, raw, l.nonce)
 	if err != nil {
 		return Login{}, err
 	}
-	return Login{Subject: subject, OSUser: l.osUser}, nil
+	if p.seen.over(sid) { // while its token was on the way here
+		return Login{}, refused("", "the session is over")
+	}
+	return Login{Subject: subject, SID: sid, OSUser: l.osUser}, nil
 }
 
 // exchange swaps the code for an ID token. Errors of the oauth2 package may

@@ -26,14 +26,12 @@ const (
 	maxToken     = 256 << 10
 )
 
-// verify checks an ID token as OpenID Connect Core section 3.1.3.7 says and
-// returns whom it names.
-func (p *Provider) verify(ctx context.Context, d *discovered, raw, nonce string) (policy.Subject, error) {
-	bad := func(err error) (policy.Subject, error) {
-		return policy.Subject{}, tokenInvalid("The identity provider's ID token does not hold.", err)
-	}
+// claimsOf verifies what ID tokens and logout tokens have in common: signature,
+// issuer and audience, and returns the claims. An error of type *[Error] says
+// that this could not be done now.
+func (p *Provider) claimsOf(ctx context.Context, d *discovered, raw string) (claims, error) {
 	if len(raw) > maxToken {
-		return bad(fmt.Errorf("it is larger than %d bytes", maxToken))
+		return nil, fmt.Errorf("it is larger than %d bytes", maxToken)
 	}
 	ctx, cancel := context.WithTimeout(ctx, httpTimeout)
 	defer cancel()
@@ -41,24 +39,41 @@ func (p *Provider) verify(ctx context.Context, d *discovered, raw, nonce string)
 	if err != nil {
 		text := clean(err.Error(), 300)
 		if strings.Contains(text, "fetching keys") {
-			return policy.Subject{}, unavailable(errors.New(text))
+			return nil, unavailable(errors.New(text))
 		}
-		return bad(errors.New(text))
+		return nil, errors.New(text)
 	}
 	var payload json.RawMessage
 	if err := tok.Claims(&payload); err != nil {
-		return bad(errors.New("reading its claims"))
+		return nil, errors.New("reading its claims")
 	}
 	c, err := parseClaims(payload)
 	if err != nil {
-		return bad(err)
+		return nil, err
 	}
 	// go-oidc reads names without regard to case; a claim "SUB" beside "sub"
 	// must not become the subject.
-	iss, sub := c.text("iss"), c.text("sub")
-	if iss != tok.Issuer || iss != p.cfg.Issuer || sub != tok.Subject {
-		return bad(errors.New("iss or sub is there in two spellings"))
+	if iss := c.text("iss"); iss != tok.Issuer || iss != p.cfg.Issuer || c.text("sub") != tok.Subject {
+		return nil, errors.New("iss or sub is there in two spellings")
 	}
+	return c, nil
+}
+
+// verify checks an ID token as OpenID Connect Core section 3.1.3.7 says and
+// returns whom it names, and in which session of the provider's own.
+func (p *Provider) verify(ctx context.Context, d *discovered, raw, nonce string) (policy.Subject, string, error) {
+	bad := func(err error) (policy.Subject, string, error) {
+		return policy.Subject{}, "", tokenInvalid("The identity provider's ID token does not hold.", err)
+	}
+	c, err := p.claimsOf(ctx, d, raw)
+	var e *Error
+	if errors.As(err, &e) {
+		return policy.Subject{}, "", e
+	}
+	if err != nil {
+		return bad(err)
+	}
+	sub := c.text("sub")
 	if err := checkSubjectID(sub); err != nil {
 		return bad(err)
 	}
@@ -75,7 +90,11 @@ func (p *Provider) verify(ctx context.Context, d *discovered, raw, nonce string)
 	if err != nil {
 		return bad(err)
 	}
-	return s, nil
+	sid := c.text("sid")
+	if len(sid) > maxSID {
+		return bad(errors.New("sid is too long"))
+	}
+	return s, sid, nil
 }
 
 func checkSubjectID(sub string) error {

@@ -183,14 +183,14 @@ func (s *Store) PutSession(ctx context.Context, se Session) error {
 			seen = se.StartedAt
 		}
 		n, err := affected(tx.ExecContext(ctx,
-			`UPDATE sessions SET os_user = ?, subject = ?, boot_id = ?, started_at = ?, expires_at = ?, last_seen = ? WHERE id = ? AND device_id = ? AND ended_at IS NULL`,
-			se.OSUser, string(subject), se.BootID, nanos(se.StartedAt), nanos(se.ExpiresAt), nanos(seen), se.ID, se.DeviceID))
+			`UPDATE sessions SET os_user = ?, subject = ?, sid = ?, boot_id = ?, started_at = ?, expires_at = ?, last_seen = ? WHERE id = ? AND device_id = ? AND ended_at IS NULL`,
+			se.OSUser, string(subject), se.SID, se.BootID, nanos(se.StartedAt), nanos(se.ExpiresAt), nanos(seen), se.ID, se.DeviceID))
 		if err != nil || n == 1 {
 			return err
 		}
 		_, err = tx.ExecContext(ctx,
-			`INSERT INTO sessions (id, device_id, os_user, subject, boot_id, started_at, expires_at, last_seen) VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
-			se.ID, se.DeviceID, se.OSUser, string(subject), se.BootID, nanos(se.StartedAt), nanos(se.ExpiresAt), nanos(seen))
+			`INSERT INTO sessions (id, device_id, os_user, subject, sid, boot_id, started_at, expires_at, last_seen) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+			se.ID, se.DeviceID, se.OSUser, string(subject), se.SID, se.BootID, nanos(se.StartedAt), nanos(se.ExpiresAt), nanos(seen))
 		return err
 	})
 	if err != nil {
@@ -296,13 +296,13 @@ func (s *Store) Sessions(ctx context.Context, f SessionFilter) ([]Session, error
 	return out, nil
 }
 
-const sessionColumns = `SELECT id, device_id, os_user, subject, boot_id, started_at, expires_at, last_seen, ended_at, end_reason, ended_by FROM sessions`
+const sessionColumns = `SELECT id, device_id, os_user, subject, sid, boot_id, started_at, expires_at, last_seen, ended_at, end_reason, ended_by FROM sessions`
 
 func scanSession(r row) (se Session, err error) {
 	var subject string
 	var started, expires, seen int64
 	var ended sql.NullInt64
-	if err := r.Scan(&se.ID, &se.DeviceID, &se.OSUser, &subject, &se.BootID, &started, &expires, &seen, &ended, &se.EndReason, &se.EndedBy); err != nil {
+	if err := r.Scan(&se.ID, &se.DeviceID, &se.OSUser, &subject, &se.SID, &se.BootID, &started, &expires, &seen, &ended, &se.EndReason, &se.EndedBy); err != nil {
 		return Session{}, err
 	}
 	if err := json.Unmarshal([]byte(subject), &se.Subject); err != nil {

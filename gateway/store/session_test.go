@@ -378,7 +378,7 @@ func TestCheckConsistencyFindsWhatIsWrong(t *testing.T) {
 		"session of a revoked device":      {[]string{`UPDATE devices SET revoked_at = 1 WHERE id = 'd1'`, `DELETE FROM registrations`}, "an open session is of a revoked"},
 		"two open sessions": {[]string{
 			`DROP INDEX sessions_one_open`,
-			`INSERT INTO sessions SELECT 'copy', device_id, os_user, subject, boot_id, started_at, expires_at, last_seen, ended_at, end_reason, ended_by FROM sessions WHERE id = 's1'`,
+			`INSERT INTO sessions SELECT 'copy', device_id, os_user, subject, boot_id, started_at, expires_at, last_seen, ended_at, end_reason, ended_by, sid FROM sessions WHERE id = 's1'`,
 		}, "two open sessions"},
 		"a foreign address":         {[]string{`UPDATE addresses SET owner = 'other' WHERE owner = 'd1'`}, "not its own"},
 		"an address below the pool": {[]string{`UPDATE addresses SET number = 2 WHERE owner = 'crm'`}, "below the first"},

@@ -99,6 +99,7 @@ type Tunnel struct {
 type Session struct {
 	ID, DeviceID, OSUser string
 	Subject              policy.Subject
+	SID                  string // of the identity provider's own session; "" when it gave none
 	BootID               string
 	StartedAt, ExpiresAt time.Time
 	EndedAt              time.Time // zero: not ended; it may have expired

@@ -20,7 +20,7 @@ func severity(r *audit.Record) int {
 		return 9
 	case audit.KindLockdown, audit.KindBreakGlass:
 		return 8
-	case audit.KindRevoke, audit.KindApproval, audit.KindFlowCut, audit.KindEnrollRefused, audit.KindConnectRefused, audit.KindLoginRefused, audit.KindPostureRefused, audit.KindPolicyRefused:
+	case audit.KindRevoke, audit.KindApproval, audit.KindFlowCut, audit.KindEnrollRefused, audit.KindConnectRefused, audit.KindLoginRefused, audit.KindLogoutRefused, audit.KindPostureRefused, audit.KindPolicyRefused:
 		return 6
 	case audit.KindUpstreamError:
 		return 4

@@ -63,7 +63,7 @@ func classOf(r *audit.Record) class {
 		return network(networkFail)
 	case audit.KindLogin, audit.KindLoginRefused, audit.KindResume:
 		return auth(logon)
-	case audit.KindLogout, audit.KindSessionEnd:
+	case audit.KindLogout, audit.KindLogoutRefused, audit.KindSessionEnd:
 		return auth(logoff)
 	case audit.KindEnroll, audit.KindEnrollRefused:
 		return entity(entityEnroll)
