@@ -132,10 +132,11 @@ func playConnect(ctx context.Context, args []string) error {
 }
 
 func playVoice(ctx context.Context, args []string) error {
-	v := load.Voice{Size: 200}
+	var v load.Voice
 	var first uint
 	to, d, err := loadFlags("voice", args, func(fs *flag.FlagSet) {
 		fs.IntVar(&v.Flows, "flows", 20, "calls")
+		fs.IntVar(&v.Size, "size", voiceSize, "bytes of a datagram")
 		fs.IntVar(&v.Ports, "ports", 1, "ports called from each local port")
 		fs.IntVar(&v.Rate, "rate", 50, "datagrams per second and call")
 		fs.UintVar(&first, "first-port", 0, "local port of the first call")

@@ -183,3 +183,38 @@ func parsePeak(status string) (int64, error) {
 	}
 	return 0, errors.New("reading memory: the kernel names no VmHWM")
 }
+
+// Traffic is what was sent into a cable, in Ethernet frames. What the kernel
+// cuts up on the far side only counts as one.
+type Traffic struct{ Bytes, Frames int64 }
+
+// Sent is what left a process's place so far, by the cable's name.
+func (c *Child) Sent() (map[string]Traffic, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/dev", c.PID()))
+	if err != nil {
+		return nil, fmt.Errorf("reading the counters around %s: %w", c.Name, err)
+	}
+	return parseDev(string(b))
+}
+
+// parseDev reads proc_pid_net(5)'s dev: two lines of headings, then a line each.
+func parseDev(dev string) (map[string]Traffic, error) {
+	out := map[string]Traffic{}
+	for line := range strings.Lines(dev) {
+		name, numbers, ok := strings.Cut(line, ":")
+		if !ok {
+			continue
+		}
+		f := strings.Fields(numbers)
+		if len(f) < 16 {
+			return nil, errors.New("reading the counters of interfaces: the kernel's line is too short")
+		}
+		bytes, err := strconv.ParseInt(f[8], 10, 64)
+		frames, err2 := strconv.ParseInt(f[9], 10, 64)
+		if err := errors.Join(err, err2); err != nil {
+			return nil, fmt.Errorf("reading the counters of interfaces: %w", err)
+		}
+		out[strings.TrimSpace(name)] = Traffic{bytes, frames}
+	}
+	return out, nil
+}

@@ -27,6 +27,16 @@ func TestParseProc(t *testing.T) {
 	if n, err := parsePeak("VmRSS: 1 kB\n"); err == nil {
 		t.Errorf("a peak from nowhere: %v", n)
 	}
+	sent, err := parseDev("Inter-|   Receive  |  Transmit\n face |bytes packets|bytes packets\n" +
+		"    lo: 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16\n   wan:10 1 0 0 0 0 0 0 484 2 0 0 0 0 0 0\n")
+	if err != nil || len(sent) != 2 || sent["wan"] != (Traffic{484, 2}) {
+		t.Errorf("counters: %v %v", sent, err)
+	}
+	for _, bad := range []string{"wan: 1 2 3\n", "wan: 1 2 3 4 5 6 7 8 a b 11 12 13 14 15 16\n"} {
+		if sent, err := parseDev(bad); err == nil {
+			t.Errorf("counters of %q: %v", bad, sent)
+		}
+	}
 }
 
 func needRoot(t *testing.T) {
