@@ -9,7 +9,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/tun"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
@@ -190,10 +189,11 @@ func (*device) Name() (string, error) { return "portvakt", nil }
 func (d *device) Events() <-chan tun.Event { return d.events }
 
 // BatchSize implements [tun.Device]. It is what the socket's side uses on the
-// same system; more would only take memory, 64 KiB a packet.
+// same system, and a segment of 64 KiB with the tunnel's usual MTU; more would
+// only take memory, 64 KiB a packet.
 func (*device) BatchSize() int {
 	if runtime.GOOS == "linux" {
-		return conn.IdealBatchSize
+		return 64
 	}
 	return 1
 }

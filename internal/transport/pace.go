@@ -12,114 +12,189 @@ import (
 
 const (
 	// underWay is how many packets, for each processor of two or more, WireGuard may have
-	// between the inside and the socket: some batches for each stage.
+	// between the inside and the socket, each way: some batches for each stage.
 	underWay = 128
 
-	// paceSlice is for the few packets that WireGuard took and has no session
-	// for, or no peer. What was read more than two slices ago is not under way,
-	// whether it was sent or not, and neither is what a reader has waited for
-	// that long: the encryption of all of it takes less.
-	paceSlice = 5 * time.Millisecond
+	// outPatience and inPatience are how long a reader waits for room. Of the
+	// packets that WireGuard takes a few never leave it: it has no session for
+	// them, or no peer, or they are forged or repeated. What is under way after so
+	// long is taken for such. Inwards it is short, because there somebody else may
+	// send what never leaves: all of that together slows receiving to one limit in
+	// this time.
+	outPatience = 5 * time.Millisecond
+	inPatience  = 2 * time.Millisecond
 )
 
-// Pace bounds what WireGuard holds between the inside and the socket. Its own
-// queues would take gigabytes, 64 KiB a packet, and a sender on this machine
-// fills them: what waits there has left TCP's hands, adds to every delay and
-// falls out of the processor's caches between one stage and the next. Read
-// waits until enough of what it handed out has been given to Send.
+// Pace bounds what WireGuard holds between the inside and the socket, each way.
+// Its own queues would take gigabytes, 64 KiB a packet, and a sender on this
+// machine fills them: what waits there has left TCP's hands, adds to every delay
+// and falls out of the processor's caches between one stage and the next.
+// Outwards, Read waits until enough of what it handed out has been given to
+// Send. Inwards, receiving waits until enough of what it handed out has been
+// given to Write, and what comes meanwhile waits in the kernel's socket.
 func Pace(inside tun.Device, outside conn.Bind) (tun.Device, conn.Bind) {
-	p := &pace{limit: underWay * max(2, runtime.GOMAXPROCS(0)), free: make(chan struct{}, 1)}
-	return &pacedDevice{inside, p}, &pacedBind{outside, p}
+	limit := underWay * max(2, runtime.GOMAXPROCS(0))
+	out, in := newPace(limit, outPatience), newPace(limit, inPatience)
+	return &pacedDevice{inside, out, in}, &pacedBind{outside, out, in}
 }
 
+// pace counts the packets that are under way in one direction.
 type pace struct {
-	limit int
-	free  chan struct{} // holds a token when a reader that waits may go on
+	limit    int
+	patience time.Duration
+	free     chan struct{} // holds a token when a reader that waits may go on
 
 	mu      sync.Mutex
-	count   int // packets between Read and Send
-	waiting bool
+	count   int  // packets between one end and the other
+	waiting int  // readers
+	moved   bool // something left since a reader began to wait
+	// givenUp are packets that nobody waits for any more although others left
+	// meanwhile. On a busy machine they are only late: then they leave before those
+	// that are counted, and must not make room for more.
+	givenUp int
+}
 
-	since         time.Time // when the slice began
-	recent, older int       // packets read in the slice and in the one before
+func newPace(limit int, patience time.Duration) *pace {
+	return &pace{limit: limit, patience: patience, free: make(chan struct{}, 1)}
 }
 
 // wait returns when there is room.
 func (p *pace) wait() {
 	p.mu.Lock()
-	p.forget()
 	if p.count < p.limit {
 		p.mu.Unlock()
 		return
 	}
-	p.waiting = true
+	p.waiting++
+	p.moved = false
 	p.mu.Unlock()
-	timer := time.NewTimer(paceSlice)
+	timer := time.NewTimer(p.patience)
 	defer timer.Stop()
+	late := false
 	select {
 	case <-p.free:
 	case <-timer.C:
-		p.mu.Lock()
-		p.count, p.waiting = 0, false
-		p.mu.Unlock()
+		late = true
+	}
+	p.mu.Lock()
+	p.waiting--
+	if late {
+		if p.moved {
+			p.givenUp = min(p.givenUp+p.count, 2*p.limit) // at most: they may be lost after all
+		} else {
+			p.givenUp = 0
+		}
+		p.count = 0
+	}
+	next := p.waiting > 0 && p.count <= p.limit/2
+	p.mu.Unlock()
+	if next {
+		p.release()
 	}
 }
 
-// forget lets go of what must have left long ago.
-func (p *pace) forget() {
-	now := time.Now()
-	switch d := now.Sub(p.since); {
-	case d < paceSlice:
-		return
-	case d < 2*paceSlice:
-		p.older = p.recent
+// release lets one reader go on.
+func (p *pace) release() {
+	select {
+	case p.free <- struct{}{}:
 	default:
-		p.older = 0
 	}
-	p.recent, p.since = 0, now
-	p.count = min(p.count, p.older)
 }
 
-func (p *pace) took(n int) {
+// entered notes packets that WireGuard was given.
+func (p *pace) entered(n int) {
 	p.mu.Lock()
 	p.count += n
-	p.recent += n
 	p.mu.Unlock()
 }
 
-func (p *pace) sent(n int) {
-	p.mu.Lock()
-	p.count = max(0, p.count-n)
-	// At half of it there is room for many at once.
-	wake := p.waiting && p.count <= p.limit/2
-	if wake {
-		p.waiting = false
+// left notes packets that WireGuard gave away, or never took.
+func (p *pace) left(n int) {
+	if n == 0 {
+		return
 	}
+	p.mu.Lock()
+	p.moved = true
+	late := min(n, p.givenUp)
+	p.givenUp -= late
+	p.count = max(0, p.count-n+late)
+	// At half of it there is room for many at once.
+	wake := p.waiting > 0 && p.count <= p.limit/2
 	p.mu.Unlock()
 	if wake {
-		select {
-		case p.free <- struct{}{}:
-		default:
-		}
+		p.release()
 	}
 }
 
 type pacedDevice struct {
 	tun.Device
-	pace *pace
+	out, in *pace
 }
 
 // Read implements [tun.Device].
 func (d *pacedDevice) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
-	d.pace.wait()
+	d.out.wait()
 	n, err := d.Device.Read(bufs, sizes, offset)
-	d.pace.took(n)
+	d.out.entered(n)
+	return n, err
+}
+
+// Write implements [tun.Device].
+func (d *pacedDevice) Write(bufs [][]byte, offset int) (int, error) {
+	written := len(bufs)
+	n, err := d.Device.Write(bufs, offset)
+	d.in.left(written)
 	return n, err
 }
 
 type pacedBind struct {
 	conn.Bind
-	pace *pace
+	out, in *pace
+}
+
+// Open implements [conn.Bind].
+func (b *pacedBind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
+	fns, port, err := b.Bind.Open(port)
+	for i, fn := range fns {
+		fns[i] = b.in.receive(fn)
+	}
+	return fns, port, err
+}
+
+// receive makes fn wait until there is room. WireGuard keeps the buffer of a
+// transport message whose index names a session and puts another in its place:
+// a buffer that comes back was of a message that was refused, which is not under
+// way. Who knows no index of a session can so not hold up anything.
+func (p *pace) receive(fn conn.ReceiveFunc) conn.ReceiveFunc {
+	var given []*byte // of the last call, nil for what does not count
+	return func(packets [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
+		refused := 0
+		for i, b := range given {
+			if b != nil && b == &packets[i][0] {
+				refused++
+			}
+		}
+		given = given[:0]
+		p.left(refused)
+		p.wait()
+		n, err := fn(packets, sizes, eps)
+		count := 0
+		for i, size := range sizes[:n] {
+			if data(packets[i][:size]) {
+				given = append(given, &packets[i][0])
+				count++
+			} else {
+				given = append(given, nil)
+			}
+		}
+		p.entered(count)
+		return n, err
+	}
+}
+
+// data says whether a datagram carries a packet.
+func data(datagram []byte) bool {
+	return len(datagram) > keepaliveSize && datagram[0] == device.MessageTransportType
 }
 
 // Send implements [conn.Bind].
@@ -127,12 +202,10 @@ func (b *pacedBind) Send(datagrams [][]byte, ep conn.Endpoint) error {
 	err := b.Bind.Send(datagrams, ep)
 	n := 0
 	for _, d := range datagrams {
-		if len(d) > keepaliveSize && d[0] == device.MessageTransportType {
+		if data(d) {
 			n++
 		}
 	}
-	if n > 0 {
-		b.pace.sent(n)
-	}
+	b.out.left(n)
 	return err
 }

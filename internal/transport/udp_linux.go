@@ -18,7 +18,7 @@ import (
 
 // batchSize is how many datagrams WireGuard is given at once. It keeps as many
 // buffers of 64 KiB for every receiving goroutine.
-const batchSize = 128
+const batchSize = 64
 
 // UDP is a [conn.Bind] of UDP sockets: whole batches for each system call, runs
 // of equal datagrams handed to the kernel as one (UDP_SEGMENT) and taken from
