@@ -97,6 +97,7 @@ func (m *Manager) install(d *device) (old *device, err error) {
 	defer m.mu.Unlock()
 	old = m.devices[d.record.ID]
 	if old != nil {
+		m.leaving[old] = struct{}{}
 		delete(m.keys, old.key)
 	}
 	m.devices[d.record.ID], m.keys[d.key] = d, d

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -202,34 +203,45 @@ func lockdownDetail(l store.Lockdown) map[string]string {
 }
 
 // enforceLockdowns cuts every open Flow that a lockdown stands in the way of,
-// asking no policy, and returns the devices that one touches. The set was
-// swapped before: a Flow that is being decided has either seen it or sees the
-// new epoch and decides again, and one that is marked as decided is seen here.
+// asking no policy, and returns the devices in force that one touches. The set
+// was swapped before: a Flow that is being decided has either seen it or sees
+// the new epoch and decides again, and one that is marked as decided is seen
+// here.
 func (m *Manager) enforceLockdowns() (touched []*device, cuts int) {
-	var mu sync.Mutex
+	var mu sync.Mutex // guards what is returned
 	now := m.cfg.Now()
 	m.onAll(m.all(), func(d *device) {
-		d.mu.Lock()
-		d.epoch.Add(1)
-		flows := make([]*Flow, 0, len(d.flows))
-		for f := range d.flows {
-			flows = append(flows, f)
-		}
-		d.mu.Unlock()
-		n := 0
-		for _, f := range flows {
-			if f.cutLockedDown(now) {
-				n++
-			}
-		}
+		n, touches := d.cutLockedDown(now), m.touches(d, now)
 		mu.Lock()
 		defer mu.Unlock()
 		cuts += n
-		if m.touches(d, now) {
+		if touches {
 			touched = append(touched, d)
 		}
 	})
+	// The end of a connection may wait for a refresh of it that goes on.
+	m.mu.RLock()
+	leaving := slices.Collect(maps.Keys(m.leaving))
+	m.mu.RUnlock()
+	for _, d := range leaving {
+		cuts += d.cutLockedDown(now)
+	}
 	return touched, cuts
+}
+
+// cutLockedDown raises the epoch, so that Flows which are being decided are
+// decided again, and cuts those of the others that a lockdown is about.
+func (d *device) cutLockedDown(now time.Time) (cuts int) {
+	d.mu.Lock()
+	d.epoch.Add(1)
+	flows := slices.Collect(maps.Keys(d.flows))
+	d.mu.Unlock()
+	for _, f := range flows {
+		if f.cutLockedDown(now) {
+			cuts++
+		}
+	}
+	return cuts
 }
 
 // touches says whether a lockdown stands between the device and some app.

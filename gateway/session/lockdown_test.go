@@ -305,3 +305,46 @@ func TestCheckLockdown(t *testing.T) {
 		}
 	}
 }
+
+// A flow of a connection that a newer one of the device is taking the place of
+// passes no byte after the lockdown either.
+func TestLockdownDuringReconnectIsNeverMissed(t *testing.T) {
+	g := newGateway(t)
+	l := g.ready("anna")
+	web, err := g.m.Begin(session.Begin{Peer: netip.AddrPortFrom(l.Addresses[0], 4001), App: g.app("crm"), Action: policy.ActionRequest})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer web.End(session.Result{})
+	if dec, err := web.Authorize(t.Context(), &policy.Request{Method: "GET", Host: "crm.example.com", Path: "/"}); err != nil || !dec.Allow {
+		t.Fatalf("%+v %v", dec, err)
+	}
+	f := g.open(l, "desk") // from anywhere
+	// A change of place cuts web and stops there, holding what the end of the
+	// old connection waits for.
+	cutting, goOn := make(chan struct{}), make(chan struct{})
+	web.OnCut(func() { close(cutting); <-goOn })
+	g.country.Store("US")
+	var wg sync.WaitGroup
+	wg.Go(func() { g.m.Endpoint(l.reg.TunnelKey, netip.MustParseAddrPort("198.51.100.7:4000")) })
+	<-cutting
+	wg.Go(func() { g.reconnect(l.Device) })
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		if _, ok := g.m.TokenDevice(l.Addresses[0], [32]byte{}); !ok && g.m.Counts().Sessions == 1 && !g.m.Held(l.reg.TunnelKey) {
+			break // the old key is nobody's: the new connection is installed
+		}
+		if time.Now().After(deadline) {
+			t.Error("the device did not connect anew")
+			break
+		}
+	}
+	if f.Check() != nil {
+		t.Error("the flow was cut before the lockdown; the test shows nothing")
+	}
+	g.lockdown(store.ScopeAll, "")
+	if f.Check() == nil {
+		t.Error("a flow outlived the lockdown")
+	}
+	close(goOn)
+	wg.Wait()
+}

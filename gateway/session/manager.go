@@ -85,6 +85,7 @@ type Manager struct {
 	devices map[string]*device
 	inner   map[netip.Addr]*device
 	keys    map[[32]byte]*device
+	leaving map[*device]struct{} // out of the maps above, its Flows not cut yet
 
 	// publishMu is held while a revision becomes active.
 	publishMu sync.Mutex
@@ -133,7 +134,7 @@ func New(cfg Config) *Manager {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	m := &Manager{cfg: cfg, log: cfg.Log, devices: map[string]*device{}, inner: map[netip.Addr]*device{}, keys: map[[32]byte]*device{}}
+	m := &Manager{cfg: cfg, log: cfg.Log, devices: map[string]*device{}, inner: map[netip.Addr]*device{}, keys: map[[32]byte]*device{}, leaving: map[*device]struct{}{}}
 	m.catalogue.Store(&catalogue{})
 	m.lockdowns.Store(&lockdownSet{})
 	return m
@@ -381,6 +382,7 @@ func (m *Manager) remove(id string, only *device, why policy.Decision) {
 	d, ok := m.devices[id]
 	ok = ok && (only == nil || d == only)
 	if ok {
+		m.leaving[d] = struct{}{}
 		delete(m.devices, id)
 		for _, a := range d.record.Addresses {
 			if m.inner[a] == d {
@@ -426,6 +428,9 @@ func (m *Manager) dissolve(d *device, why policy.Decision, last bool) {
 	for _, f := range flows {
 		f.cutWith(nil, why)
 	}
+	m.mu.Lock()
+	delete(m.leaving, d)
+	m.mu.Unlock()
 	if m.cfg.Gone != nil {
 		m.cfg.Gone(d.record.Addresses)
 	}
