@@ -12,7 +12,7 @@ GOFUMPT     = mvdan.cc/gofumpt@v0.12.0
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 # Packages with concurrency of their own run under the race detector.
-RACE = ./agent/... ./gateway/... ./internal/overlay/... ./certs/... ./policy/...
+RACE = ./agent/... ./gateway/... ./internal/... ./certs/... ./policy/...
 FUZZTIME ?= 60s
 
 .PHONY: help build demo test e2e bench soak check fmt fuzz clean

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -198,18 +199,34 @@ func (g *gateway) run(ctx context.Context) error {
 		return fmt.Errorf("opening health.listen: %w", err)
 	}
 	defer health.Close()
+	// It stops in two phases. Told to stop, it takes nothing new, while what is
+	// open may end by itself: the proxies drain, and what they stand on (base)
+	// goes on until they are done. After a fault there is nothing to wait for.
+	told := ctx
 	grp, ctx := errgroup.WithContext(ctx)
-	grp.Go(func() error { return g.audit.Run(ctx) })
-	grp.Go(func() error { return g.notary.Run(ctx) })
+	base, stopBase := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopBase()
+	var draining sync.WaitGroup
+	draining.Add(2)
+	grp.Go(func() error {
+		<-ctx.Done()
+		if told.Err() != nil {
+			draining.Wait()
+		}
+		stopBase()
+		return nil
+	})
+	grp.Go(func() error { return g.audit.Run(base) })
+	grp.Go(func() error { return g.notary.Run(base) })
 	for _, s := range g.sinks {
-		grp.Go(func() error { return s.Run(ctx) })
+		grp.Go(func() error { return s.Run(base) })
 	}
-	grp.Go(func() error { return g.sessions.Run(ctx) })
-	grp.Go(func() error { return g.places.Run(ctx) })
-	grp.Go(func() error { return g.public.Run(ctx) })
-	grp.Go(func() error { return g.proxy.Run(ctx) })
-	grp.Go(func() error { return g.media.Run(ctx) })
-	grp.Go(func() error { return g.tunnel.Run(ctx) })
+	grp.Go(func() error { return g.sessions.Run(base) })
+	grp.Go(func() error { return g.places.Run(base) })
+	grp.Go(func() error { return g.public.Run(base) })
+	grp.Go(func() error { defer draining.Done(); return g.proxy.Run(ctx) })
+	grp.Go(func() error { defer draining.Done(); return g.media.Run(ctx) })
+	grp.Go(func() error { return g.tunnel.Run(base) })
 	policyRead := make(chan struct{})
 	grp.Go(func() error { return g.followPolicy(ctx, policyRead) })
 	grp.Go(func() error {
@@ -223,15 +240,16 @@ func (g *gateway) run(ctx context.Context) error {
 		if err := g.restore(ctx); err != nil {
 			return err
 		}
-		grp.Go(func() error { return g.admin.Run(ctx) })
+		grp.Go(func() error { return g.admin.Run(base) }) // who revokes must not have to wait
 		grp.Go(func() error {
 			srv := httpServer(g.api.Public(), g.log)
 			srv.TLSConfig, srv.ConnContext = g.public.TLSConfig(), transport.ConnContext
 			return serve(ctx, srv, func() error { return srv.ServeTLS(public, "", "") })
 		})
 		grp.Go(func() error {
+			// An agent whose event stream ends gives its tunnel up.
 			srv := httpServer(g.api.Tunnel(), g.log)
-			return serve(ctx, srv, func() error { return srv.Serve(g.inner) })
+			return serve(base, srv, func() error { return srv.Serve(g.inner) })
 		})
 		grp.Go(func() error {
 			srv := httpServer(g.healthHandler(), g.log)

@@ -1,12 +1,14 @@
 package e2e
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -190,6 +192,75 @@ func TestCrashes(t *testing.T) {
 			t.Fatalf("record %d has number %d", i+1, r.Seq)
 		}
 	}
+}
+
+// TestStopDrains stops the gateway while a connection is open: nothing new gets
+// in, what is open goes on, and who hangs up lets the gateway end at once.
+func TestStopDrains(t *testing.T) {
+	c := newCompany(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	c.must(c.Anna.Login(ctx))
+	c.until(http.StatusOK, "")
+	desk, err := net.Dial("tcp", c.local(ctx, "desk"))
+	c.must(err)
+	defer desk.Close()
+	lines := bufio.NewScanner(desk)
+	says := func(what string) {
+		t.Helper()
+		c.must(desk.SetDeadline(time.Now().Add(5 * time.Second)))
+		if _, err := fmt.Fprintln(desk, what); err != nil {
+			t.Fatal(err)
+		}
+		if !lines.Scan() {
+			t.Fatalf("the desk's connection ended: %v", lines.Err())
+		}
+	}
+	lines.Scan() // the greeting
+	says("before")
+	ended, err := c.Stop("gateway")
+	c.must(err)
+	for range 10 {
+		time.Sleep(100 * time.Millisecond)
+		says("while it drains")
+	}
+	if status, _ := c.get(); status != 0 {
+		t.Errorf("a new request was answered %d by a gateway that is to end", status)
+	}
+	select {
+	case <-ended:
+		t.Fatal("the gateway ended while a connection was open")
+	default:
+	}
+	c.must(desk.Close())
+	select {
+	case <-ended:
+	case <-ctx.Done():
+		t.Fatal("the gateway did not end")
+	}
+	c.must(c.Again("gateway"))
+	t.Logf("back after %s", c.until(http.StatusOK, ""))
+}
+
+// local is where an app's port is on Anna's laptop.
+func (c *company) local(ctx context.Context, app string) string {
+	c.t.Helper()
+	out, err := c.Anna.Agent(ctx, "apps", "--json")
+	c.must(err)
+	var list struct {
+		Items []struct {
+			Name  string
+			Local []struct{ Local string }
+		}
+	}
+	c.must(json.Unmarshal(out, &list))
+	for _, a := range list.Items {
+		if a.Name == app && len(a.Local) > 0 {
+			return a.Local[0].Local
+		}
+	}
+	c.t.Fatalf("%s has no port on the laptop:\n%s", app, out)
+	return ""
 }
 
 // waitPolicy waits until readiness says that about the policy.

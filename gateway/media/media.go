@@ -72,7 +72,8 @@ type Timeouts struct {
 	Sweep   time.Duration // between two looks for what is idle, and the grain of idle times; 1 s
 	// Rest is how long the port of a mapping that ended goes to nobody else, so
 	// that what its app still sends reaches no other device's call; 120 s.
-	Rest time.Duration
+	Rest  time.Duration
+	Drain time.Duration // how long open flows may go on when Run is to end; 5 s
 }
 
 func setDefault[T int | time.Duration](v *T, to T) {
@@ -94,6 +95,7 @@ func (c *Config) defaults() {
 	setDefault(&c.Timeouts.Dial, 5*time.Second)
 	setDefault(&c.Timeouts.Sweep, time.Second)
 	setDefault(&c.Timeouts.Rest, 2*time.Minute)
+	setDefault(&c.Timeouts.Drain, 5*time.Second)
 	if c.Now == nil {
 		c.Now = time.Now
 	}
@@ -111,6 +113,7 @@ type Relay struct {
 	cfg     Config
 	log     *slog.Logger
 	running atomic.Bool
+	ending  atomic.Bool  // running, but nothing new begins
 	clock   atomic.Int64 // cfg.Now at the last sweep, Unix nanoseconds
 	work    chan *flow   // flows to decide
 	ports   ports
@@ -146,8 +149,9 @@ func New(cfg Config) (*Relay, error) {
 	return r, nil
 }
 
-// Run carries datagrams until ctx is done. Then every flow ends; it returns
-// when nothing of the Relay is left running.
+// Run carries datagrams until ctx is done. From then on no flow begins; those
+// that are open go on for at most Timeouts.Drain. It returns when nothing of the
+// Relay is left running.
 func (r *Relay) Run(ctx context.Context) error {
 	var polling, working sync.WaitGroup
 	for range min(maxPollers, runtime.GOMAXPROCS(0)) {
@@ -168,24 +172,31 @@ func (r *Relay) Run(ctx context.Context) error {
 			}
 		})
 	}
-	ctx, cancel := context.WithCancel(ctx)
+	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	for range r.cfg.Limits.Workers {
-		working.Go(func() { r.worker(ctx, &working) })
+		working.Go(func() { r.worker(work, &working) })
 	}
 	r.clock.Store(r.cfg.Now().UnixNano())
 	r.running.Store(true)
 	tick := time.NewTicker(r.cfg.Timeouts.Sweep)
 	defer tick.Stop()
 	var err error
+	stop, drained := ctx.Done(), make(<-chan time.Time)
 	for ended := false; !ended; {
 		select {
-		case <-ctx.Done():
+		case <-stop:
+			stop = nil
+			r.ending.Store(true)
+			drained = time.After(r.cfg.Timeouts.Drain)
+			ended = r.open.Load() == 0
+		case <-drained:
 			ended = true
 		case err = <-failed:
 			ended = true
 		case <-tick.C:
 			r.sweep(r.cfg.Now())
+			ended = r.ending.Load() && r.open.Load() == 0
 		}
 	}
 	r.running.Store(false)

@@ -101,6 +101,8 @@ func (r *Relay) Take(packet []byte) bool {
 	}
 	f := r.find(&d)
 	switch {
+	case f == nil && r.ending.Load():
+		r.drop(stopped)
 	case f == nil:
 		r.begin(&d)
 	case f.is(flowOpen):

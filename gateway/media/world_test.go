@@ -73,7 +73,7 @@ func newWorld(t testing.TB, apps []string, opts ...func(*Config)) *world {
 	cfg := Config{
 		Sessions: w.manager, AppByAddr: w.manager.AppByAddr, MTU: 1280, Inject: w.inject, Gateway: w.store.GatewayAddresses(),
 		Forbidden: []netip.Prefix{netip.MustParsePrefix("100.64.0.0/16")},
-		Timeouts:  Timeouts{Sweep: 5 * time.Millisecond},
+		Timeouts:  Timeouts{Sweep: 5 * time.Millisecond, Drain: time.Millisecond},
 		Now:       func() time.Time { return time.Now().Add(time.Duration(w.ahead.Load())) },
 	}
 	for _, o := range opts {

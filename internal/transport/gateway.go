@@ -34,6 +34,7 @@ type Gateway struct {
 	devices  map[string]*Stream         // guarded by mu
 	remotes  map[netip.AddrPort]*Stream // guarded by mu
 	probes   map[[8]byte]*probed        // guarded by mu
+	asked    uint64                     // guarded by mu: grows with every Accept
 	carrying sync.WaitGroup             // Accept calls; added to with mu held while open
 
 	probesAnswered, dropped, oversized atomic.Uint64 // of ended Streams the latter two
@@ -151,7 +152,9 @@ func (g *Gateway) Accept(w http.ResponseWriter, r *http.Request, device string) 
 		err = ErrFull
 	default:
 		g.carrying.Add(1)
+		g.asked++
 	}
+	asked := g.asked
 	g.mu.Unlock()
 	if err != nil {
 		return err
@@ -173,6 +176,7 @@ func (g *Gateway) Accept(w http.ResponseWriter, r *http.Request, device string) 
 	keepShort(r.Context())
 	// The request's context ends with the server, not with the connection.
 	s = newStream(context.WithoutCancel(r.Context()), c, remote, key)
+	s.asked = asked
 	if !g.add(device, s) {
 		_ = c.CloseNow()
 		return nil
@@ -189,6 +193,9 @@ func (g *Gateway) add(device string, s *Stream) bool {
 		return false
 	}
 	if old := g.devices[device]; old != nil {
+		if old.asked > s.asked {
+			return false // a later one was quicker
+		}
 		old.End(errReplaced)
 	} else if len(g.devices) >= MaxStreams {
 		return false

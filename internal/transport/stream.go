@@ -58,6 +58,7 @@ type Stream struct {
 	ctx      context.Context // of Run
 	end      context.CancelCauseFunc
 	dialled  bool
+	asked    uint64        // of a Gateway's: which Accept it is of
 	patience time.Duration // for one datagram to leave
 
 	dropped, oversized atomic.Uint64

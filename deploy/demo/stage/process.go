@@ -13,7 +13,7 @@ import (
 )
 
 // grace is how long a process may take to end by itself before it is killed.
-const grace = 5 * time.Second
+const grace = 10 * time.Second // above what a gateway drains for
 
 // Process is one running program of the demo, in a process group of its own so
 // that a Ctrl-C in the terminal reaches only the demo, which then ends them in

@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/portvakt/portvakt/deploy/demo/geoip"
@@ -211,7 +212,20 @@ func (s *Stage) Kill(name string) error {
 	return nil
 }
 
-// Again starts a program that was killed, as it was.
+// Stop asks a program to end in order, and it is no surprise that it does. The
+// channel is closed when it has.
+func (s *Stage) Stop(name string) (ended <-chan struct{}, err error) {
+	p, err := s.Program(name)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	p.expected = true
+	s.mu.Unlock()
+	return p.done, p.cmd.Process.Signal(syscall.SIGTERM)
+}
+
+// Again starts a program that was killed or stopped, as it was.
 func (s *Stage) Again(name string) error {
 	p, err := s.Program(name)
 	if err != nil {
