@@ -28,6 +28,10 @@ func flood(t *testing.T, in *ingress, perSecond int, from ...string) (stop func(
 		}
 		conns = append(conns, c)
 	}
+	return floodBy(in, perSecond, conns)
+}
+
+func floodBy(in *ingress, perSecond int, conns []net.Conn) (stop func() (sent int)) {
 	pub := in.PublicKey()
 	key := blake2s.Sum256(append([]byte("mac1----"), pub[:]...))
 	done := make(chan struct{})
@@ -201,4 +205,59 @@ func TestThousandDevicesDuringAFlood(t *testing.T) {
 		t.Logf("flood of %d; %d came in, %d with a cookie: p50 %v p99 %v; live tunnels %d echoes; %v",
 			sent, len(times), cookies, times[len(times)/2].Round(time.Millisecond), times[len(times)*99/100].Round(time.Millisecond), echoed.Load(), in.Refused())
 	}
+}
+
+// Whoever writes a live peer's address and port as the sender gets no more than
+// a stranger: initiations from there neither fill the places that others with a
+// claim wait in nor keep a core busy.
+func TestFloodFromALivePlace(t *testing.T) {
+	const devices = 100 / scale
+	in := startWith(t, nil)
+	contact := func(n int, ip string) (net.Conn, *tunnel.Initiator) {
+		i := tunnel.NewInitiator(in.PublicKey())
+		p := tunnel.Peer{Key: i.Public, PresharedKey: i.PSK, From: netip.MustParseAddr(ip)}
+		p.Addresses[0] = netip.AddrFrom4([4]byte{100, 66, byte(n >> 8), byte(n)})
+		if err := in.AddPeer(p); err != nil {
+			t.Fatal(err)
+		}
+		c, err := (&net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP(ip)}}).Dial("udp4", in.addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		return c, i
+	}
+	live, i := contact(0, "127.0.8.1") // in no prefix of theirs
+	if _, _, ok := comeIn(live, i, 1, time.Second, time.Now().Add(5*time.Second)); !ok {
+		t.Fatal("the live device did not come in")
+	}
+	stop := floodBy(in, 20_000, []net.Conn{live})
+	time.Sleep(500 * time.Millisecond)
+	until := time.Now().Add(20*time.Second)
+	var cookies, failed atomic.Int64
+	var wg sync.WaitGroup
+	for n := range devices {
+		c, i := contact(n+1, "127.0.9.1")
+		wg.Go(func() {
+			_, cookie, ok := comeIn(c, i, uint32(n)+2, time.Second, until)
+			if !ok {
+				failed.Add(1)
+			}
+			if cookie {
+				cookies.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	sent := stop()
+	if failed.Load() > 0 || cookies.Load() > 0 {
+		t.Errorf("of %d known devices %d did not come in and %d had to prove their address: %v", devices, failed.Load(), cookies.Load(), in.Refused())
+	}
+	// The live place's burst, then what its address may fail as a stranger and
+	// what waits when that is spent.
+	opened := in.Handshakes().Opened
+	if sent < 5000 || opened > uint64(sent/10) {
+		t.Errorf("%d of %d initiations were opened, want a tenth at most: %v", opened, sent, in.Refused())
+	}
+	t.Logf("flood of %d; %d opened; %v", sent, opened, in.Refused())
 }

@@ -63,6 +63,7 @@ type job struct {
 	ep       conn.Endpoint
 	src      netip.AddrPort
 	proven   bool // the source address was: mac2 is good, or it came by a WebSocket
+	reserved bool // it has a token of a live peer's place
 }
 
 func newGate(t *Tunnel) *gate {
@@ -102,8 +103,9 @@ func (g *gate) admit(d *datagram, ep conn.Endpoint) *claim {
 	}
 	j := job{datagram: *d, ep: ep, src: src}
 	_, streamed := ep.(*transport.StreamEndpoint) // TCP and a certificate proved who sends
+	j.reserved = r != nil && g.limiter.reserve(src, now)
 	switch {
-	case r != nil || expected && !g.limiter.sourceSpent(src.Addr(), false, now):
+	case j.reserved || expected && !g.limiter.sourceSpent(src.Addr(), false, now):
 	case streamed || g.checker.CheckMAC2(d[:], ep.DstToBytes()):
 		j.proven = true
 		if g.limiter.sourceSpent(src.Addr(), true, now) || g.limiter.allSpent(true, now) {
@@ -253,6 +255,9 @@ func (g *gate) open(ctx context.Context, j *job) {
 		g.refused.add(&j.datagram)
 		g.limiter.failed(j.src.Addr(), j.proven, time.Now())
 		return
+	}
+	if j.reserved {
+		g.limiter.release(j.src)
 	}
 	g.t.known.markDirty(r)
 	if err := g.t.raise(r); err != nil {

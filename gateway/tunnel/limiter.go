@@ -21,6 +21,9 @@ var (
 	provenNarrow   = rate{200, 800}
 	provenWide     = rate{400, 1600}
 	provenAll      = rate{4000, 10000}
+	// livePlace is what one address and port may have waiting, and have fail,
+	// while a live peer is there. Its own initiations need none.
+	livePlace = rate{5, 8}
 )
 
 // limiterSlots is how many sources of a kind are told apart. More share: with
@@ -35,6 +38,7 @@ type limiter struct {
 	mu       sync.Mutex
 	unproven class
 	proven   class
+	places   bucketTable // by address and port
 }
 
 type class struct {
@@ -60,6 +64,7 @@ func newLimiter() *limiter {
 		made:     time.Now(),
 		unproven: class{bucketTable{rate: unprovenNarrow}, bucketTable{rate: unprovenWide}, bucket{}, unprovenAll},
 		proven:   class{bucketTable{rate: provenNarrow}, bucketTable{rate: provenWide}, bucket{}, provenAll},
+		places:   bucketTable{rate: livePlace},
 	}
 }
 
@@ -135,6 +140,31 @@ func (l *limiter) failed(src netip.Addr, proven bool, now time.Time) {
 	narrow.spend(c.narrow.rate, at)
 	wide.spend(c.wide.rate, at)
 	c.all.spend(c.allRate, at)
+}
+
+// reserve takes a token of a live peer's place, if there is one, for an
+// initiation that is to wait there: anyone can write that place as a sender.
+// release gives it back, for one that was opened.
+func (l *limiter) reserve(src netip.AddrPort, now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	b, at := l.place(src), now.Sub(l.made)
+	if b.empty(livePlace, at) {
+		return false
+	}
+	b.spend(livePlace, at)
+	return true
+}
+
+func (l *limiter) release(src netip.AddrPort) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	b := l.place(src)
+	b.missing = max(0, b.missing-1)
+}
+
+func (l *limiter) place(src netip.AddrPort) *bucket {
+	return &l.places.slots[maphash.Comparable(l.seed, src)%limiterSlots]
 }
 
 // refused remembers which initiations failed, by their ephemeral keys: the same
