@@ -57,6 +57,7 @@ type Config struct {
 type Limits struct {
 	DeviceFlows   int // of one inner address; 1,024
 	DeviceOpening int // flows of one inner address that are not decided yet; 256
+	DevicePorts   int // of the gateway's that sockets of one inner address have or that rest after them; 2,048
 	Flows         int // of all; 65,536
 	Sockets       int // of all, towards apps; 16,384, at most half of the files the process may open
 	Opening       int // of all, waiting for a worker; 1,024
@@ -85,6 +86,7 @@ func setDefault[T int | time.Duration](v *T, to T) {
 func (c *Config) defaults() {
 	setDefault(&c.Limits.DeviceFlows, 1024)
 	setDefault(&c.Limits.DeviceOpening, 256)
+	setDefault(&c.Limits.DevicePorts, 2048)
 	setDefault(&c.Limits.Flows, 65536)
 	setDefault(&c.Limits.Sockets, min(16384, openFiles()/2))
 	setDefault(&c.Limits.Opening, 1024)
@@ -145,7 +147,7 @@ func New(cfg Config) (*Relay, error) {
 		devices:   map[netip.Addr]*device{},
 		resolving: map[string]int{},
 	}
-	r.ports.init(cfg.Timeouts.Rest)
+	r.ports.init(cfg.Timeouts.Rest, cfg.Limits.DevicePorts)
 	return r, nil
 }
 
@@ -220,6 +222,7 @@ const (
 	stopped           // the relay does not run
 	deviceFlows       // Limits.DeviceFlows
 	full              // Limits.Flows or Sockets
+	noPort            // none is free, or Limits.DevicePorts
 	opening           // Limits.DeviceOpening, Opening or Resolving
 	queued            // more than a few before the flow was decided
 	refused           // the flow was refused a moment ago
@@ -233,7 +236,7 @@ const (
 )
 
 var causeNames = [causes]string{
-	malformed: "malformed", checksum: "checksum", stopped: "stopped", deviceFlows: "device_flows", full: "full",
+	malformed: "malformed", checksum: "checksum", stopped: "stopped", deviceFlows: "device_flows", full: "full", noPort: "no_port",
 	opening: "opening", queued: "undecided", refused: "refused", cut: "cut", sending: "send", unsolicited: "unsolicited",
 	tooBig: "too_big", tunnelQueue: "tunnel_queue", dnsSilent: "dns",
 }

@@ -127,6 +127,9 @@ func (r *Relay) connect(ctx context.Context, f *flow, app policy.App, upstream s
 		if errors.Is(err, dial.ErrForbidden) {
 			outcome = outcomeForbidden
 		}
+		if errors.Is(err, errNoPort) {
+			r.drop(noPort)
+		}
 		r.log.Warn("an app cannot be reached", "app", app.Name, "flow", f.session.ID(), "err", err)
 		r.giveUp(f, outcome)
 		return

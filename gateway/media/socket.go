@@ -1,13 +1,10 @@
 package media
 
 import (
-	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"sync"
-	"time"
 )
 
 // socketKey names the mapping a socket stands for, within its device.
@@ -89,114 +86,5 @@ func (r *Relay) retire(s *socket) {
 	rest := slices.DeleteFunc(dev.sockets[s.key], func(o *socket) bool { return o == s })
 	if dev.sockets[s.key] = rest; len(rest) == 0 {
 		delete(dev.sockets, s.key)
-	}
-}
-
-// bindTries bounds how many ports are tried for one socket; bindPairTries of
-// them leave the other half of a pair free for what may come.
-const (
-	bindTries     = 64
-	bindPairTries = 48
-)
-
-// ports chooses the gateway's own ports. They lie where the system takes its
-// own from, so that no service expects one of them.
-type ports struct {
-	low, high uint16
-	rest      time.Duration
-
-	mu   sync.Mutex // guards what follows
-	held map[portKey]hold
-	last map[mapping]uint16 // the port of a mapping that rests
-}
-
-// mapping names a device's port and what family of apps it speaks to.
-type mapping struct {
-	addr netip.Addr
-	key  socketKey
-}
-
-type portKey struct {
-	port uint16
-	ip6  bool
-}
-
-// hold says whose a port is, or was until a moment ago.
-type hold struct {
-	by    mapping
-	until time.Time // zero while a socket has it
-}
-
-func (p *ports) init(rest time.Duration) {
-	p.low, p.high = portRange()
-	p.rest = rest
-	p.held, p.last = map[portKey]hold{}, map[mapping]uint16{}
-}
-
-// errNoPort is returned when every port that was tried is taken.
-var errNoPort = errors.New("no free port")
-
-// bind opens a socket on a port of the same parity as the device's: the one
-// beside the other half of a pair if that can be had, else the one this mapping
-// had last, else any.
-func (p *ports) bind(by mapping, beside uint16, now time.Time) (fd int, port uint16, err error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for try := range bindTries {
-		switch try {
-		case 0:
-			port = beside
-		case 1:
-			port = p.last[by]
-		default:
-			port = p.low + uint16(rand.IntN(int(p.high-p.low)+1))
-			port = port&^1 | by.key.port&1
-			if _, paired := p.held[portKey{port ^ 1, by.key.ip6}]; paired && try < bindPairTries {
-				continue
-			}
-		}
-		k := portKey{port, by.key.ip6}
-		if port < p.low || port > p.high || !p.free(k, by, now) {
-			continue
-		}
-		fd, err = openSocket(port, by.key.ip6)
-		if err == nil {
-			p.held[k] = hold{by: by}
-			delete(p.last, by)
-			return fd, port, nil
-		}
-		if !addressInUse(err) {
-			return -1, 0, err
-		}
-	}
-	return -1, 0, errNoPort
-}
-
-// free says whether a port may go to a mapping. mu is held.
-func (p *ports) free(k portKey, by mapping, now time.Time) bool {
-	h, ok := p.held[k]
-	return !ok || !h.until.IsZero() && (h.by == by || !now.Before(h.until))
-}
-
-// release lets a port rest.
-func (p *ports) release(port uint16, by mapping, now time.Time) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.held[portKey{port, by.key.ip6}] = hold{by: by, until: now.Add(p.rest)}
-	p.last[by] = port
-}
-
-// sweep forgets ports that have rested.
-func (p *ports) sweep(now time.Time) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for k, h := range p.held {
-		if h.until.IsZero() || now.Before(h.until) {
-			continue
-		}
-		delete(p.held, k)
-		if p.last[h.by] == k.port {
-			delete(p.last, h.by)
-		}
 	}
 }
