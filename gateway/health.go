@@ -99,6 +99,10 @@ func (g *gateway) metrics() *prometheus.Registry {
 	counter("cuts_total", "Open flows that were cut.", func() float64 { return float64(g.sessions.Counts().Cuts) })
 	counter("overlay_dropped_total", "Packets dropped because a queue of the tunnel's stack was full.", func() float64 { return float64(g.tunnel.Stats().Dropped) })
 	counter("overlay_refused_total", "Packets out of tunnels that the stack was not given.", func() float64 { return float64(g.tunnel.Stats().Refused) })
+	counter("overlay_malformed_total", "Packets out of tunnels with a wrong length or checksum behind the filter.", func() float64 { return float64(g.tunnel.Stats().Malformed) })
+	reg.MustRegister(&causes{func() map[string]uint64 {
+		return map[string]uint64{"half_open": g.tunnel.Stats().Crowded, "device_flows": g.sessions.Counts().Crowded}
+	}, prometheus.NewDesc("portvakt_connections_refused_total", "Connections refused because their device had too many: that wait for a decision, or that are open.", []string{"cause"}, nil)})
 	counter("audit_records_total", "Records appended to the decision log.", func() float64 { return float64(g.audit.Appended()) })
 	counter("audit_lost_total", "Records of refusals and cuts that could not be written.", func() float64 { return float64(g.audit.Lost()) })
 	gauge("audit_signed_records", "Records of the decision log that the latest checkpoint signs.", func() float64 { return float64(g.notary.Last().Size) })

@@ -149,6 +149,7 @@ func (m *Manager) register(f *Flow) (refusal *policy.Decision) {
 	case d.gone != nil:
 		return d.gone
 	case len(d.flows) >= m.cfg.MaxFlows:
+		m.crowded.Add(1)
 		dec := policy.NewDecision(policy.ReasonTooManyFlows, &policy.Fact{
 			Name: "open connections", Value: fmt.Sprint(len(d.flows)), Wanted: fmt.Sprintf("fewer than %d", m.cfg.MaxFlows),
 		})

@@ -98,6 +98,7 @@ type Manager struct {
 
 	flows   atomic.Int64
 	refused atomic.Uint64
+	crowded atomic.Uint64
 	cuts    atomic.Uint64
 }
 
@@ -239,11 +240,12 @@ func (m *Manager) Relocate() {
 type Counts struct {
 	Devices, Sessions, Flows int
 	Refused, Cuts            uint64
+	Crowded                  uint64 // of Refused, for want of room among the device's open Flows
 }
 
 // Counts returns the current numbers.
 func (m *Manager) Counts() Counts {
-	c := Counts{Flows: int(m.flows.Load()), Refused: m.refused.Load(), Cuts: m.cuts.Load()}
+	c := Counts{Flows: int(m.flows.Load()), Refused: m.refused.Load(), Cuts: m.cuts.Load(), Crowded: m.crowded.Load()}
 	for _, d := range m.all() {
 		c.Devices++
 		if _, ok := d.sessionNow(); ok {

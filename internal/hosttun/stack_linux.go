@@ -57,6 +57,7 @@ type Stack struct {
 	closeEr error
 
 	refused atomic.Uint64
+	crowded atomic.Uint64
 }
 
 // New makes the namespace, its interface and its rules. The error says what is
@@ -106,7 +107,7 @@ func (s *Stack) Inject(packets [][]byte) (accepted int) { return s.dev.queue.pus
 // Stats returns the stack's counters. What the kernel drops for want of room in
 // its own queue is not among them.
 func (s *Stack) Stats() overlay.Stats {
-	return overlay.Stats{Dropped: s.dev.queue.dropped.Load(), Refused: s.refused.Load()}
+	return overlay.Stats{Dropped: s.dev.queue.dropped.Load(), Refused: s.refused.Load(), Crowded: s.crowded.Load()}
 }
 
 // Close resets every connection, refuses what waits and ends the namespace. It

@@ -211,7 +211,7 @@ func (s *Stack) admitSYN(packet []byte, t tuple) bool {
 	}
 	if q.closed || len(q.byTuple) >= maxRequests || q.byPeer[t.peer.Addr()] >= q.max {
 		q.mu.Unlock()
-		s.refused.Add(1)
+		s.crowded.Add(1)
 		s.refuse(packet)
 		return false
 	}

@@ -230,6 +230,9 @@ func TestHalfOpenLimit(t *testing.T) {
 	if _, err := dial(t, p.agent, at(app[0], 443)); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("one past the limit: %v, want ECONNREFUSED", err)
 	}
+	if n := p.gateway.Stats().Crowded; n != 1 {
+		t.Errorf("%d counted", n)
+	}
 	// The limit is each address's own.
 	go func() {
 		r := <-waiting

@@ -16,6 +16,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.zx2c4.com/wireguard/tun"
@@ -107,6 +108,7 @@ type Stack struct {
 
 	tcp     *tcp.Forwarder
 	open    requests // half-open TCP connections
+	crowded atomic.Uint64
 	closing sync.Once
 	closeEr error
 
@@ -239,11 +241,12 @@ type Stats struct {
 	Dropped   uint64 // outbound, for want of room in the queue
 	Refused   uint64 // inbound, by Options.Filter or because a gateway takes no such packet
 	Malformed uint64 // inbound, with a wrong length or checksum
+	Crowded   uint64 // SYNs answered with a reset, of a source whose requests are MaxHalfOpen, or beside too many of all
 }
 
 // Stats returns the stack's counters.
 func (s *Stack) Stats() Stats {
-	return Stats{Dropped: s.link.dropped.Load(), Refused: s.dev.refused.Load(), Malformed: s.dev.malformed.Load()}
+	return Stats{Dropped: s.link.dropped.Load(), Refused: s.dev.refused.Load(), Malformed: s.dev.malformed.Load(), Crowded: s.crowded.Load()}
 }
 
 // DialTCP connects to dst from the stack's own address. A connection the other

@@ -177,6 +177,7 @@ func (s *Stack) handleTCP(id stack.TransportEndpointID, pkt *stack.PacketBuffer)
 	case duplicate:
 		return true // the client is impatient; its answer is being worked on
 	case refused:
+		s.crowded.Add(1)
 		return false
 	}
 	if !s.tcp.HandlePacket(id, pkt) {
