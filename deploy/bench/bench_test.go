@@ -99,7 +99,7 @@ func TestParse(t *testing.T) {
 		ok   bool
 	}{
 		{"", wayNames, true},
-		{"--quick", []string{wayStock, wayUserspace, wayTUN, wayRootless, wayProcess}, true},
+		{"--quick", []string{wayStock, wayUserspace, wayTUN, wayRootless, wayNeighbours, wayProcess}, true},
 		{"--config userspace,raw", []string{wayUserspace, wayRaw}, true},
 		{"--config nosuch", nil, false},
 		{"--rounds 0", nil, false},

@@ -15,6 +15,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"syscall"
 	"time"
@@ -30,24 +31,24 @@ type reach map[string]netip.AddrPort
 // laptop starts a worker's laptop as a process of its own in a place, with the
 // agent in TUN mode or as anyone may start it, and returns where the apps are
 // for it once its person is logged in.
-func (c *company) laptop(ctx context.Context, at lab.Place, name string, g *gateway, tun bool) (reach, error) {
+func (c *company) laptop(ctx context.Context, at lab.Place, name string, g *gateway, tun bool) (reach, *lab.Child, error) {
 	code, err := c.invite(ctx, g, name)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	r, w, err := os.Pipe()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer r.Close()
 	child, err := c.Start(at, name, w, c.self, "laptop", "--bin", c.bin, "--dir", filepath.Join(c.Dir, name),
 		"--code", code, "--gateway", g.addr.String(), fmt.Sprintf("--tun=%t", tun))
 	w.Close()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if err := r.SetReadDeadline(time.Now().Add(2 * startLimit)); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { r.Close() })
 	defer stop()
@@ -56,13 +57,14 @@ func (c *company) laptop(ctx context.Context, at lab.Place, name string, g *gate
 		if fell := c.Fallen(); fell != nil {
 			err = fell
 		}
-		return nil, fmt.Errorf("bringing up the laptop %s: %w\n%s", name, err, child.Tail(8))
+		return nil, nil, fmt.Errorf("bringing up the laptop %s: %w\n%s", name, err, child.Tail(8))
 	}
-	return to, nil
+	return to, child, nil
 }
 
 // playLaptop is a laptop with the agent: it enrols, connects and logs in by the
-// agent's own commands, says where the apps are, and stays.
+// agent's own commands, says where the apps are, and stays. The agent stands
+// still from a SIGUSR1 to a SIGUSR2.
 func playLaptop(ctx context.Context, args []string) error {
 	fs := flag.NewFlagSet("laptop", flag.ContinueOnError)
 	bin := fs.String("bin", "", "directory of portvakt-agent")
@@ -122,12 +124,25 @@ func playLaptop(ctx context.Context, args []string) error {
 	if err := errors.Join(<-fronted, say(to, nil)); err != nil {
 		return err
 	}
-	select {
-	case err := <-ended:
-		return fmt.Errorf("the agent ended: %w", err)
-	case <-ctx.Done():
-		<-ended
-		return nil
+	still := make(chan os.Signal, 2)
+	signal.Notify(still, syscall.SIGUSR1, syscall.SIGUSR2)
+	for {
+		select {
+		case s := <-still:
+			to := syscall.SIGCONT
+			if s == syscall.SIGUSR1 {
+				to = syscall.SIGSTOP
+			}
+			if err := agent.Process.Signal(to); err != nil {
+				return err
+			}
+		case err := <-ended:
+			return fmt.Errorf("the agent ended: %w", err)
+		case <-ctx.Done():
+			_ = agent.Process.Signal(syscall.SIGCONT)
+			<-ended
+			return nil
+		}
 	}
 }
 

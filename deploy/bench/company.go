@@ -172,11 +172,19 @@ http {
 
 // get asks for a page from inside a place.
 func (c *company) get(ctx context.Context, at lab.Place, url string) error {
-	out, err := c.Command(ctx, at, c.self, "get", url).CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("%w: %s", err, strings.TrimSpace(string(out)))
+	_, err := c.page(ctx, at, url)
+	return err
+}
+
+// page is what a page says.
+func (c *company) page(ctx context.Context, at lab.Place, url string) (string, error) {
+	cmd := c.Command(ctx, at, c.self, "get", url)
+	var stdout, stderr strings.Builder
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("%w: %s", err, strings.TrimSpace(stderr.String()))
 	}
-	return nil
+	return stdout.String(), nil
 }
 
 // invite makes an enrolment code.

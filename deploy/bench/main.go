@@ -287,7 +287,7 @@ func appsOf(specs []rowSpec) map[string]bool {
 func wanted(specs []rowSpec, test, way string) bool {
 	return slices.ContainsFunc(specs, func(s rowSpec) bool {
 		if way == wayStock || way == wayRaw {
-			return s.baseTest() == test && s.way != wayProcess
+			return s.baseTest() == test && !s.alone()
 		}
 		return s.test == test && s.way == way
 	})

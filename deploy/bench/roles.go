@@ -31,6 +31,7 @@ var roles = map[string]func(ctx context.Context, args []string) error{
 	"connect":  playConnect,
 	"voice":    playVoice,
 	"laptop":   playLaptop,
+	"bad":      playBad,
 }
 
 func playIdP(ctx context.Context, _ []string) error {
@@ -80,6 +81,7 @@ func playEcho(ctx context.Context, _ []string) error {
 	return <-ended
 }
 
+// playGet prints a page.
 func playGet(ctx context.Context, args []string) error {
 	if len(args) != 1 {
 		return errors.New("get takes one URL")
@@ -95,11 +97,12 @@ func playGet(ctx context.Context, args []string) error {
 		return err
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		b, _ := io.ReadAll(io.LimitReader(resp.Body, 500))
-		return fmt.Errorf("%s: %s", resp.Status, b)
+	if resp.StatusCode == http.StatusOK {
+		_, err := io.Copy(os.Stdout, resp.Body)
+		return err
 	}
-	return nil
+	b, _ := io.ReadAll(io.LimitReader(resp.Body, 500))
+	return fmt.Errorf("%s: %s", resp.Status, b)
 }
 
 // loadFlags reads what every load has.

@@ -3,7 +3,9 @@
 package main
 
 import (
+	"cmp"
 	"math"
+	"slices"
 
 	"github.com/portvakt/portvakt/deploy/bench/table"
 )
@@ -16,6 +18,8 @@ const (
 	wayTUN       = "tun"       // agent in TUN mode, gateway in TUN mode
 	wayRootless  = "rootless"  // agent without privilege, gateway with its userspace stack
 	wayProcess   = "process"   // no network: Go benchmarks of gateway/tunnel
+	// wayNeighbours is userspace beside laptops that misbehave.
+	wayNeighbours = "neighbours"
 )
 
 // baseline is the name under which the rows give the stock way.
@@ -31,13 +35,16 @@ type rowSpec struct {
 	// base is the test of the stock way to compare with, when it is another.
 	base string
 	// baseMetric is the metric to compare with that the same measurement has,
-	// instead of the stock way's.
-	baseMetric string
+	// instead of the stock way's; baseName is what it is called if that is not
+	// stock either.
+	baseMetric, baseName string
 	// scale is how much of the metric's unit one of the row's is; 0 means 1.
 	scale float64
 }
 
-var rowSpecs = []rowSpec{
+var rowSpecs = slices.Concat(plainRows, besideRows)
+
+var plainRows = []rowSpec{
 	tcpRow("", "TCP 1 stream, up", "tcp-1-up", wayUserspace, 0.9, 1.1),
 	tcpRow("", "TCP 1 stream, down", "tcp-1-down", wayUserspace, 0.85, 1.1),
 	tcpRow("", "TCP 4 streams, up", "tcp-4-up", wayUserspace, 0.9, 1.1),
@@ -136,6 +143,9 @@ func tcpRow(mode, name, test, way string, floor, goal float64) rowSpec {
 	}
 }
 
+// alone says that nothing of the row is measured on the stock way.
+func (s rowSpec) alone() bool { return s.way == wayProcess || s.way == wayNeighbours }
+
 // baseTest is the test that the stock way is compared in.
 func (s rowSpec) baseTest() string {
 	if s.base != "" {
@@ -152,8 +162,8 @@ func (s rowSpec) row(m measured) table.Row {
 	}
 	switch {
 	case s.baseMetric != "":
-		r.Baseline, r.BaselineName = m.values(s.test, s.way, s.baseMetric, s.scale), baseline
-	case s.way != wayProcess:
+		r.Baseline, r.BaselineName = m.values(s.test, s.way, s.baseMetric, s.scale), cmp.Or(s.baseName, baseline)
+	case !s.alone():
 		r.Baseline, r.BaselineName = m.values(s.baseTest(), wayStock, s.metric, s.scale), baseline
 		r.Raw = m.values(s.baseTest(), wayRaw, s.metric, s.scale)
 	}

@@ -27,6 +27,10 @@ type way struct {
 	apps reach
 	// gateway is the process whose CPU time and memory count; nil for raw.
 	gateway *lab.Child
+	laptop  *lab.Child // nil for who has no agent of ours
+	// bad and mute are the neighbours of the way of that name; other is the
+	// same laptop's way past the gateway.
+	bad, mute, other *way
 }
 
 // sample is what one test found on one way, by the metric's name.
@@ -74,6 +78,7 @@ var tests = []testSpec{
 	{"connect", appEcho, metricRate, "connections/s", connect},
 	{"voice-20", appVoice, metricP50, "us p50", voice(20, 1, 50)},
 	{"voice-1000", appVoice, metricLoss, "% lost", voice(1000, voicePorts, 100)},
+	besideTest("mappings"), besideTest("idle"), besideTest("syns"), besideTest("malformed"), besideTest("outer"), besideTest("unread"),
 	{testPeers, "", metricReturn, "s for 10,000", peers},
 }
 

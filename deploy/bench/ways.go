@@ -12,7 +12,7 @@ import (
 	"github.com/portvakt/portvakt/deploy/bench/lab"
 )
 
-var wayNames = []string{wayRaw, wayStock, wayUserspace, wayTUN, wayRootless, wayProcess}
+var wayNames = []string{wayRaw, wayStock, wayUserspace, wayTUN, wayRootless, wayNeighbours, wayProcess}
 
 // direct is where the apps are without a gateway of ours.
 func direct(a netip.Addr) reach {
@@ -46,17 +46,25 @@ func (b *bench) ways(ctx context.Context, o options, specs []rowSpec) ([]*way, e
 		return nil, fmt.Errorf("bringing up stock wireguard-go: %w", err)
 	}
 	out = append(out, stock)
-	if uses(wayUserspace) || uses(wayRootless) {
+	if uses(wayUserspace) || uses(wayRootless) || uses(wayNeighbours) {
 		g, err := b.gateway(ctx, "gateway", lab.Gateway, 9100, "")
 		if err != nil {
 			return nil, err
 		}
-		if uses(wayUserspace) {
+		if uses(wayUserspace) || uses(wayNeighbours) {
 			w, err := b.way(ctx, wayUserspace, lab.AtClient, g, true)
 			if err != nil {
 				return nil, err
 			}
-			out = append(out, w)
+			if uses(wayUserspace) {
+				out = append(out, w)
+			}
+			if uses(wayNeighbours) {
+				if w, err = b.neighbours(ctx, w, stock, g); err != nil {
+					return nil, err
+				}
+				out = append(out, w)
+			}
 		}
 		if uses(wayRootless) {
 			w, err := b.way(ctx, wayRootless, lab.AtClient, g, false)
@@ -83,7 +91,7 @@ func (b *bench) ways(ctx context.Context, o options, specs []rowSpec) ([]*way, e
 
 // way brings up a laptop that reaches the apps through a gateway of ours.
 func (b *bench) way(ctx context.Context, name string, at lab.Place, g *gateway, tun bool) (*way, error) {
-	apps, err := b.laptop(ctx, at, name, g, tun)
+	apps, child, err := b.laptop(ctx, at, name, g, tun)
 	if err != nil {
 		return nil, err
 	}
@@ -92,7 +100,7 @@ func (b *bench) way(ctx context.Context, name string, at lab.Place, g *gateway, 
 			return nil, err
 		}
 	}
-	return &way{name: name, at: at, apps: apps, gateway: g.Child}, nil
+	return &way{name: name, at: at, apps: apps, laptop: child, gateway: g.Child}, nil
 }
 
 // stock brings up wireguard-go with kernel TUN at both ends. Its gateway

@@ -102,6 +102,9 @@ func (l *Lab) Wait(ctx context.Context, limit time.Duration, what string, ready 
 // PID is the program's.
 func (c *Child) PID() int { return c.cmd.Process.Pid }
 
+// Signal sends the program a signal.
+func (c *Child) Signal(s os.Signal) error { return c.cmd.Process.Signal(s) }
+
 // Stop asks the process to end, waits, and kills it and its group when it does
 // not.
 func (c *Child) Stop() error {

@@ -1,6 +1,6 @@
 // Package lab makes the network of the benchmark: network namespaces in a row,
 // client - gateway - app, joined by veth pairs, and the processes in them. A
-// second client has a cable of its own to the gateway. Nothing of it is left after Close, nor after the next New when this
+// second and a third client have cables of their own to the gateway. Nothing of it is left after Close, nor after the next New when this
 // process was killed.
 package lab
 
@@ -27,6 +27,8 @@ var (
 	Gateway    = netip.MustParseAddr("198.18.0.1") // the company's, as that laptop sees it
 	Client2    = netip.MustParseAddr("198.18.1.2") // the second laptop's
 	Gateway2   = netip.MustParseAddr("198.18.1.1") // the company's, as that one sees it
+	Client3    = netip.MustParseAddr("198.18.2.2") // the third laptop's
+	Gateway3   = netip.MustParseAddr("198.18.2.1") // the company's, as that one sees it
 	GatewayLAN = netip.MustParseAddr("198.19.0.1") // the company's, as apps see it
 	App        = netip.MustParseAddr("198.19.0.2")
 	// AppStock is the app again, for who goes through the stock tunnel: the
@@ -41,11 +43,12 @@ type Place string
 const (
 	AtClient  Place = "cl"
 	AtClient2 Place = "c2"
+	AtClient3 Place = "c3"
 	AtGateway Place = "gw"
 	AtApp     Place = "ap"
 )
 
-var places = []Place{AtClient, AtClient2, AtGateway, AtApp}
+var places = []Place{AtClient, AtClient2, AtClient3, AtGateway, AtApp}
 
 const (
 	dirPrefix = "portvakt-bench-"
@@ -104,7 +107,7 @@ func New(ctx context.Context) (_ *Lab, err error) {
 	for _, c := range []struct {
 		name     string
 		from, to Place
-	}{{"wan", AtClient, AtGateway}, {"wan2", AtClient2, AtGateway}, {"lan", AtGateway, AtApp}} {
+	}{{"wan", AtClient, AtGateway}, {"wan2", AtClient2, AtGateway}, {"wan3", AtClient3, AtGateway}, {"lan", AtGateway, AtApp}} {
 		if err := run(ctx, "ip", "link", "add", c.name, "netns", l.name(c.from), "type", "veth", "peer", "name", c.name, "netns", l.name(c.to)); err != nil {
 			return nil, err
 		}
@@ -114,10 +117,18 @@ func New(ctx context.Context) (_ *Lab, err error) {
 			"addr add " + Client.String() + "/24 dev wan", "link set wan up",
 			"route add " + App.String() + "/32 via " + Gateway.String(),
 		},
-		AtClient2: {"addr add " + Client2.String() + "/24 dev wan2", "link set wan2 up"},
+		AtClient2: {
+			"addr add " + Client2.String() + "/24 dev wan2", "link set wan2 up",
+			"route add " + Gateway.String() + "/32 via " + Gateway2.String(),
+		},
+		AtClient3: {
+			"addr add " + Client3.String() + "/24 dev wan3", "link set wan3 up",
+			"route add " + Gateway.String() + "/32 via " + Gateway3.String(),
+		},
 		AtGateway: {
 			"addr add " + Gateway.String() + "/24 dev wan", "link set wan up",
 			"addr add " + Gateway2.String() + "/24 dev wan2", "link set wan2 up",
+			"addr add " + Gateway3.String() + "/24 dev wan3", "link set wan3 up",
 			"addr add " + GatewayLAN.String() + "/24 dev lan", "link set lan up",
 			"route add " + AppStock.String() + "/32 via " + App.String(),
 		},
