@@ -98,8 +98,9 @@ func TestParse(t *testing.T) {
 		ways []string
 		ok   bool
 	}{
-		{"", wayNames, true},
-		{"--quick", []string{wayStock, wayUserspace, wayTUN, wayRootless, wayNeighbours, wayProcess}, true},
+		{"", []string{wayRaw, wayStock, wayUserspace, wayTUN, wayRootless, wayProcess}, true},
+		{"--quick", []string{wayStock, wayUserspace, wayTUN, wayRootless, wayProcess}, true},
+		{"--config neighbours", []string{wayNeighbours}, true},
 		{"--config userspace,raw", []string{wayUserspace, wayRaw}, true},
 		{"--config nosuch", nil, false},
 		{"--rounds 0", nil, false},
