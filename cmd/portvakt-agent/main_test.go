@@ -40,7 +40,7 @@ func agents() map[string]localapi.Config {
 		Session: &wire.Session{ID: "s-1", Subject: "https://idp#anna", Name: "Anna \x1b[31mA", Groups: []string{"sales"}, OSUser: fmt.Sprintf("%d:me", os.Geteuid()), ExpiresAt: until},
 		Posture: []wire.Signal{{Name: "host_firewall", State: "fail", Value: "ufw: off"}, {Name: "disk_encryption", State: "pass", Value: strings.Repeat("long ", 40)}},
 		Proxy:   &localapi.Proxy{Address: "127.0.0.1:9180", PAC: "http://127.0.0.1:9180/proxy.pac"},
-		Tunnel:  &localapi.Tunnel{Endpoint: "192.0.2.1:51820", RxBytes: 5 << 20, LastHandshake: &at, PostQuantum: true},
+		Tunnel:  &localapi.Tunnel{Endpoint: "192.0.2.1:51820", RxBytes: 5 << 20, LastHandshake: &at, PostQuantum: true, Transport: "udp", MTU: 1280},
 	}
 	items := []localapi.App{
 		{App: wire.App{Name: "crm", Protocol: "http", Hosts: []string{"crm.example.com"}, Allowed: true}, Local: []localapi.Mapping{}},
@@ -186,6 +186,24 @@ func TestColorOnlyOnRequest(t *testing.T) {
 	}
 	if !strings.Contains(colored.String(), "\x1b[32m") || strings.Contains(colored.String(), "\x1b[31mA") {
 		t.Error("ours should be there, and what came with a name should not")
+	}
+}
+
+func TestStatusShowsTheTransport(t *testing.T) {
+	for _, c := range []struct{ transport, reason, want string }{
+		{"udp", "", "transport   UDP\ninner MTU   1280 bytes\n"},
+		{"udp", "sent one by one", "transport   UDP: sent one by one\ninner MTU   1280 bytes\n"},
+		{"websocket", "UDP is not answered", "transport   WebSocket: UDP is not answered\ninner MTU   1280 bytes\n"},
+	} {
+		st := agents()["ok"].Status()
+		tunnel := *st.Tunnel
+		tunnel.Transport, tunnel.TransportReason = c.transport, c.reason
+		st.Tunnel = &tunnel
+		var out bytes.Buffer
+		newPaper(&out).status(&st)
+		if !strings.Contains(out.String(), c.want) {
+			t.Errorf("%s: want %q in\n%s", c.transport, c.want, out.String())
+		}
 	}
 }
 

@@ -161,11 +161,7 @@ func (p *paper) status(st *localapi.Status) {
 			text += ", not post-quantum"
 		}
 		p.item("tunnel", text, "")
-		if t.Transport == "websocket" {
-			p.item("transport", "WebSocket: "+t.TransportReason, yellow)
-		} else if t.TransportReason != "" {
-			p.item("transport", "UDP: "+t.TransportReason, yellow)
-		}
+		p.transport(t)
 	}
 	if st.Mode == localapi.ModeTUN {
 		p.item("mode", "network interface", "")
@@ -188,6 +184,18 @@ func (p *paper) status(st *localapi.Status) {
 		}
 		p.item("clock", fmt.Sprintf("this laptop's clock is %s %s the gateway's; set it right", time.Duration(s)*time.Second, way), yellow)
 	}
+}
+
+func (p *paper) transport(t *localapi.Tunnel) {
+	text, color := "UDP", ""
+	if t.Transport == "websocket" {
+		text, color = "WebSocket", yellow
+	}
+	if t.TransportReason != "" {
+		text, color = text+": "+t.TransportReason, yellow
+	}
+	p.item("transport", text, color)
+	p.item("inner MTU", fmt.Sprintf("%d bytes", t.MTU), "")
 }
 
 func (p *paper) apps(items []localapi.App) {
