@@ -233,7 +233,7 @@ func TestFloodFromALivePlace(t *testing.T) {
 	}
 	stop := floodBy(in, 20_000, []net.Conn{live})
 	time.Sleep(500 * time.Millisecond)
-	until := time.Now().Add(20*time.Second)
+	until := time.Now().Add(20 * time.Second)
 	var cookies, failed atomic.Int64
 	var wg sync.WaitGroup
 	for n := range devices {

@@ -88,3 +88,14 @@ func TestRefusedIsRemembered(t *testing.T) {
 		t.Error("it was changed where nothing is decided")
 	}
 }
+
+func TestFirstAddress(t *testing.T) {
+	four, six, other := netip.MustParseAddr("100.64.0.2"), netip.MustParseAddr("fd00::2"), netip.MustParseAddr("100.64.0.3")
+	r := &registration{addresses: [2]netip.Addr{four, six}}
+	g := &registry{byAddress: map[netip.Addr]*registration{four: r, six: r}}
+	for in, want := range map[netip.Addr]netip.Addr{four: four, six: four, other: other} {
+		if got := g.first(in); got != want {
+			t.Errorf("%v counts with %v, want %v", in, got, want)
+		}
+	}
+}

@@ -45,9 +45,21 @@ func (t *Tunnel) newStack() (stack, error) {
 			Gateway:   true,
 			TCP:       func(r *overlay.TCPRequest) { t.cfg.TCP(r) },
 			Filter:    t.filter,
+			Source:    t.known.first,
 		})
 	case TUN:
 		return t.newTUN()
 	}
 	return nil, fmt.Errorf("tunnel mode %q: expected %s or %s", t.cfg.Mode, Userspace, TUN)
+}
+
+// first is the first inner address of the device that has inner, which is
+// inner itself where no device has it.
+func (g *registry) first(inner netip.Addr) netip.Addr {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	if r := g.byAddress[inner]; r != nil {
+		return r.addresses[0]
+	}
+	return inner
 }

@@ -11,6 +11,7 @@ func (t *Tunnel) newTUN() (stack, error) {
 		MTU:       t.cfg.MTU,
 		TCP:       func(r *hosttun.TCPRequest) { t.cfg.TCP(r) },
 		Filter:    t.filter,
+		Source:    t.known.first,
 		Refuse:    segment.ResetFor,
 	})
 }

@@ -33,10 +33,12 @@ type Options struct {
 	// Refuse returns the reset that answers a TCP packet, nil where none is
 	// due. It must not keep the packet.
 	Refuse func(packet []byte) []byte
-	// MaxHalfOpen is how many connections of one source address may wait for a
-	// decision or for their handshake's end; more are refused with a reset.
-	// 0 means 64.
+	// MaxHalfOpen is how many connections of one source may wait for a decision
+	// or for their handshake's end; more are refused with a reset. 0 means 64.
 	MaxHalfOpen int
+	// Source returns the address that a source address counts with, the same
+	// for all of one device. Without it each counts by itself.
+	Source func(netip.Addr) netip.Addr
 }
 
 // Stack is the kernel's TCP/IP stack in a namespace of its own. Make one with
@@ -80,7 +82,7 @@ func New(o Options) (*Stack, error) {
 		return nil, err
 	}
 	s := &Stack{opts: o, ns: ns, done: make(chan struct{})}
-	s.pending.max = o.MaxHalfOpen
+	s.pending.max, s.pending.source = o.MaxHalfOpen, o.Source
 	var native wgtun.Device
 	err = ns.do(func() (err error) {
 		native, err = openTUN(o.Addresses, o.MTU)

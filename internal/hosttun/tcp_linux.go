@@ -50,7 +50,8 @@ type tuple struct{ peer, local netip.AddrPort }
 type TCPRequest struct {
 	stack *Stack
 	tuple tuple
-	syn   []byte // behind headroom
+	syn   []byte     // behind headroom
+	from  netip.Addr // what it counts with
 	timer *time.Timer
 
 	// gone is closed when the device takes the request back. The table's mu
@@ -176,12 +177,13 @@ func (s *Stack) adopt(tc *net.TCPConn) (net.Conn, error) {
 
 // requests are the half-open connections.
 type requests struct {
-	max int
+	max    int
+	source func(netip.Addr) netip.Addr // Options.Source
 
-	mu      sync.Mutex
-	byTuple map[tuple]*TCPRequest
-	byPeer  map[netip.Addr]int
-	closed  bool
+	mu       sync.Mutex
+	byTuple  map[tuple]*TCPRequest
+	bySource map[netip.Addr]int
+	closed   bool
 }
 
 // admitTCP reports whether the kernel gets a TCP packet the filter let through.
@@ -204,27 +206,31 @@ func (s *Stack) admitTCP(packet, l4 []byte) bool {
 // owner decides, and passes while the kernel shakes hands.
 func (s *Stack) admitSYN(packet []byte, t tuple) bool {
 	q := &s.pending
+	from := t.peer.Addr()
+	if q.source != nil {
+		from = q.source(from)
+	}
 	q.mu.Lock()
 	if r, ok := q.byTuple[t]; ok {
 		defer q.mu.Unlock()
 		return r.phase == accepting
 	}
-	if q.closed || len(q.byTuple) >= maxRequests || q.byPeer[t.peer.Addr()] >= q.max {
+	if q.closed || len(q.byTuple) >= maxRequests || q.bySource[from] >= q.max {
 		q.mu.Unlock()
 		s.crowded.Add(1)
 		s.refuse(packet)
 		return false
 	}
 	r := &TCPRequest{
-		stack: s, tuple: t, syn: append(make([]byte, headroom, headroom+len(packet)), packet...),
+		stack: s, tuple: t, from: from, syn: append(make([]byte, headroom, headroom+len(packet)), packet...),
 		gone: make(chan struct{}), conn: make(chan *net.TCPConn, 1),
 	}
 	r.timer = time.AfterFunc(answerTimeout, r.Reset)
 	if q.byTuple == nil {
-		q.byTuple, q.byPeer = make(map[tuple]*TCPRequest), make(map[netip.Addr]int)
+		q.byTuple, q.bySource = make(map[tuple]*TCPRequest), make(map[netip.Addr]int)
 	}
 	q.byTuple[t] = r
-	q.byPeer[t.peer.Addr()]++
+	q.bySource[from]++
 	q.mu.Unlock()
 	go s.opts.TCP(r)
 	return false
@@ -267,9 +273,8 @@ func (q *requests) removeLocked(r *TCPRequest) {
 		return
 	}
 	delete(q.byTuple, r.tuple)
-	peer := r.tuple.peer.Addr()
-	if q.byPeer[peer]--; q.byPeer[peer] <= 0 {
-		delete(q.byPeer, peer)
+	if q.bySource[r.from]--; q.bySource[r.from] <= 0 {
+		delete(q.bySource, r.from)
 	}
 }
 

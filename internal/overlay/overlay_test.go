@@ -850,3 +850,32 @@ func TestOptions(t *testing.T) {
 		}
 	}
 }
+
+// Both addresses of a device count together where the owner says so.
+func TestHalfOpenLimitOfADevice(t *testing.T) {
+	waiting := make(chan *overlay.TCPRequest, 10)
+	p := join(t, overlay.Options{
+		MaxHalfOpen: 2,
+		TCP:         func(r *overlay.TCPRequest) { waiting <- r },
+		Source:      func(netip.Addr) netip.Addr { return device[0] },
+	}).start(t)
+	errs := make(chan error, 2)
+	for _, a := range app {
+		go func() {
+			_, err := dial(t, p.agent, at(a, 443))
+			errs <- err
+		}()
+	}
+	held := []*overlay.TCPRequest{<-waiting, <-waiting}
+	for _, a := range app {
+		if _, err := dial(t, p.agent, at(a, 443)); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("one past the limit, to %v: %v, want ECONNREFUSED", a, err)
+		}
+	}
+	for _, r := range held {
+		r.Reset()
+		<-errs
+	}
+	go func() { echo(<-waiting) }()
+	mustDial(t, p.agent, at(app[1], 443)) // there is room again
+}

@@ -79,10 +79,12 @@ type Options struct {
 	// A reply that is not nil, a whole IP packet, goes back into the tunnel; it
 	// belongs to the Stack then.
 	Filter func(packet []byte) (Action, []byte)
-	// MaxHalfOpen is how many connections of one source address may wait for a
-	// decision or for their handshake's end; more are refused with a reset.
-	// 0 means 64.
+	// MaxHalfOpen is how many connections of one source may wait for a decision
+	// or for their handshake's end; more are refused with a reset. 0 means 64.
 	MaxHalfOpen int
+	// Source returns the address that a source address counts with, the same
+	// for all of one device. Without it each counts by itself.
+	Source func(netip.Addr) netip.Addr
 }
 
 // Action is what becomes of a packet that came out of the tunnel.
@@ -146,7 +148,7 @@ func New(o Options) (*Stack, error) {
 		done: make(chan struct{}),
 	}
 	s.dev = newDevice(s)
-	s.open.max = o.MaxHalfOpen
+	s.open.max, s.open.source = o.MaxHalfOpen, o.Source
 	if err := s.configure(has4, has6); err != nil {
 		_ = s.Close()
 		return nil, err

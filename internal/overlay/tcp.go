@@ -7,7 +7,6 @@ import (
 	"sync"
 	"time"
 
-	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
@@ -86,15 +85,22 @@ func (r *TCPRequest) Reset() {
 	})
 }
 
-// requests counts half-open connections by source address and knows the ones
-// the owner has not answered.
+// requests counts half-open connections by source and knows the ones the owner
+// has not answered.
 type requests struct {
-	max int
+	max    int
+	source func(netip.Addr) netip.Addr // Options.Source
 
-	mu     sync.Mutex
-	ids    map[stack.TransportEndpointID]*TCPRequest // nil until forwardTCP has made it
-	byPeer map[tcpip.Address]int
-	closed bool
+	mu       sync.Mutex
+	ids      map[stack.TransportEndpointID]place
+	bySource map[netip.Addr]int
+	closed   bool
+}
+
+// place is what a half-open connection takes.
+type place struct {
+	source netip.Addr  // what it was counted with
+	req    *TCPRequest // nil until forwardTCP has made it
 }
 
 type admission uint8
@@ -107,20 +113,24 @@ const (
 
 // admit reserves a place for a new SYN.
 func (q *requests) admit(id stack.TransportEndpointID) admission {
+	source := addrPort(id.RemoteAddress, 0).Addr()
+	if q.source != nil {
+		source = q.source(source)
+	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if _, ok := q.ids[id]; ok {
 		return duplicate
 	}
-	if q.closed || len(q.ids) >= maxRequests || q.byPeer[id.RemoteAddress] >= q.max {
+	if q.closed || len(q.ids) >= maxRequests || q.bySource[source] >= q.max {
 		return refused
 	}
 	if q.ids == nil {
-		q.ids = make(map[stack.TransportEndpointID]*TCPRequest)
-		q.byPeer = make(map[tcpip.Address]int)
+		q.ids = make(map[stack.TransportEndpointID]place)
+		q.bySource = make(map[netip.Addr]int)
 	}
-	q.ids[id] = nil
-	q.byPeer[id.RemoteAddress]++
+	q.ids[id] = place{source: source}
+	q.bySource[source]++
 	return admitted
 }
 
@@ -129,7 +139,9 @@ func (q *requests) admit(id stack.TransportEndpointID) admission {
 func (q *requests) set(r *TCPRequest) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.ids[r.id] = r
+	p := q.ids[r.id]
+	p.req = r
+	q.ids[r.id] = p
 	return !q.closed
 }
 
@@ -138,12 +150,13 @@ func (q *requests) remove(r *TCPRequest) { q.release(r.id) }
 func (q *requests) release(id stack.TransportEndpointID) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if _, ok := q.ids[id]; !ok {
+	p, ok := q.ids[id]
+	if !ok {
 		return
 	}
 	delete(q.ids, id)
-	if q.byPeer[id.RemoteAddress]--; q.byPeer[id.RemoteAddress] <= 0 {
-		delete(q.byPeer, id.RemoteAddress)
+	if q.bySource[p.source]--; q.bySource[p.source] <= 0 {
+		delete(q.bySource, p.source)
 	}
 }
 
@@ -152,9 +165,9 @@ func (q *requests) resetAll() {
 	q.mu.Lock()
 	q.closed = true
 	var all []*TCPRequest
-	for _, r := range q.ids {
-		if r != nil {
-			all = append(all, r)
+	for _, p := range q.ids {
+		if p.req != nil {
+			all = append(all, p.req)
 		}
 	}
 	q.mu.Unlock()
