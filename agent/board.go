@@ -225,7 +225,8 @@ func (a *agent) tunnelUser(s *wire.State) uint32 {
 	if s.Session == nil {
 		return a.own
 	}
-	if uid, ok := localapi.SessionUID(s.Session); ok {
+	// The helper gives root no way in, unless the agent is root itself.
+	if uid, ok := localapi.SessionUID(s.Session); ok && (uid != 0 || a.own == 0) {
 		return uid
 	}
 	return nethelper.NoUser

@@ -30,6 +30,9 @@ type HelperConfig struct {
 	AllowUID int
 	// Pools are what routes must lie in; empty means [DefaultPools].
 	Pools []netip.Prefix
+	// Domains bound the names that DNS is pointed at the gateway for: these and
+	// what is below them; empty means any that can be an app's.
+	Domains []string
 	// Ready is called once the helper listens. It may be nil.
 	Ready func()
 	// Log may be nil.
@@ -53,6 +56,11 @@ func Run(ctx context.Context, cfg HelperConfig) (err error) {
 	}()
 	if err := checkPools(cfg.Pools); err != nil {
 		return err
+	}
+	for _, d := range cfg.Domains {
+		if err := checkForm(d); err != nil {
+			return fmt.Errorf("a domain that bounds names: %w", err)
+		}
 	}
 	if os.Geteuid() != 0 {
 		return errors.New("it must run as root to make interfaces and routes")
@@ -274,6 +282,9 @@ func (s *session) open(r openRequest) (tun int, err error) {
 }
 
 func (s *session) set(r setRequest) error {
+	if r.user == 0 && s.agent != 0 {
+		return errors.New("root gets no way into the tunnel from an agent that is not root")
+	}
 	taken, err := onLink()
 	if err != nil {
 		return err
@@ -300,7 +311,7 @@ func (s *session) setDNS(r dnsRequest) (manager string, err error) {
 		servers = append(servers, a)
 	}
 	for _, d := range r.domains {
-		if err := checkDomain(d); err != nil {
+		if err := errors.Join(checkDomain(d), checkWithin(d, s.cfg.Domains)); err != nil {
 			return "", err
 		}
 	}

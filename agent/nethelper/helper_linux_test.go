@@ -255,7 +255,7 @@ func routesCase(b *bench) {
 
 // What the helper must not do for an agent, whoever that has become.
 func refusalsCase(b *bench) {
-	defer b.helper(nethelper.HelperConfig{AllowUID: 0})()
+	defer b.helper(nethelper.HelperConfig{AllowUID: 0, Domains: []string{"example.com"}})()
 	for name, cfg := range map[string]nethelper.Config{
 		"another interface's name": {Name: "eth0", MTU: 1280, Addresses: own},
 		"the home network's":       {Name: "lan", MTU: 1280, Addresses: own},
@@ -284,6 +284,9 @@ func refusalsCase(b *bench) {
 		if _, err := n.DNS(addrs(s), []string{"crm.example.com"}); err == nil {
 			b.fail("DNS through %s", s)
 		}
+	}
+	if _, err := n.DNS(addrs("100.96.0.1"), []string{"crm.example.net"}); err == nil {
+		b.fail("a name outside of the domains is taken")
 	}
 	b.must(n.Close())
 }
@@ -427,10 +430,35 @@ func strangersCase(b *bench) {
 			defer c.Close()
 			_, _ = c.Write([]byte{2, 0, 0, 0, 0, 0, 0})
 			_, err = bufio.NewReader(c).ReadByte()
+			if err == nil {
+				b.noRoot(c)
+			}
 			answered <- err == nil
 		}()
 		if got := <-answered; got != served {
 			b.fail("user %d was answered: %t", uid, got)
+		}
+	}
+}
+
+// noRoot asks, as an agent that is not root, for a way in for itself and then
+// for root.
+func (b *bench) noRoot(c *os.File) {
+	answer := make([]byte, 1024)
+	for _, ask := range []struct {
+		msg  string
+		want byte
+	}{
+		{"\x01\x01\x09portvakt0\x05\x00\x01\x04\x64\x60\x00\x09", 0},
+		{"\x02\x00\x00\x03\xe9\x00\x00", 0},
+		{"\x02\x00\x00\x00\x00\x00\x00", 1},
+	} {
+		_, err := c.WriteString(ask.msg)
+		b.must(err)
+		n, err := c.Read(answer)
+		b.must(err)
+		if answer[0] != ask.want {
+			b.fail("%x is answered %x %s", ask.msg, answer[0], answer[1:n])
 		}
 	}
 }

@@ -17,6 +17,7 @@ type HelperConfig struct {
 	Socket   string
 	AllowUID int
 	Pools    []netip.Prefix
+	Domains  []string
 	Ready    func()
 	Log      *slog.Logger
 }

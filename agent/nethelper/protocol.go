@@ -32,7 +32,10 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
+
+	"golang.org/x/net/publicsuffix"
 )
 
 // DefaultSocket is where the helper listens unless it is told otherwise.
@@ -263,14 +266,42 @@ func checkHost(a netip.Addr, pools []netip.Prefix) error {
 	return fmt.Errorf("%v is outside the pools %v; the helper's --pool names the gateway's (tunnel.ipv4 and tunnel.ipv6)", a, pools)
 }
 
-// checkDomain takes the names of apps only: at least two labels, so that no
-// top-level domain is claimed, in lower case.
+// checkDomain takes the names of apps only, in lower case: whatever is below a
+// name goes to the gateway with it, so none under which the public registers
+// names, and none that a laptop has for itself or for its own network.
 func checkDomain(d string) error {
-	labels := strings.Split(d, ".")
-	if len(d) > maxDomain || len(labels) < 2 {
+	if err := checkForm(d); err != nil {
+		return err
+	}
+	top := d[strings.LastIndexByte(d, '.')+1:]
+	if top == d || slices.Contains([]string{"arpa", "localhost", "localdomain"}, top) {
 		return fmt.Errorf("%q is no host name of an app", d)
 	}
-	for _, l := range labels {
+	if suffix, _ := publicsuffix.PublicSuffix(d); suffix == d {
+		return fmt.Errorf("%q is no host name of an app: others register names below it", d)
+	}
+	return nil
+}
+
+// checkWithin refuses names outside of the suffixes; without any all are in.
+func checkWithin(d string, suffixes []string) error {
+	for _, s := range suffixes {
+		if d == s || strings.HasSuffix(d, "."+s) {
+			return nil
+		}
+	}
+	if len(suffixes) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%q is outside the domains %q; the helper's --domain names them", d, suffixes)
+}
+
+// checkForm takes what reads as a host name in lower case.
+func checkForm(d string) error {
+	if len(d) > maxDomain {
+		return fmt.Errorf("%q is no host name of an app", d)
+	}
+	for _, l := range strings.Split(d, ".") {
 		bad := func(c rune) bool { return (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' && c != '_' }
 		if l == "" || len(l) > 63 || strings.IndexFunc(l, bad) >= 0 || l[0] == '-' {
 			return fmt.Errorf("%q is no host name of an app", d)

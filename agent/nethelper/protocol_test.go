@@ -172,6 +172,9 @@ func TestPools(t *testing.T) {
 func TestDomains(t *testing.T) {
 	for name, good := range map[string]bool{
 		"crm.example.com": true, "a.b": true, "_sip._tcp.example.com": true,
+		"localhost": false, "localhost.localdomain": false, "crm.localhost": false, "in-addr.arpa": false,
+		"1.168.192.in-addr.arpa": false, "home.arpa": false, "co.uk": false, "github.io": false, "acme.github.io": true,
+		"acme.co.uk": true, "crm.corp": true,
 		"": false, "com": false, ".": false, "crm.example.com.": false, ".example.com": false, "a..b": false,
 		"CRM.example.com": false, "crm example.com": false, "crm.example.com\nnameserver 1.2.3.4": false,
 		"~crm.example.com": false, "-a.example.com": false, "*.example.com": false, "crm.exämple.com": false,
@@ -179,6 +182,21 @@ func TestDomains(t *testing.T) {
 	} {
 		if err := checkDomain(name); (err == nil) != good {
 			t.Errorf("%q: %v", name, err)
+		}
+	}
+}
+
+func TestBoundDomains(t *testing.T) {
+	bounds := []string{"corp", "example.com"}
+	for name, good := range map[string]bool{
+		"example.com": true, "crm.example.com": true, "a.b.corp": true,
+		"badexample.com": false, "example.com.evil.net": false, "com": false, "google.com": false,
+	} {
+		if err := checkWithin(name, bounds); (err == nil) != good {
+			t.Errorf("%q: %v", name, err)
+		}
+		if err := checkWithin(name, nil); err != nil {
+			t.Errorf("%q without bounds: %v", name, err)
 		}
 	}
 }

@@ -26,6 +26,7 @@ type tunFlags struct {
 	helper, name string
 	noDNS        bool
 	pools        []string
+	domains      []string
 }
 
 func (t *tunFlags) add(f *pflag.FlagSet) {
@@ -33,15 +34,17 @@ func (t *tunFlags) add(f *pflag.FlagSet) {
 	f.StringVar(&t.helper, "net-helper", "", "with --tun: Unix socket of the network helper (default "+nethelper.DefaultSocket+"; as root: a helper of its own)")
 	f.StringVar(&t.name, "tun-name", agent.DefaultInterface, "with --tun: name of the interface, portvakt0 to portvakt999")
 	f.BoolVar(&t.noDNS, "no-dns", false, "with --tun: leave this laptop's DNS alone")
-	addPools(f, &t.pools, "with --tun as root: ")
+	addBounds(f, &t.pools, &t.domains, "with --tun as root: ")
 }
 
-func addPools(f *pflag.FlagSet, pools *[]string, when string) {
+// addBounds adds what bounds the helper, whatever the agent asks for.
+func addBounds(f *pflag.FlagSet, pools, domains *[]string, when string) {
 	var all []string
 	for _, p := range nethelper.DefaultPools() {
 		all = append(all, p.String())
 	}
 	f.StringSliceVar(pools, "pool", all, when+"prefixes that routes must lie in, the gateway's tunnel.ipv4 and tunnel.ipv6 among them")
+	f.StringSliceVar(domains, "domain", nil, when+"domains that the apps' names must lie in; more than one may be given (default any but public suffixes)")
 }
 
 func (t *tunFlags) check() error {
@@ -60,7 +63,7 @@ func (t *tunFlags) run(ctx context.Context, cfg agent.Config) error {
 	if t.helper != "" || os.Geteuid() != 0 {
 		return agent.Run(ctx, cfg)
 	}
-	h, err := startHelper(cfg.State.File("net.sock"), t.pools)
+	h, err := startHelper(cfg.State.File("net.sock"), t.pools, t.domains)
 	if err != nil {
 		return fmt.Errorf("starting the network helper: %w", err)
 	}
@@ -92,7 +95,7 @@ type childHelper struct {
 
 // startHelper starts one that ends when this process does, in whatever way,
 // and returns when it listens.
-func startHelper(socket string, pools []string) (*childHelper, error) {
+func startHelper(socket string, pools, domains []string) (*childHelper, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -100,6 +103,9 @@ func startHelper(socket string, pools []string) (*childHelper, error) {
 	args := []string{"net-helper", "--until-stdin-ends", "--socket", socket, "--allow-uid", "0"}
 	for _, p := range pools {
 		args = append(args, "--pool", p)
+	}
+	for _, d := range domains {
+		args = append(args, "--domain", d)
 	}
 	h := &childHelper{socket: socket, cmd: exec.Command(self, args...)}
 	h.cmd.Stdout, h.cmd.Stderr = os.Stderr, os.Stderr
@@ -140,7 +146,10 @@ routes to the apps for the OS user who logged in, and points the apps' names at
 the gateway in systemd-resolved, NetworkManager's dnsmasq or, where neither is
 in use, /etc/resolv.conf. It reads nothing from the network. A route is always
 to a single address inside --pool, into the tunnel, and never to a network this
-laptop is attached to.
+laptop is attached to. A name is never one under which the public registers
+names (com, github.io) nor one of the laptop's own (.arpa, .localhost,
+.localdomain), and with --domain always inside it. Root gets no way into the
+tunnel, unless the agent is root.
 
 When the agent ends, also by kill -9, everything is undone. What a helper that
 was killed itself left behind is undone at the next start.`,
@@ -176,6 +185,6 @@ was killed itself left behind is undone at the next start.`,
 	f.IntVar(&cfg.AllowUID, "allow-uid", 0, "user id of the agent, the only one besides root that is served")
 	f.BoolVar(&child, "until-stdin-ends", false, "end with the agent that started this helper")
 	_ = f.MarkHidden("until-stdin-ends")
-	addPools(f, &pools, "")
+	addBounds(f, &pools, &cfg.Domains, "")
 	return cmd
 }
