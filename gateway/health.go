@@ -97,9 +97,10 @@ func (g *gateway) metrics() *prometheus.Registry {
 	counter("refused_total", "Requests and flows that were refused.", func() float64 { return float64(g.sessions.Counts().Refused) })
 	counter("undecided_dropped_total", "Connections and exchanges turned away because too many were waiting for a decision.", func() float64 { return float64(g.proxy.Dropped()) })
 	counter("cuts_total", "Open flows that were cut.", func() float64 { return float64(g.sessions.Counts().Cuts) })
-	counter("overlay_dropped_total", "Packets dropped because a queue of the tunnel's stack was full.", func() float64 { return float64(g.tunnel.Stats().Dropped) })
-	counter("overlay_refused_total", "Packets out of tunnels that the stack was not given.", func() float64 { return float64(g.tunnel.Stats().Refused) })
-	counter("overlay_malformed_total", "Packets out of tunnels with a wrong length or checksum behind the filter.", func() float64 { return float64(g.tunnel.Stats().Malformed) })
+	reg.MustRegister(&causes{func() map[string]uint64 {
+		s := g.tunnel.Stats()
+		return map[string]uint64{"queue": s.Dropped, "malformed": s.Malformed, "not_for_stack": s.NotForStack}
+	}, prometheus.NewDesc("portvakt_overlay_dropped_total", "Packets that went no further at the tunnel's stack.", []string{"cause"}, nil)})
 	reg.MustRegister(&causes{func() map[string]uint64 {
 		return map[string]uint64{"half_open": g.tunnel.Stats().Crowded, "device_flows": g.sessions.Counts().Crowded}
 	}, prometheus.NewDesc("portvakt_connections_refused_total", "Connections refused because their device had too many: that wait for a decision, or that are open.", []string{"cause"}, nil)})
@@ -120,7 +121,7 @@ func (g *gateway) metrics() *prometheus.Registry {
 	gauge("websockets", "WebSockets of devices whose network blocks UDP.", func() float64 { _, s := g.tunnel.Outside(); return float64(s.Open) })
 	reg.MustRegister(&causes{func() map[string]uint64 {
 		u, s := g.tunnel.Outside()
-		return map[string]uint64{"udp_unreadable": u.Lost, "websocket_queue": s.Dropped, "websocket_oversized": s.Oversized}
+		return map[string]uint64{"udp_unreadable": u.Lost, "udp_empty": u.Empty, "udp_kernel_queue": u.Overflowed, "websocket_queue": s.Dropped, "websocket_oversized": s.Oversized}
 	}, prometheus.NewDesc("portvakt_outer_dropped_total", "Datagrams from and to devices that went no further at the sockets.", []string{"cause"}, nil)})
 	gauge("udp_flows", "UDP flows that are open or being decided.", func() float64 { return float64(g.media.Stats().Flows) })
 	gauge("udp_sockets", "UDP sockets towards apps.", func() float64 { return float64(g.media.Stats().Sockets) })

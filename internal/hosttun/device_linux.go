@@ -231,6 +231,7 @@ func (d *device) admit(packet []byte) bool {
 		return d.stack.admitTCP(packet, packet[header6:])
 	}
 	d.stack.refused.Add(1)
+	d.stack.notForStack.Add(1)
 	return false
 }
 

@@ -34,6 +34,9 @@ func TestHalfOpenLimitOfADevice(t *testing.T) {
 			if n != c.want {
 				t.Errorf("%d wait, want %d", n, c.want)
 			}
+			if refused := int(s.Stats().Crowded); refused != 6-c.want {
+				t.Errorf("%d refused, want %d", refused, 6-c.want)
+			}
 		})
 	}
 }

@@ -60,6 +60,8 @@ type Stack struct {
 
 	refused atomic.Uint64
 	crowded atomic.Uint64
+
+	notForStack atomic.Uint64 // of refused
 }
 
 // New makes the namespace, its interface and its rules. The error says what is
@@ -109,7 +111,9 @@ func (s *Stack) Inject(packets [][]byte) (accepted int) { return s.dev.queue.pus
 // Stats returns the stack's counters. What the kernel drops for want of room in
 // its own queue is not among them.
 func (s *Stack) Stats() overlay.Stats {
-	return overlay.Stats{Dropped: s.dev.queue.dropped.Load(), Refused: s.refused.Load(), Crowded: s.crowded.Load()}
+	return overlay.Stats{
+		Dropped: s.dev.queue.dropped.Load(), Refused: s.refused.Load(), NotForStack: s.notForStack.Load(), Crowded: s.crowded.Load(),
+	}
 }
 
 // Close resets every connection, refuses what waits and ends the namespace. It

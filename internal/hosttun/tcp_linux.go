@@ -193,6 +193,7 @@ func (s *Stack) admitTCP(packet, l4 []byte) bool {
 	case flags&(flagSYN|flagACK|flagRST) == flagSYN:
 		if flags&flagFIN != 0 {
 			s.refused.Add(1)
+			s.notForStack.Add(1)
 			return false
 		}
 		return s.admitSYN(packet, tupleOf(packet, l4))

@@ -26,6 +26,8 @@ type device struct {
 	refused   atomic.Uint64
 	malformed atomic.Uint64
 
+	notForStack atomic.Uint64 // of refused
+
 	// The reader's.
 	cut    cutter
 	voiced bool // a packet of the voice class was read before
@@ -124,6 +126,7 @@ func (d *device) Write(bufs [][]byte, offset int) (int, error) {
 // admits reports whether the stack may see packet.
 func (d *device) admits(packet []byte) bool {
 	if len(packet) == 0 {
+		d.malformed.Add(1)
 		return false
 	}
 	if f := d.stack.opts.Filter; f != nil {
@@ -142,6 +145,7 @@ func (d *device) admits(packet []byte) bool {
 	}
 	if d.stack.opts.Gateway && !d.forGateway(packet) {
 		d.refused.Add(1)
+		d.notForStack.Add(1)
 		return false
 	}
 	return true

@@ -240,15 +240,19 @@ func (s *Stack) Inject(packets [][]byte) (accepted int) {
 
 // Stats counts packets since the stack was made.
 type Stats struct {
-	Dropped   uint64 // outbound, for want of room in the queue
-	Refused   uint64 // inbound, by Options.Filter or because a gateway takes no such packet
-	Malformed uint64 // inbound, with a wrong length or checksum
-	Crowded   uint64 // SYNs answered with a reset, of a source whose requests are MaxHalfOpen, or beside too many of all
+	Dropped     uint64 // outbound, for want of room in the queue
+	Refused     uint64 // inbound, by Options.Filter or as NotForStack
+	NotForStack uint64 // inbound, of a kind that a gateway's stack does not take
+	Malformed   uint64 // inbound, empty or with a wrong length or checksum
+	Crowded     uint64 // SYNs answered with a reset, of a source whose requests are MaxHalfOpen, or beside too many of all
 }
 
 // Stats returns the stack's counters.
 func (s *Stack) Stats() Stats {
-	return Stats{Dropped: s.link.dropped.Load(), Refused: s.dev.refused.Load(), Malformed: s.dev.malformed.Load(), Crowded: s.crowded.Load()}
+	return Stats{
+		Dropped: s.link.dropped.Load(), Refused: s.dev.refused.Load(), NotForStack: s.dev.notForStack.Load(),
+		Malformed: s.dev.malformed.Load(), Crowded: s.crowded.Load(),
+	}
 }
 
 // DialTCP connects to dst from the stack's own address. A connection the other

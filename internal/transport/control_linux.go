@@ -16,7 +16,7 @@ var (
 	spacePktinfo6 = unix.CmsgSpace(unix.SizeofInet6Pktinfo)
 )
 
-// controlSize has room for what is received: the own address, the segment size
+// controlSize has room for what is received: the own address, the segment size, drops
 // and as much again of what somebody else may have turned on; and for what is
 // sent: own address, class and segment size.
 const controlSize = 128
@@ -26,6 +26,7 @@ type received struct {
 	segment int      // length of the datagrams that were joined; 0 if it is one
 	local   [16]byte // the address it was sent to, 4 bytes of it for IPv4
 	sticky  bool     // local is there
+	dropped uint32   // what the kernel has dropped of this socket's, counted round
 }
 
 // parseControl reads all control messages. What it does not know or what is cut
@@ -44,6 +45,8 @@ func parseControl(b []byte) (r received) {
 			if n := int32(binary.NativeEndian.Uint32(data)); n > 0 {
 				r.segment = int(n)
 			}
+		case h.Level == unix.SOL_SOCKET && h.Type == unix.SO_RXQ_OVFL && len(data) >= 4:
+			r.dropped = binary.NativeEndian.Uint32(data)
 		case h.Level == unix.IPPROTO_IP && h.Type == unix.IP_PKTINFO && len(data) >= unix.SizeofInet4Pktinfo:
 			// ipi_spec_dst: the local address, also for a broadcast. RFC 3542
 			// has no counterpart of it for IPv6.

@@ -32,8 +32,9 @@ type receiver struct {
 	control  [][controlSize]byte
 	buffers  []byte
 
-	n, next int // messages taken, and of those given away
-	run     run // of the message before next
+	n, next int    // messages taken, and of those given away
+	run     run    // of the message before next
+	dropped uint32 // the kernel's count of the last message that had one
 	errno   syscall.Errno
 	try     func(fd uintptr) bool
 }
@@ -128,11 +129,20 @@ func (r *receiver) open() bool {
 		m := &r.messages[i]
 		// A cut-off control message may have been the one that says how many
 		// datagrams these are.
-		if m.length == 0 || m.header.Flags&(unix.MSG_CTRUNC|unix.MSG_TRUNC) != 0 {
+		if m.length == 0 && m.header.Flags&unix.MSG_CTRUNC == 0 {
+			r.udp.empty.Add(1)
+			continue
+		}
+		if m.header.Flags&(unix.MSG_CTRUNC|unix.MSG_TRUNC) != 0 {
 			r.udp.lost.Add(1)
 			continue
 		}
 		c := parseControl(r.control[i][:min(int(m.header.Controllen), controlSize)])
+		// It is there once the kernel has dropped one.
+		if c.dropped != 0 {
+			r.udp.overflowed.Add(uint64(c.dropped - r.dropped))
+			r.dropped = c.dropped
+		}
 		r.run = split(r.buffers[i*receiveBuffer:][:m.length], c.segment)
 		r.run.endpoint = r.endpoints.get(r.source(i, c))
 		return true

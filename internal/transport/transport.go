@@ -33,8 +33,13 @@ type UDPOptions struct {
 type Stats struct {
 	Sent, Received uint64 // datagrams
 	// Lost is what was dropped here: datagrams whose control messages were cut
-	// off, so that nobody knows how many they are, and empty ones.
+	// off, so that nobody knows how many they are, and too large ones.
 	Lost uint64
+	// Empty datagrams were dropped here too.
+	Empty uint64
+	// Overflowed is how many the kernel dropped because nobody took them in
+	// time, as far as datagrams that came after them told.
+	Overflowed uint64
 	// GSO is whether runs of datagrams are sent as one.
 	GSO bool
 }

@@ -33,7 +33,7 @@ type UDP struct {
 	mu   sync.Mutex // serialises Open, Close and SetMark
 	mark uint32
 
-	sent, received, lost atomic.Uint64
+	sent, received, lost, empty, overflowed atomic.Uint64
 
 	// sendmmsg and selfTest are replaced in tests.
 	sendmmsg func(fd uintptr, messages []message) (int, syscall.Errno)
@@ -176,6 +176,7 @@ func (u *UDP) socket(a netip.Addr, port uint16) (*socket, error) {
 		_ = s.set(unix.SOL_SOCKET, o[0], o[1])
 	}
 	_ = s.set(unix.SOL_UDP, unix.UDP_GRO, 1)
+	_ = s.set(unix.SOL_SOCKET, unix.SO_RXQ_OVFL, 1)
 	if !s.v6 {
 		// A router with a short link may cut the datagram up: better than one that
 		// loses it and says nothing. The kernel's own WireGuard does the same.
@@ -245,7 +246,7 @@ func (*UDP) BatchSize() int { return batchSize }
 
 // Stats counts.
 func (u *UDP) Stats() Stats {
-	s := Stats{Sent: u.sent.Load(), Received: u.received.Load(), Lost: u.lost.Load()}
+	s := Stats{Sent: u.sent.Load(), Received: u.received.Load(), Lost: u.lost.Load(), Empty: u.empty.Load(), Overflowed: u.overflowed.Load()}
 	for _, k := range u.open.Load().all() {
 		s.GSO = s.GSO || k.gso.Load()
 	}

@@ -438,3 +438,45 @@ func TestTruncatedControl(t *testing.T) {
 		t.Errorf("%d datagrams, lost %d", n, u.Stats().Lost)
 	}
 }
+
+// TestDropsAreCounted: what the kernel drops for want of room and what is empty.
+func TestDropsAreCounted(t *testing.T) {
+	u := NewUDP(UDPOptions{Listen: netip.MustParseAddrPort("127.0.0.1:0")})
+	fns, port, err := u.Open(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = u.Close() }()
+	s := u.open.Load().v4
+	if err := s.set(unix.SOL_SOCKET, unix.SO_RCVBUF, 1); err != nil { // the kernel's least
+		t.Fatal(err)
+	}
+	c, err := net.Dial("udp4", netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	const sent = 50
+	for range sent {
+		_, _ = c.Write(make([]byte, 500))
+	}
+	bufs, sizes, eps := make([][]byte, 128), make([]int, 128), make([]conn.Endpoint, 128)
+	for i := range bufs {
+		bufs[i] = make([]byte, 2000)
+	}
+	got := 0
+	take := func() {
+		n, err := fns[0](bufs, sizes, eps)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got += n
+	}
+	take()
+	_, _ = c.Write(nil)
+	_, _ = c.Write([]byte("the drops were before this one"))
+	take()
+	if s := u.Stats(); s.Overflowed != uint64(sent+1-got) || s.Overflowed == 0 || s.Empty != 1 {
+		t.Errorf("%d of %d came: %+v", got, sent+1, s)
+	}
+}
