@@ -31,9 +31,10 @@ privilege. It stops with Ctrl-C or SIGTERM.
 
 With --tun (Linux) the apps' addresses are reached through a network interface,
 by any program of the OS user who logged in, without a proxy. A small helper
-with root's privilege makes the interface and its routes: start it once with
-"sudo portvakt-agent net-helper --allow-uid UID". An agent that runs as root
-starts one of its own. The proxies below work as well.
+with root's privilege makes the interface and its routes and must stay running:
+"sudo portvakt-agent net-helper --allow-uid UID", with --pool for other pools
+than the default. An agent that runs as root starts one of its own.
+The proxies below work as well.
 
 Apps are reached on this laptop's own loopback:
   - web apps by their own addresses through the proxy: set the browser's

@@ -151,6 +151,10 @@ names (com, github.io) nor one of the laptop's own (.arpa, .localhost,
 .localdomain), and with --domain always inside it. Root gets no way into the
 tunnel, unless the agent is root.
 
+It stays in the foreground and must stay running, as a service: there is a unit
+in deploy/systemd. The directory of its socket has to be there, and is gone
+after a reboot when it is below /run.
+
 When the agent ends, also by kill -9, everything is undone. What a helper that
 was killed itself left behind is undone at the next start.`,
 		Example: "  sudo portvakt-agent net-helper --allow-uid 1000",
