@@ -154,6 +154,11 @@ func (g *gateway) build() (err error) {
 				g.proxy.Drop(a)
 			}
 		},
+		SessionOver: func(inner [2]netip.Addr, session string) {
+			for _, a := range inner {
+				g.proxy.Forget(a, session)
+			}
+		},
 	})
 	g.proxy, err = proxy.New(proxy.Config{
 		Session: g.sessions, AppByAddr: g.sessions.AppByAddr, Signer: g.signer, Log: g.log,

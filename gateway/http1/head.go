@@ -64,6 +64,7 @@ func (c *Conn) ReadHead(method string, interim func(Head) error) (Head, error) {
 		if status >= 200 {
 			c.framing, c.left, c.chunk = f, f.length, chunkSize
 			c.over = f.kind == none || f.kind == sized && f.length == 0
+			c.asks = status == http.StatusUnauthorized
 			h := Head{Status: status, Fields: fields, Length: f.length}
 			if f.kind == chunked || f.kind == untilClose {
 				h.Length = -1

@@ -2,134 +2,19 @@
 // request: a connection is written to and read from by whoever holds it, and no
 // other goroutine stands between. It reads what an app answers in one way only
 // and refuses what two parsers could read differently, so that the end of one
-// answer is never in doubt; a connection is used again only when it is not.
+// answer is never in doubt; a connection is used again only when it is not, and
+// only for the login it was made for.
 package http1
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"sync"
 	"time"
 )
-
-// Options configure a Pool. Dial is required; a zero field means its default.
-type Options struct {
-	Dial        func(ctx context.Context) (net.Conn, error)
-	HeadBytes   int           // of an answer, interim ones together; 256 KiB
-	MaxIdle     int           // connections that wait to be used again; 64
-	IdleTimeout time.Duration // how long one waits; 90 s
-}
-
-// Pool keeps the connections to one app that can be used again. Its methods are
-// safe for concurrent use.
-type Pool struct {
-	opt Options
-
-	mu     sync.Mutex // guards what follows
-	idle   []*Conn    // the one used last is at the end
-	timer  *time.Timer
-	closed bool
-}
-
-// NewPool returns an empty Pool.
-func NewPool(opt Options) *Pool {
-	if opt.HeadBytes <= 0 {
-		opt.HeadBytes = 256 << 10
-	}
-	if opt.MaxIdle <= 0 {
-		opt.MaxIdle = 64
-	}
-	if opt.IdleTimeout <= 0 {
-		opt.IdleTimeout = 90 * time.Second
-	}
-	return &Pool{opt: opt}
-}
-
-// Idle returns a connection that waits and on which nothing happened since, nil
-// if there is none. An app that said something unasked, be it only that it
-// closes, is not listened to.
-func (p *Pool) Idle() *Conn {
-	for {
-		p.mu.Lock()
-		n := len(p.idle)
-		if n == 0 {
-			p.mu.Unlock()
-			return nil
-		}
-		c := p.idle[n-1]
-		p.idle[n-1] = nil
-		p.idle = p.idle[:n-1]
-		p.mu.Unlock()
-		if silent(c.nc) {
-			c.begin()
-			c.reused = true
-			return c
-		}
-		_ = c.nc.Close()
-	}
-}
-
-// Dial makes a new connection.
-func (p *Pool) Dial(ctx context.Context) (*Conn, error) {
-	nc, err := p.opt.Dial(ctx)
-	if err != nil {
-		return nil, err
-	}
-	c := &Conn{nc: nc, pool: p}
-	c.begin()
-	return c, nil
-}
-
-// put takes a connection back whose last exchange is over and clean.
-func (p *Pool) put(c *Conn) {
-	c.since = time.Now()
-	p.mu.Lock()
-	if p.closed || len(p.idle) >= p.opt.MaxIdle {
-		p.mu.Unlock()
-		_ = c.nc.Close()
-		return
-	}
-	p.idle = append(p.idle, c)
-	if p.timer == nil {
-		p.timer = time.AfterFunc(p.opt.IdleTimeout, p.expire)
-	}
-	p.mu.Unlock()
-}
-
-// expire closes what waited too long.
-func (p *Pool) expire() {
-	now := time.Now()
-	p.mu.Lock()
-	old := 0
-	for old < len(p.idle) && now.Sub(p.idle[old].since) >= p.opt.IdleTimeout {
-		_ = p.idle[old].nc.Close()
-		old++
-	}
-	p.idle = append(p.idle[:0], p.idle[old:]...)
-	p.timer = nil
-	if len(p.idle) > 0 && !p.closed {
-		p.timer = time.AfterFunc(p.opt.IdleTimeout-now.Sub(p.idle[0].since), p.expire)
-	}
-	p.mu.Unlock()
-}
-
-// Close closes what waits, and what is still in use once that is over.
-func (p *Pool) Close() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.closed = true
-	for _, c := range p.idle {
-		_ = c.nc.Close()
-	}
-	p.idle = nil
-	if p.timer != nil {
-		p.timer.Stop()
-		p.timer = nil
-	}
-}
 
 const (
 	headBuffer = 24 << 10 // an answer of 16 KiB with its head is one read(2)
@@ -146,8 +31,14 @@ var (
 type Conn struct {
 	nc     net.Conn
 	pool   *Pool
-	since  time.Time // when it began to wait
+	holder Holder
+	via    netip.AddrPort // the device's connection it served last
 	reused bool
+
+	// While it waits, guarded by the pool.
+	since        time.Time // when it began to
+	newer, older *Conn     // of the pool
+	above, below *Conn     // of the device
 
 	buf  *[]byte // of a sync.Pool, nil while the connection waits
 	r, w int     // what is read and not taken: (*buf)[r:w]
@@ -159,6 +50,7 @@ type Conn struct {
 	left    int64 // of a body with a length, or of a chunk
 	chunk   chunkState
 	over    bool // the answer was read to its end
+	asks    bool // the answer was 401: the next request may end a handshake
 	fields  []Field
 	wait    func() error // of Next
 }

@@ -9,12 +9,19 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"testing"
 	"testing/iotest"
 	"time"
 
 	"go.uber.org/goleak"
+)
+
+// asa is who holds the connections of these tests, at her connection.
+var (
+	asa = Holder{Inner: netip.MustParseAddr("100.64.0.9"), Device: "dev-1", Session: "s-1"}
+	at  = netip.AddrPortFrom(asa.Inner, 40000)
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -47,7 +54,7 @@ func read(t testing.TB, method string, from io.Reader) (answer, error) {
 	s := &script{Reader: from}
 	p := NewPool(Options{Dial: func(context.Context) (net.Conn, error) { return s, nil }})
 	defer p.Close()
-	c, err := p.Dial(t.Context())
+	c, err := p.Dial(t.Context(), asa, at)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -299,7 +306,7 @@ func TestReuse(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p, conns := tcp(t, Options{})
-			c, err := p.Dial(t.Context())
+			c, err := p.Dial(t.Context(), asa, at)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -310,7 +317,7 @@ func TestReuse(t *testing.T) {
 				after(app)
 				time.Sleep(20 * time.Millisecond) // for it to arrive
 			}
-			again := p.Idle()
+			again := p.Idle(asa, at)
 			if (again != nil) != (after == nil) {
 				t.Fatalf("idle connection %v", again)
 			}
@@ -325,11 +332,11 @@ func TestReuse(t *testing.T) {
 }
 
 func TestPoolIsBounded(t *testing.T) {
-	p, conns := tcp(t, Options{MaxIdle: 2, IdleTimeout: 50 * time.Millisecond})
+	p, conns := tcp(t, Options{PerDevice: 2, IdleTimeout: 50 * time.Millisecond})
 	var held []*Conn
 	var apps []net.Conn
 	for range 4 {
-		c, err := p.Dial(t.Context())
+		c, err := p.Dial(t.Context(), asa, at)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -341,7 +348,7 @@ func TestPoolIsBounded(t *testing.T) {
 	open := func() (n int) {
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		return len(p.idle)
+		return p.waiting
 	}
 	if n := open(); n != 2 {
 		t.Errorf("%d wait", n)
@@ -357,7 +364,7 @@ func TestPoolIsBounded(t *testing.T) {
 		t.Errorf("%d wait still", n)
 	}
 	// A pool that was closed keeps nothing.
-	c, err := p.Dial(t.Context())
+	c, err := p.Dial(t.Context(), asa, at)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -365,7 +372,7 @@ func TestPoolIsBounded(t *testing.T) {
 	defer app.Close()
 	p.Close()
 	once(t, c, app, fine)
-	if p.Idle() != nil {
+	if p.Idle(asa, at) != nil {
 		t.Error("a closed pool gave a connection")
 	}
 }
@@ -374,7 +381,7 @@ func TestReleaseInDoubtCloses(t *testing.T) {
 	for name, sent := range map[string]bool{"request not sent": false, "answer not read": true} {
 		t.Run(name, func(t *testing.T) {
 			p, conns := tcp(t, Options{})
-			c, err := p.Dial(t.Context())
+			c, err := p.Dial(t.Context(), asa, at)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -392,7 +399,7 @@ func TestReleaseInDoubtCloses(t *testing.T) {
 				}
 			}
 			c.Release(sent)
-			if p.Idle() != nil {
+			if p.Idle(asa, at) != nil {
 				t.Error("it is used again")
 			}
 		})

@@ -99,7 +99,7 @@ func (p *Proxy) ask(r *http.Request, x *exchange, up *upload) (*http1.Conn, http
 	if *buf, err = up.begin((*buf)[:0]); err != nil {
 		return nil, http1.Head{}, err
 	}
-	c := x.upstream.pool.Idle()
+	c := x.upstream.pool.Idle(x.holder(), x.conn.peer)
 	for {
 		if c == nil {
 			if c, err = x.dial(r.Context()); err != nil {
@@ -136,7 +136,7 @@ func (x *exchange) dial(ctx context.Context) (*http1.Conn, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(x.flow.Context(), cancel)()
-	return x.upstream.pool.Dial(ctx)
+	return x.upstream.pool.Dial(ctx, x.holder(), x.conn.peer)
 }
 
 func (p *Proxy) exchange(r *http.Request, x *exchange, up *upload, c *http1.Conn, request []byte) (http1.Head, error) {

@@ -53,7 +53,7 @@ func (p *Proxy) newForward() *httputil.ReverseProxy {
 	}
 }
 
-// pick sends each exchange by its own app's pool.
+// pick sends each exchange by the connections of its own app and login.
 type pick struct{}
 
 func (pick) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -65,7 +65,7 @@ func (pick) RoundTrip(r *http.Request) (*http.Response, error) {
 			x.backend.conn = info.Conn
 		},
 	}))
-	return x.upstream.transport.RoundTrip(r)
+	return x.lane.transport.RoundTrip(r)
 }
 
 // rewrite makes the upstream request from what was decided on. ReverseProxy

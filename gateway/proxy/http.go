@@ -34,6 +34,7 @@ type exchange struct {
 	decision  policy.Decision
 	assertion string
 	upstream  *upstream
+	lane      *lane // nil on the direct road
 
 	in, out atomic.Int64 // body bytes from and to the device
 
@@ -139,6 +140,8 @@ func (p *Proxy) proceed(w http.ResponseWriter, r *http.Request, x *exchange) {
 		p.direct(w, r, x)
 		return
 	}
+	x.lane = p.upstreams.enter(x.upstream, x.holder())
+	defer p.upstreams.leave(x.lane)
 	ctx, cancel := context.WithCancel(context.WithValue(r.Context(), exchangeKey{}, x))
 	defer cancel()
 	// The cut: the connection to the device dies with what is queued on it,

@@ -141,7 +141,7 @@ func New(cfg Config) (*Proxy, error) {
 		pending: make(chan struct{}, cfg.Limits.Pending),
 		conns:   conns{perDevice: cfg.Limits.DeviceConns, open: map[netip.Addr]map[*conn]struct{}{}},
 	}
-	p.upstreams = upstreams{timeouts: cfg.Timeouts, limits: cfg.Limits, forbidden: cfg.Forbidden, all: map[string]*upstream{}}
+	p.upstreams = newUpstreams(cfg)
 	p.forward = p.newForward()
 	p.tls = &tls.Config{
 		MinVersion:     tls.VersionTLS12,
@@ -290,8 +290,15 @@ func (p *Proxy) counting(h http.HandlerFunc) http.Handler {
 func (p *Proxy) Dropped() uint64 { return p.dropped.Load() }
 
 // Drop resets every connection a device has open. Flows that the session
-// manager cuts end by themselves; this ends idle connections too.
-func (p *Proxy) Drop(inner netip.Addr) { p.conns.resetDevice(inner.Unmap()) }
+// manager cuts end by themselves; this ends idle connections too, the device's
+// and those that apps hold for it.
+func (p *Proxy) Drop(inner netip.Addr) {
+	p.conns.resetDevice(inner.Unmap())
+	p.upstreams.drop(inner.Unmap(), "")
+}
+
+// Forget closes what idles towards apps for a Session that is over.
+func (p *Proxy) Forget(inner netip.Addr, session string) { p.upstreams.drop(inner.Unmap(), session) }
 
 // HandleTCP takes over a TCP connection. It never blocks: what cannot be
 // served is reset.

@@ -19,23 +19,35 @@ import (
 	"github.com/portvakt/portvakt/policy"
 )
 
-// upstream is one app's pool of connections.
+// upstream is how one app is reached.
 type upstream struct {
 	from         policy.App // what it was made of
 	scheme, host string
-	transport    *http.Transport
-	pool         *http1.Pool // nil for https, which may turn out to be HTTP/2
+	transport    func() *http.Transport // a new one, for one lane
+	pool         *http1.Pool            // nil for https, which may turn out to be HTTP/2
 }
 
-// upstreams are the pools by app. An app whose upstream changed gets a new one,
-// and none is shared between apps, so that a dead app starves no other.
+// upstreams are the ways to apps. An app whose upstream changed gets a new one,
+// and none is shared between apps, so that a dead app starves no other. Nor is
+// a connection shared between logins: to an app that authenticates connections
+// (NTLM, Negotiate) whoever comes by one is whom it knows there.
 type upstreams struct {
 	timeouts  Timeouts
 	limits    Limits
 	forbidden []netip.Prefix
 
-	mu  sync.Mutex // guards all
-	all map[string]*upstream
+	idle *http1.Budget // of all pools
+
+	mu    sync.Mutex // guards what follows
+	all   map[string]*upstream
+	lanes lanes
+}
+
+func newUpstreams(cfg Config) upstreams {
+	return upstreams{
+		timeouts: cfg.Timeouts, limits: cfg.Limits, forbidden: cfg.Forbidden, idle: http1.NewBudget(maxIdle),
+		all: map[string]*upstream{}, lanes: lanes{of: map[netip.Addr][]*lane{}, perApp: map[*upstream]int{}},
+	}
 }
 
 func (u *upstreams) of(app *policy.App) (*upstream, error) {
@@ -51,7 +63,7 @@ func (u *upstreams) of(app *policy.App) (*upstream, error) {
 	}
 	up.from = *app
 	if old != nil {
-		old.closeIdle()
+		u.retire(old)
 	}
 	u.all[app.Name] = up
 	return up, nil
@@ -76,18 +88,20 @@ func (u *upstreams) make(app *policy.App) (*upstream, error) {
 	dialer := dial.New(u.timeouts.Dial, app.Allow, u.forbidden)
 	up := &upstream{
 		scheme: to.Scheme, host: to.Host,
-		transport: &http.Transport{
-			DialContext:            dialer.DialContext,
-			TLSClientConfig:        conf,
-			TLSHandshakeTimeout:    u.timeouts.Dial,
-			ForceAttemptHTTP2:      true,
-			DisableCompression:     true,
-			MaxIdleConnsPerHost:    64,
-			IdleConnTimeout:        90 * time.Second,
-			ResponseHeaderTimeout:  u.timeouts.ResponseHeader,
-			MaxResponseHeaderBytes: u.limits.ResponseHeaderBytes,
-			ReadBufferSize:         16 << 10,
-			WriteBufferSize:        16 << 10,
+		transport: func() *http.Transport {
+			return &http.Transport{
+				DialContext:            dialer.DialContext,
+				TLSClientConfig:        conf,
+				TLSHandshakeTimeout:    u.timeouts.Dial,
+				ForceAttemptHTTP2:      true,
+				DisableCompression:     true,
+				MaxIdleConnsPerHost:    laneIdle,
+				IdleConnTimeout:        90 * time.Second,
+				ResponseHeaderTimeout:  u.timeouts.ResponseHeader,
+				MaxResponseHeaderBytes: u.limits.ResponseHeaderBytes,
+				ReadBufferSize:         16 << 10,
+				WriteBufferSize:        16 << 10,
+			}
 		},
 	}
 	if to.Scheme == "http" {
@@ -98,16 +112,17 @@ func (u *upstreams) make(app *policy.App) (*upstream, error) {
 		up.pool = http1.NewPool(http1.Options{
 			Dial:      func(ctx context.Context) (net.Conn, error) { return dialer.DialContext(ctx, "tcp", address) },
 			HeadBytes: int(u.limits.ResponseHeaderBytes),
+			Budget:    u.idle,
 		})
 	}
 	return up, nil
 }
 
-// closeIdle closes what waits to be used again, for good.
-func (u *upstream) closeIdle() {
-	u.transport.CloseIdleConnections()
-	if u.pool != nil {
-		u.pool.Close()
+// retire closes what waits to be used again, for good. u.mu is held.
+func (u *upstreams) retire(up *upstream) {
+	u.lanes.remove(func(l *lane) bool { return l.up == up })
+	if up.pool != nil {
+		up.pool.Close()
 	}
 }
 
@@ -115,6 +130,7 @@ func (u *upstreams) closeIdle() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for _, up := range u.all {
-		up.closeIdle()
+		u.retire(up)
 	}
+	clear(u.all)
 }

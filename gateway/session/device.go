@@ -29,6 +29,7 @@ type device struct {
 	// refreshMu is held for the whole of a refresh, so that segments and views
 	// are published in the order of their epochs. It is taken before mu.
 	refreshMu sync.Mutex
+	told      string // the Session that was in force at the last refresh; refreshMu guards it
 
 	// mu guards everything below and is never held while deciding or writing.
 	mu        sync.Mutex
@@ -279,4 +280,17 @@ func (m *Manager) Watch(id string) (*Watch, error) {
 	d.watchers[w] = struct{}{}
 	w.wake()
 	return w, nil
+}
+
+// tellOver tells when another Session, or none, is in force on a device than
+// when this was last asked. d.refreshMu is held.
+func (m *Manager) tellOver(d *device) {
+	before, now := d.told, ""
+	if s, ok := d.sessionNow(); ok {
+		now = s.ID
+	}
+	d.told = now
+	if before != "" && before != now && m.cfg.SessionOver != nil {
+		m.cfg.SessionOver(d.record.Addresses, before)
+	}
 }

@@ -51,6 +51,9 @@ type Config struct {
 	// Gone is told when a device's connection ended, after its Flows were cut:
 	// what idles on its inner addresses has nobody left to serve. May be nil.
 	Gone func(inner [2]netip.Addr)
+	// SessionOver is told when a Session is no longer in force on a device that
+	// stays, after its Flows were confirmed or cut. May be nil.
+	SessionOver func(inner [2]netip.Addr, session string)
 	// PostureMaxAge is how long a report counts; zero means 90 s.
 	PostureMaxAge time.Duration
 	// Lease is how long an open Flow may go on unconfirmed; zero means 30 s.
@@ -321,6 +324,7 @@ func (m *Manager) refresh(d *device) {
 	for _, f := range flows {
 		f.confirm(now)
 	}
+	m.tellOver(d)
 	d.publish(cat.view(allowed))
 	d.rest()
 	m.noteExpired(expired, now)

@@ -69,6 +69,7 @@ type gw struct {
 	beforeAdd func() // runs before the tunnel learns of a peer
 	locating  func() // runs in every look-up of an address
 	removing  func(key [32]byte)
+	over      func(inner [2]netip.Addr, session string)
 }
 
 func newGateway(t testing.TB) *gw {
@@ -117,6 +118,11 @@ func newGateway(t testing.TB) *gw {
 			defer g.mu.Unlock()
 			delete(g.peers, key)
 			return nil
+		},
+		SessionOver: func(inner [2]netip.Addr, session string) {
+			if g.over != nil {
+				g.over(inner, session)
+			}
 		},
 		Now: clock, Elapsed: func() time.Duration { return time.Duration(g.elapsed.Load()) }, MaxFlows: 50,
 	})

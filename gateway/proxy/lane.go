@@ -1,0 +1,142 @@
+package proxy
+
+import (
+	"net/http"
+	"net/netip"
+	"slices"
+
+	"github.com/portvakt/portvakt/gateway/http1"
+)
+
+const (
+	maxIdle     = 4096 // connections to http:// apps that wait, in all
+	laneIdle    = 4    // connections of a lane that wait
+	lanesPerApp = 1024
+	lanesInAll  = 4096
+)
+
+// lane is an app's connections by way of http.Transport (https, HTTP/2,
+// WebSockets) for one holder. http.Transport shares what it has among all who
+// ask it, so each holder has one of its own.
+type lane struct {
+	up        *upstream
+	holder    http1.Holder
+	transport *http.Transport
+	users     int    // exchanges under way
+	used      uint64 // when it was entered last, by lanes.clock
+	gone      bool   // nobody enters it any more
+}
+
+// lanes are all there are. upstreams.mu guards them.
+type lanes struct {
+	of     map[netip.Addr][]*lane // by the device's inner address
+	perApp map[*upstream]int
+	n      int
+	clock  uint64
+}
+
+// holder is whose connections an exchange may use: those of the login that the
+// Decision was made on, and that the app is told of.
+func (x *exchange) holder() http1.Holder {
+	f := x.flow.Facts()
+	h := http1.Holder{Inner: x.conn.peer.Addr().Unmap(), Device: f.Device.ID}
+	if f.Session != nil {
+		h.Session = f.Session.ID
+	}
+	return h
+}
+
+// enter returns the holder's lane to an app. Beyond the bounds, the lane that
+// nobody has used for longest makes room. leave follows.
+func (u *upstreams) enter(up *upstream, h http1.Holder) *lane {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	ls := &u.lanes
+	ls.clock++
+	for _, l := range ls.of[h.Inner] {
+		if l.up == up && l.holder == h {
+			l.users++
+			l.used = ls.clock
+			return l
+		}
+	}
+	l := &lane{up: up, holder: h, transport: up.transport(), users: 1, used: ls.clock}
+	if u.all[up.from.Name] != up {
+		l.gone = true // the app was changed meanwhile
+		return l
+	}
+	if ls.perApp[up] >= lanesPerApp {
+		ls.evict(up)
+	}
+	if ls.n >= lanesInAll {
+		ls.evict(nil)
+	}
+	ls.of[h.Inner] = append(ls.of[h.Inner], l)
+	ls.perApp[up]++
+	ls.n++
+	return l
+}
+
+func (u *upstreams) leave(l *lane) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if l.users--; l.gone && l.users == 0 {
+		l.transport.CloseIdleConnections()
+	}
+}
+
+// evict removes the lane, of one app or of any, that was used least recently
+// and is not in use. What is in use the device's Flows bound.
+func (ls *lanes) evict(up *upstream) {
+	var oldest *lane
+	for _, of := range ls.of {
+		for _, l := range of {
+			if l.users == 0 && (up == nil || l.up == up) && (oldest == nil || l.used < oldest.used) {
+				oldest = l
+			}
+		}
+	}
+	if oldest != nil {
+		ls.removeOf(oldest.holder.Inner, func(l *lane) bool { return l == oldest })
+	}
+}
+
+func (ls *lanes) remove(which func(*lane) bool) {
+	for inner := range ls.of {
+		ls.removeOf(inner, which)
+	}
+}
+
+// removeOf takes lanes of one device away and closes what idles on them; what
+// is in use is closed when it is left.
+func (ls *lanes) removeOf(inner netip.Addr, which func(*lane) bool) {
+	left := slices.DeleteFunc(ls.of[inner], func(l *lane) bool {
+		if !which(l) {
+			return false
+		}
+		l.gone = true
+		l.transport.CloseIdleConnections()
+		ls.n--
+		if ls.perApp[l.up]--; ls.perApp[l.up] == 0 {
+			delete(ls.perApp, l.up)
+		}
+		return true
+	})
+	if len(left) == 0 {
+		delete(ls.of, inner)
+		return
+	}
+	ls.of[inner] = left
+}
+
+// drop closes what idles for one Session of a device, "" for all there is.
+func (u *upstreams) drop(inner netip.Addr, session string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.lanes.removeOf(inner, func(l *lane) bool { return session == "" || l.holder.Session == session })
+	for _, up := range u.all {
+		if up.pool != nil {
+			up.pool.Drop(inner, session)
+		}
+	}
+}
