@@ -33,6 +33,19 @@ type lanes struct {
 	perApp map[*upstream]int
 	n      int
 	clock  uint64
+
+	closing []*http.Transport // by unlock
+}
+
+// unlock gives mu back and closes what was taken away. To close TLS is to write
+// to an app, which may not read: that must hold up nobody else.
+func (u *upstreams) unlock() {
+	closing := u.lanes.closing
+	u.lanes.closing = nil
+	u.mu.Unlock()
+	for _, t := range closing {
+		t.CloseIdleConnections()
+	}
 }
 
 // holder is whose connections an exchange may use: those of the login that the
@@ -50,7 +63,7 @@ func (x *exchange) holder() http1.Holder {
 // nobody has used for longest makes room. leave follows.
 func (u *upstreams) enter(up *upstream, h http1.Holder) *lane {
 	u.mu.Lock()
-	defer u.mu.Unlock()
+	defer u.unlock()
 	ls := &u.lanes
 	ls.clock++
 	for _, l := range ls.of[h.Inner] {
@@ -79,9 +92,9 @@ func (u *upstreams) enter(up *upstream, h http1.Holder) *lane {
 
 func (u *upstreams) leave(l *lane) {
 	u.mu.Lock()
-	defer u.mu.Unlock()
+	defer u.unlock()
 	if l.users--; l.gone && l.users == 0 {
-		l.transport.CloseIdleConnections()
+		u.lanes.closing = append(u.lanes.closing, l.transport)
 	}
 }
 
@@ -115,7 +128,7 @@ func (ls *lanes) removeOf(inner netip.Addr, which func(*lane) bool) {
 			return false
 		}
 		l.gone = true
-		l.transport.CloseIdleConnections()
+		ls.closing = append(ls.closing, l.transport)
 		ls.n--
 		if ls.perApp[l.up]--; ls.perApp[l.up] == 0 {
 			delete(ls.perApp, l.up)
@@ -132,7 +145,7 @@ func (ls *lanes) removeOf(inner netip.Addr, which func(*lane) bool) {
 // drop closes what idles for one Session of a device, "" for all there is.
 func (u *upstreams) drop(inner netip.Addr, session string) {
 	u.mu.Lock()
-	defer u.mu.Unlock()
+	defer u.unlock()
 	u.lanes.removeOf(inner, func(l *lane) bool { return session == "" || l.holder.Session == session })
 	for _, up := range u.all {
 		if up.pool != nil {

@@ -52,7 +52,7 @@ func newUpstreams(cfg Config) upstreams {
 
 func (u *upstreams) of(app *policy.App) (*upstream, error) {
 	u.mu.Lock()
-	defer u.mu.Unlock()
+	defer u.unlock()
 	old := u.all[app.Name]
 	if old != nil && old.from.Upstream == app.Upstream && old.from.UpstreamCAFile == app.UpstreamCAFile && slices.Equal(old.from.Allow, app.Allow) {
 		return old, nil
@@ -128,7 +128,7 @@ func (u *upstreams) retire(up *upstream) {
 
 func (u *upstreams) closeIdle() {
 	u.mu.Lock()
-	defer u.mu.Unlock()
+	defer u.unlock()
 	for _, up := range u.all {
 		u.retire(up)
 	}
