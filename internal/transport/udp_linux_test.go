@@ -143,7 +143,7 @@ func TestEmptyDatagramsAreDropped(t *testing.T) {
 			t.Fatal("another datagram")
 		}
 	}
-	if s := to.Stats(); s.Lost != 3 || s.Received != 4 {
+	if s := to.Stats(); s.Empty != 3 || s.Received != 4 {
 		t.Errorf("stats %+v", s)
 	}
 }
