@@ -149,6 +149,7 @@ func (g *gateway) build() (err error) {
 		Locate: g.places.Lookup, PostureMaxAge: time.Duration(cfg.Posture.MaxAge), Log: g.log,
 		AddPeer:    g.addPeer,
 		RemovePeer: func(key [32]byte) error { return g.tunnel.RemovePeer(key) },
+		Left:       func(device string) { g.tunnel.Hangup(device) },
 		Gone: func(inner [2]netip.Addr) {
 			for _, a := range inner {
 				g.proxy.Drop(a)

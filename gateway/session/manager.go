@@ -54,6 +54,8 @@ type Config struct {
 	// SessionOver is told when a Session is no longer in force on a device that
 	// stays, after its Flows were confirmed or cut. May be nil.
 	SessionOver func(inner [2]netip.Addr, session string)
+	// Left is told when a device is connected no more, not even anew. May be nil.
+	Left func(device string)
 	// PostureMaxAge is how long a report counts; zero means 90 s.
 	PostureMaxAge time.Duration
 	// Lease is how long an open Flow may go on unconfirmed; zero means 30 s.
@@ -428,6 +430,9 @@ func (m *Manager) dissolve(d *device, why policy.Decision, last bool) {
 		// after mu, and keeps it.
 		if m.devices[d.record.ID] == nil {
 			m.cfg.Table.Delete(d.record.Addresses)
+			if m.cfg.Left != nil {
+				m.cfg.Left(d.record.ID)
+			}
 		}
 		m.mu.RUnlock()
 	}

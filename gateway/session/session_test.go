@@ -70,6 +70,7 @@ type gw struct {
 	locating  func() // runs in every look-up of an address
 	removing  func(key [32]byte)
 	over      func(inner [2]netip.Addr, session string)
+	left      []string // devices that are connected no more; guarded by mu
 }
 
 func newGateway(t testing.TB) *gw {
@@ -123,6 +124,11 @@ func newGateway(t testing.TB) *gw {
 			if g.over != nil {
 				g.over(inner, session)
 			}
+		},
+		Left: func(device string) {
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			g.left = append(g.left, device)
 		},
 		Now: clock, Elapsed: func() time.Duration { return time.Duration(g.elapsed.Load()) }, MaxFlows: 50,
 	})

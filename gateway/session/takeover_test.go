@@ -3,6 +3,7 @@ package session_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -138,6 +139,32 @@ func TestRemoveDuringConnectLeavesNoPeer(t *testing.T) {
 	defer g.mu.Unlock()
 	if len(g.peers) != 0 {
 		t.Errorf("%d peers are left of a device that was removed", len(g.peers))
+	}
+}
+
+// A device has left once it is removed, not when it connects anew.
+func TestLeft(t *testing.T) {
+	g := newGateway(t)
+	l := g.connect("anna")
+	reg := l.reg
+	reg.TunnelKey[0] ^= 1
+	if _, err := g.store.PutRegistration(t.Context(), reg); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.m.Connect(session.Connection{Device: l.Device, Registration: reg, Nonce: "n"}); err != nil {
+		t.Fatal(err)
+	}
+	left := func() []string {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		return slices.Clone(g.left)
+	}
+	if got := left(); len(got) != 0 {
+		t.Errorf("who connects anew has left: %q", got)
+	}
+	g.m.Remove(l.ID, policy.NewDecision(policy.ReasonDeviceRevoked, nil))
+	if got := left(); !slices.Equal(got, []string{l.ID}) {
+		t.Errorf("%q left, want %q", got, l.ID)
 	}
 }
 

@@ -192,22 +192,25 @@ func (g *ingress) calling(b []byte, ep conn.Endpoint, c *claim) {
 	g.t.known.called(r, binary.LittleEndian.Uint32(b[4:]), time.Now())
 }
 
-// where asks the device where a peer is: WireGuard tells nobody, but it sends to
-// there. proven is false while the place is one that a handshake message only
+// where asks the device where a peer is, and on which device's WebSocket if on
+// any: WireGuard tells nobody, but it sends to there. proven is false while the place is one that a handshake message only
 // claimed. It is for the tunnel's own goroutines.
-func (g *ingress) where(dev *device.Device, key [32]byte) (ep netip.AddrPort, proven bool) {
+func (g *ingress) where(dev *device.Device, key [32]byte) (ep netip.AddrPort, streamed string, proven bool) {
 	p := dev.LookupPeer(key)
 	if p == nil {
-		return ep, false
+		return ep, "", false
 	}
 	g.probeMu.Lock()
 	defer g.probeMu.Unlock()
 	g.answer = nil
 	if p.SendBuffers([][]byte{nil}) != nil || g.answer == nil {
-		return ep, false // it has never been anywhere
+		return ep, "", false // it has never been anywhere
 	}
 	if c, ok := g.answer.(*claim); ok {
-		return c.src, false
+		return c.src, "", false
 	}
-	return transport.Remote(g.answer), true
+	if s, ok := g.answer.(*transport.StreamEndpoint); ok {
+		streamed = s.Device()
+	}
+	return transport.Remote(g.answer), streamed, true
 }

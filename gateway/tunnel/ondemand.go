@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/tun"
 )
 
@@ -71,12 +72,18 @@ func (t *Tunnel) raiseLocked(r *registration, toLast bool) (held [][]byte, err e
 	if t.state != running {
 		return nil, ErrClosed
 	}
-	endpoint, ok := t.known.where(r)
+	endpoint, streamed, ok := t.known.where(r)
 	if !ok {
 		return nil, nil // removed meanwhile
 	}
 	if !t.known.awake(r) {
-		if toLast && !endpoint.IsValid() {
+		var last conn.Endpoint
+		if toLast {
+			if last, err = t.place(endpoint, streamed); err != nil {
+				return nil, err
+			}
+		}
+		if toLast && last == nil {
 			t.counters.heldLost.Add(uint64(len(t.known.release(r))))
 			return nil, nil
 		}
@@ -89,9 +96,8 @@ func (t *Tunnel) raiseLocked(r *registration, toLast bool) (held [][]byte, err e
 			return nil, fmt.Errorf("making a peer: %w", err)
 		}
 		if toLast {
-			if err := t.placeLocked(r, endpoint); err != nil {
-				t.lowerLocked(r)
-				return nil, err
+			if p := t.dev.LookupPeer(r.key); p != nil {
+				p.SetEndpointFromPacket(&claim{Endpoint: last, src: endpoint, reg: r})
 			}
 		}
 	}
@@ -103,16 +109,23 @@ func (t *Tunnel) raiseLocked(r *registration, toLast bool) (held [][]byte, err e
 	return held, nil
 }
 
-// placeLocked tells WireGuard where a peer was last. mu is held.
-func (t *Tunnel) placeLocked(r *registration, endpoint netip.AddrPort) error {
+// place is where datagrams to a former place of a peer go; nil where nothing
+// can: it never had one, or that was a WebSocket that has ended.
+func (t *Tunnel) place(endpoint netip.AddrPort, streamed string) (conn.Endpoint, error) {
+	if streamed != "" {
+		if s, ok := t.outside.Stream(streamed, endpoint); ok {
+			return s, nil
+		}
+		return nil, nil
+	}
+	if !endpoint.IsValid() {
+		return nil, nil
+	}
 	ep, err := t.bind.ParseEndpoint(endpoint.String())
 	if err != nil {
-		return fmt.Errorf("reading a peer's endpoint: %w", err)
+		return nil, fmt.Errorf("reading a peer's endpoint: %w", err)
 	}
-	if p := t.dev.LookupPeer(r.key); p != nil {
-		p.SetEndpointFromPacket(&claim{Endpoint: ep, src: endpoint, reg: r})
-	}
-	return nil
+	return ep, nil
 }
 
 // lowerLocked takes a registration's peer away from WireGuard: when it returns,

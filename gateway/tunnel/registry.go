@@ -24,6 +24,7 @@ type registration struct {
 
 	// The registry's mu guards what follows.
 	endpoint  netip.AddrPort // where its last authenticated packet came from
+	streamed  string         // the device whose WebSocket endpoint is; "" is UDP
 	from      netip.Addr     // where it connected from
 	handshake int64          // when the last handshake was complete, Unix nanoseconds
 	told      bool           // the owner knows endpoint
@@ -296,7 +297,7 @@ func (g *registry) asked(index uint32) (r *registration, ok bool) {
 
 // settle notes where an authenticated packet of a live registration came from.
 // It tells whether the owner has to be told.
-func (g *registry) settle(r *registration, endpoint netip.AddrPort, now time.Time) (tell bool) {
+func (g *registry) settle(r *registration, endpoint netip.AddrPort, streamed string, now time.Time) (tell bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if r.peer == nil || g.byKey[r.key] != r {
@@ -307,6 +308,7 @@ func (g *registry) settle(r *registration, endpoint netip.AddrPort, now time.Tim
 		g.dirtyLocked(r)
 	}
 	r.peer.settled = true
+	r.streamed = streamed
 	if r.endpoint != endpoint {
 		if g.byEndpoint[r.endpoint] == r {
 			delete(g.byEndpoint, r.endpoint)
@@ -424,10 +426,10 @@ func (g *registry) awake(r *registration) bool {
 }
 
 // where is the last proven place of a registration that is still one.
-func (g *registry) where(r *registration) (endpoint netip.AddrPort, ok bool) {
+func (g *registry) where(r *registration) (endpoint netip.AddrPort, streamed string, ok bool) {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
-	return r.endpoint, g.byKey[r.key] == r
+	return r.endpoint, r.streamed, g.byKey[r.key] == r
 }
 
 func (g *registry) sleep(r *registration) {

@@ -219,6 +219,9 @@ func (t *Tunnel) Accept(w http.ResponseWriter, r *http.Request, device string) e
 	return t.outside.Accept(w, r, device)
 }
 
+// Hangup ends a device's WebSocket, if it has one.
+func (t *Tunnel) Hangup(device string) { t.outside.Hangup(device) }
+
 // Outside counts what came and went by UDP and by WebSockets.
 func (t *Tunnel) Outside() (transport.Stats, transport.StreamStats) {
 	return t.outside.Stats(), t.outside.StreamStats()

@@ -20,6 +20,7 @@ const MaxStreams = 10_000
 // Reasons for not taking a WebSocket.
 var (
 	ErrFull     = errors.New("as many WebSockets are open as the gateway takes")
+	errGone     = errors.New("the device is not connected any more")
 	errReplaced = errors.New("a newer WebSocket of the same device took its place")
 )
 
@@ -30,12 +31,11 @@ type Gateway struct {
 	inbox *Inbox
 
 	mu       sync.Mutex
-	open     bool                       // guarded by mu
-	devices  map[string]*Stream         // guarded by mu
-	remotes  map[netip.AddrPort]*Stream // guarded by mu
-	probes   map[[8]byte]*probed        // guarded by mu
-	asked    uint64                     // guarded by mu: grows with every Accept
-	carrying sync.WaitGroup             // Accept calls; added to with mu held while open
+	open     bool                // guarded by mu
+	devices  map[string]*Stream  // guarded by mu
+	probes   map[[8]byte]*probed // guarded by mu
+	asked    uint64              // guarded by mu: grows with every Accept
+	carrying sync.WaitGroup      // Accept calls; added to with mu held while open
 
 	probesAnswered, dropped, oversized atomic.Uint64 // of ended Streams the latter two
 }
@@ -52,7 +52,7 @@ var _ conn.Bind = (*Gateway)(nil)
 func NewGateway(opts UDPOptions) *Gateway {
 	return &Gateway{
 		UDP: NewUDP(opts), inbox: NewInbox(),
-		devices: make(map[string]*Stream), remotes: make(map[netip.AddrPort]*Stream), probes: make(map[[8]byte]*probed),
+		devices: make(map[string]*Stream), probes: make(map[[8]byte]*probed),
 	}
 }
 
@@ -121,19 +121,25 @@ func (g *Gateway) Send(datagrams [][]byte, ep conn.Endpoint) error {
 	return g.UDP.Send(datagrams, ep)
 }
 
-// ParseEndpoint implements [conn.Bind]. An address that a WebSocket comes from
-// is that WebSocket.
-func (g *Gateway) ParseEndpoint(s string) (conn.Endpoint, error) {
-	ap, err := netip.ParseAddrPort(s)
-	if err != nil {
-		return nil, err
-	}
+// Stream is the open WebSocket of a device, if it comes from remote. An address
+// and port alone name none: a UDP socket, of somebody else even, may have the
+// same.
+func (g *Gateway) Stream(device string, remote netip.AddrPort) (*StreamEndpoint, bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if st := g.remotes[netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())]; st != nil {
-		return st.endpoint, nil
+	if s := g.devices[device]; s != nil && s.endpoint.remote == remote {
+		return s.endpoint, true
 	}
-	return g.UDP.ParseEndpoint(s)
+	return nil, false
+}
+
+// Hangup ends a device's WebSocket, if it has one.
+func (g *Gateway) Hangup(device string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if s := g.devices[device]; s != nil {
+		s.End(errGone)
+	}
 }
 
 // Accept makes a WebSocket of a device's request and carries its datagrams until
@@ -176,6 +182,7 @@ func (g *Gateway) Accept(w http.ResponseWriter, r *http.Request, device string) 
 	keepShort(r.Context())
 	// The request's context ends with the server, not with the connection.
 	s = newStream(context.WithoutCancel(r.Context()), c, remote, key)
+	s.endpoint.device = device
 	s.asked = asked
 	if !g.add(device, s) {
 		_ = c.CloseNow()
@@ -200,7 +207,7 @@ func (g *Gateway) add(device string, s *Stream) bool {
 	} else if len(g.devices) >= MaxStreams {
 		return false
 	}
-	g.devices[device], g.remotes[s.endpoint.remote] = s, s
+	g.devices[device] = s
 	g.probes[s.probe.name] = &probed{key: s.probe}
 	return true
 }
@@ -210,9 +217,6 @@ func (g *Gateway) remove(device string, s *Stream) {
 	defer g.mu.Unlock()
 	if g.devices[device] == s {
 		delete(g.devices, device)
-	}
-	if g.remotes[s.endpoint.remote] == s {
-		delete(g.remotes, s.endpoint.remote)
 	}
 	delete(g.probes, s.probe.name)
 	g.dropped.Add(s.dropped.Load())

@@ -128,9 +128,8 @@ func TestWebSocketCarriesDatagramsBothWays(t *testing.T) {
 		if Remote(a.from) != ep.remote || !ep.DstIP().IsLoopback() || ep.DstToString() != ep.remote.String() {
 			t.Errorf("endpoint %v", ep)
 		}
-		// Its address is what the endpoint is written as, and read again from.
-		if again, err := f.ParseEndpoint(ep.DstToString()); err != nil || again != a.from {
-			t.Errorf("read again as %v, %v", again, err)
+		if again, ok := f.Stream(ep.Device(), ep.remote); !ok || again != ep {
+			t.Errorf("found again as %v, %t", again, ok)
 		}
 		if err := f.Send([][]byte{w}, a.from); err != nil {
 			t.Fatal(err)
@@ -144,9 +143,71 @@ func TestWebSocketCarriesDatagramsBothWays(t *testing.T) {
 			t.Fatal("nothing came back")
 		}
 	}
-	if ep, err := f.ParseEndpoint("192.0.2.1:5"); err != nil || Remote(ep) != netip.MustParseAddrPort("192.0.2.1:5") {
-		t.Errorf("another address: %v, %v", ep, err)
+}
+
+// A UDP place is nobody's WebSocket, though one comes from the same address and
+// port; and a WebSocket's is no other device's.
+func TestUDPPlaceIsNoWebSocket(t *testing.T) {
+	f := newFront(t)
+	b, got := f.socket(t, "b")
+	b.Send([][]byte{[]byte("hello")})
+	at := f.next(t).from.(*StreamEndpoint).remote
+	ep, err := f.ParseEndpoint(at.String())
+	if err != nil {
+		t.Fatal(err)
 	}
+	_ = f.Send([][]byte{[]byte("for a")}, ep) // there is nobody at UDP
+	if s, ok := f.Stream("/a", at); ok {
+		t.Errorf("b's WebSocket %v is found as a's", s)
+	}
+	s, ok := f.Stream("/b", at)
+	if !ok {
+		t.Fatal("b's WebSocket is not found")
+	}
+	if _, ok := f.Stream("/b", netip.AddrPortFrom(at.Addr(), at.Port()^1)); ok {
+		t.Error("b's WebSocket is found at another port")
+	}
+	if err := f.Send([][]byte{[]byte("for b")}, s); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case d := <-got:
+		if string(d) != "for b" {
+			t.Errorf("b got %q", d)
+		}
+	case <-time.After(3 * time.Second):
+		t.Fatal("b got nothing")
+	}
+}
+
+// A device that is removed loses its WebSocket at once, and no other does.
+func TestHangup(t *testing.T) {
+	f := newFront(t)
+	a, _ := f.socket(t, "a")
+	b, _ := f.socket(t, "b")
+	for _, s := range []*Stream{a, b} {
+		s.Send([][]byte{[]byte("hello")})
+		f.next(t)
+	}
+	f.Hangup("/nobody")
+	f.Hangup("/a")
+	select {
+	case <-a.Done():
+	case <-time.After(3 * time.Second):
+		t.Fatal("a's WebSocket stays open")
+	}
+	select {
+	case <-b.Done():
+		t.Error("b's WebSocket ended")
+	case <-time.After(20 * time.Millisecond):
+	}
+	for range 300 {
+		if f.StreamStats().Open == 1 {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Errorf("%d WebSockets are open, want b's", f.StreamStats().Open)
 }
 
 func TestWebSocketTakesNoLongDatagram(t *testing.T) {

@@ -76,12 +76,16 @@ type Stream struct {
 type StreamEndpoint struct {
 	stream *Stream
 	remote netip.AddrPort
+	device string // at a gateway: whose it is
 }
 
 var _ conn.Endpoint = (*StreamEndpoint)(nil)
 
 // AddrPort is the other end's address.
 func (e *StreamEndpoint) AddrPort() netip.AddrPort { return e.remote }
+
+// Device is whose WebSocket it is, at a gateway.
+func (e *StreamEndpoint) Device() string { return e.device }
 
 // ClearSrc implements [conn.Endpoint].
 func (*StreamEndpoint) ClearSrc() {}
@@ -116,7 +120,7 @@ func NewStream(ctx context.Context, c *websocket.Conn, remote netip.AddrPort, pr
 func newStream(ctx context.Context, c *websocket.Conn, remote netip.AddrPort, probe ProbeKey) *Stream {
 	s := &Stream{conn: c, probe: probe, patience: writePatience, wake: make(chan struct{}, 1)}
 	s.ctx, s.end = context.WithCancelCause(ctx)
-	s.endpoint = &StreamEndpoint{s, netip.AddrPortFrom(remote.Addr().Unmap(), remote.Port())}
+	s.endpoint = &StreamEndpoint{stream: s, remote: netip.AddrPortFrom(remote.Addr().Unmap(), remote.Port())}
 	now := time.Now().UnixNano()
 	s.heard.Store(now)
 	s.sent.Store(now)
