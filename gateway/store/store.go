@@ -21,7 +21,8 @@ import (
 	"strconv"
 	"time"
 
-	_ "modernc.org/sqlite" // the driver
+	"modernc.org/sqlite" // the driver
+	sqlite3 "modernc.org/sqlite/lib"
 )
 
 //go:embed schema_*.sql
@@ -94,16 +95,28 @@ func open(ctx context.Context, opt Options) (*Store, error) {
 	if s.r, err = connect(path, "&_pragma=query_only(1)", 4); err != nil {
 		return nil, errors.Join(err, s.w.Close())
 	}
-	if err := s.write(ctx, func(tx *sql.Tx) error { return s.prepare(ctx, tx) }); err != nil {
+	// The first connection switches the journal to WAL; for that one lock SQLite
+	// does not wait, whatever busy_timeout says.
+	for end := time.Now().Add(busyTimeout); ; time.Sleep(10 * time.Millisecond) {
+		err = s.write(ctx, func(tx *sql.Tx) error { return s.prepare(ctx, tx) })
+		var busy *sqlite.Error
+		if !errors.As(err, &busy) || busy.Code()&0xff != sqlite3.SQLITE_BUSY || time.Now().After(end) || ctx.Err() != nil {
+			break
+		}
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("%s: %w", path, err), s.Close())
 	}
 	return s, nil
 }
 
+// busyTimeout is how long a lock of another connection is waited for.
+const busyTimeout = 10 * time.Second
+
 func connect(path, extra string, conns int) (*sql.DB, error) {
 	// FULL: a commit is on the disk when it returns. A used code stays used
 	// and a revoked device stays revoked when the power fails.
-	const pragmas = "_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=foreign_keys(1)"
+	pragmas := fmt.Sprintf("_pragma=busy_timeout(%d)&_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=foreign_keys(1)", busyTimeout.Milliseconds())
 	u := url.URL{Scheme: "file", Path: path, RawQuery: pragmas + extra}
 	db, err := sql.Open("sqlite", u.String())
 	if err != nil {
