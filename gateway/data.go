@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"syscall"
 
+	"github.com/google/renameio/v2"
 	"github.com/portvakt/portvakt/certs"
 	"github.com/portvakt/portvakt/gateway/assertion"
 	"github.com/portvakt/portvakt/gateway/audit"
@@ -149,21 +150,11 @@ func secretKey(path string) (key [32]byte, err error) {
 }
 
 // writeSecret never leaves half a key: a crash leaves either no file or all.
-func writeSecret(path, text string) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), ".key-*")
-	if err != nil {
+func writeSecret(path, text string) error {
+	if err := renameio.WriteFile(path, []byte(text), 0o600, renameio.WithTempDir(filepath.Dir(path))); err != nil {
 		return fmt.Errorf("making a key: %w", err)
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(fmt.Errorf("making a key: %w", err), os.Remove(f.Name()))
-		}
-	}()
-	_, werr := f.WriteString(text)
-	if err := errors.Join(werr, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
+	return nil
 }
 
 func keyText(k [32]byte) string { return base64.StdEncoding.EncodeToString(k[:]) }

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/google/renameio/v2"
 	"github.com/portvakt/portvakt/gateway/audit"
 	"github.com/portvakt/portvakt/policy"
 )
@@ -146,24 +147,23 @@ func (g *gateway) keepFiles(rev *policy.Revision) error {
 
 // keepBundle keeps every revision that was ever active, so that a Decision can
 // be reproduced long after.
-func (g *gateway) keepBundle(rev *policy.Revision) (err error) {
+func (g *gateway) keepBundle(rev *policy.Revision) error {
 	path := filepath.Join(g.dirs.bundles(), rev.ID()+".tar.gz")
 	if _, err := os.Stat(path); err == nil {
 		return nil
 	}
-	f, err := os.CreateTemp(g.dirs.bundles(), ".bundle-*")
+	f, err := renameio.NewPendingFile(path, renameio.WithTempDir(g.dirs.bundles()), renameio.WithPermissions(0o600))
 	if err != nil {
 		return fmt.Errorf("keeping the revision: %w", err)
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(fmt.Errorf("keeping the revision: %w", err), os.Remove(f.Name()))
-		}
-	}()
-	if err := errors.Join(rev.WriteBundle(f), f.Sync(), f.Close()); err != nil {
-		return err
+	err = rev.WriteBundle(f)
+	if err == nil {
+		err = f.CloseAtomicallyReplace()
 	}
-	return os.Rename(f.Name(), path)
+	if err != nil {
+		return errors.Join(fmt.Errorf("keeping the revision: %w", err), f.Cleanup())
+	}
+	return nil
 }
 
 // dnsSuffixes are the domains of the apps' hosts, for agents with split DNS.

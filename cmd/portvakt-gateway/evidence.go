@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
 
 	"github.com/portvakt/portvakt/gateway/admin"
@@ -198,19 +199,17 @@ number: together they are its identity. docs/audit.md describes the forms.`,
 	return c
 }
 
-// replaceFile writes beside the file and renames, so that a failure leaves what
-// was there.
+// replaceFile leaves what was there unless all of the new one can be written.
 func replaceFile(path string, mode os.FileMode, write func(io.Writer) error) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*")
+	f, err := renameio.NewPendingFile(path, renameio.WithTempDir(filepath.Dir(path)), renameio.WithStaticPermissions(mode))
 	if err != nil {
 		return fmt.Errorf("writing %s: %w", path, err)
 	}
-	defer os.Remove(f.Name())
-	if err := errors.Join(write(f), f.Chmod(mode), f.Close()); err != nil {
-		return err
+	if err := write(f); err != nil {
+		return errors.Join(err, f.Cleanup())
 	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return fmt.Errorf("writing %s: %w", path, err)
+	if err := f.CloseAtomicallyReplace(); err != nil {
+		return errors.Join(fmt.Errorf("writing %s: %w", path, err), f.Cleanup())
 	}
 	return nil
 }

@@ -21,6 +21,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/renameio/v2"
 	"github.com/portvakt/portvakt/gateway/audit"
 	"github.com/portvakt/portvakt/gateway/audit/export"
 )
@@ -234,25 +235,15 @@ func (s *Sink) step(ctx context.Context) (n int, err error) {
 	return len(batch), s.keep()
 }
 
-func (s *Sink) keep() (err error) {
+func (s *Sink) keep() error {
 	data, err := json.Marshal(s.at)
-	if err != nil {
-		return err
+	if err == nil {
+		err = renameio.WriteFile(s.positionFile(), append(data, '\n'), 0o600, renameio.WithTempDir(s.cfg.Dir))
 	}
-	f, err := os.CreateTemp(s.cfg.Dir, ".new-*")
 	if err != nil {
 		return fmt.Errorf("keeping the position of sink %s: %w", s.cfg.Name, err)
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(fmt.Errorf("keeping the position of sink %s: %w", s.cfg.Name, err), os.Remove(f.Name()))
-		}
-	}()
-	_, werr := f.Write(append(data, '\n'))
-	if err := errors.Join(werr, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), s.positionFile())
+	return nil
 }
 
 // read returns the next records behind the position, and where they end.
