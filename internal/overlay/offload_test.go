@@ -434,11 +434,11 @@ func FuzzOffload(f *testing.F) {
 	f.Fuzz(func(t *testing.T, size, mss uint16, seq uint32, flags byte, options []byte, v6 bool, stranger []byte) {
 		s := segment{v6: v6, port: 7, seq: seq, ack: 3, flags: flags, window: 4, ttl: 64, options: options[:min(len(options), 40)&^3], data: pattern(min(int(size), 65535-120))}
 		if mss != 0 && int(mss) < len(s.data)/2000 {
-			t.Skip("more packets than are worth it")
+			return // more packets than are worth it
 		}
 		for _, b := range first(joined(stranger)) {
 			if p, err := unmarshal(b, true); err == nil && p.port == s.port {
-				t.Skip("no stranger")
+				return // no stranger
 			}
 		}
 		var c cutter

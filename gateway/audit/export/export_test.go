@@ -127,7 +127,7 @@ func FuzzFormats(f *testing.F) {
 		r := hostile(evil)
 		line, err := json.Marshal(r)
 		if err != nil {
-			t.Skip() // a text the log does not write either
+			return // a text the log does not write either
 		}
 		for _, name := range export.Names {
 			out, err := export.Formats[name](nil, "gw1", line, r)
