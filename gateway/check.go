@@ -3,6 +3,7 @@ package gateway
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/url"
 	"os"
 	"reflect"
@@ -70,6 +71,16 @@ func (c *Config) publicCertificates() certs.PublicConfig {
 			Email: c.TLS.ACME.Email, Directory: c.TLS.ACME.Directory, CAFile: c.TLS.ACME.CAFile,
 			Storage: dirs{c.DataDir}.acme(), ListenAddr: c.Public.Listen,
 		},
+	}
+}
+
+func (c *Config) identityProvider(log *slog.Logger) identity.Config {
+	i := &c.Identity
+	return identity.Config{
+		Issuer: i.Issuer, ClientID: i.ClientID, ClientSecretFile: i.ClientSecretFile,
+		Scopes: i.Scopes, GroupsClaim: i.GroupsClaim, NameClaim: i.NameClaim,
+		KeepClaims: i.KeepClaims, Algorithms: i.Algorithms, RedirectPorts: i.RedirectPorts,
+		CAFile: i.CAFile, Log: log,
 	}
 }
 

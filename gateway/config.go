@@ -300,6 +300,18 @@ func (c *Config) problems() []problem {
 	c.checkPools(bad)
 	c.checkTLS(bad)
 	c.checkSinks(bad)
+	c.checkIdentity(bad)
+	c.checkChoices(bad)
+	c.checkDurations(bad)
+	c.checkFiles(bad)
+	c.checkAdmin(bad)
+	if len(out) == 0 {
+		c.checkRooms(bad)
+	}
+	return out
+}
+
+func (c *Config) checkIdentity(bad func(key, format string, args ...any)) {
 	iss, err := url.Parse(c.Identity.Issuer)
 	if c.Identity.Issuer == "" || err != nil || (iss.Scheme != "https" && (iss.Scheme != "http" || !loopbackHost(iss.Hostname()))) {
 		bad("identity.issuer", "expected the https URL of the OIDC provider (http only on loopback), got %q", c.Identity.Issuer)
@@ -307,6 +319,9 @@ func (c *Config) problems() []problem {
 	if c.Identity.ClientID == "" {
 		bad("identity.client_id", "is required: the client ID the OIDC provider gave")
 	}
+}
+
+func (c *Config) checkChoices(bad func(key, format string, args ...any)) {
 	if c.Policy.Source != "directory" {
 		bad("policy.source", "expected directory, got %q", c.Policy.Source)
 	}
@@ -325,6 +340,9 @@ func (c *Config) problems() []problem {
 	oneOf("tunnel.mode", c.Tunnel.Mode, "userspace", "tun")
 	oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
 	oneOf("log.format", c.Log.Format, "text", "json")
+}
+
+func (c *Config) checkDurations(bad func(key, format string, args ...any)) {
 	const durations = "expected a duration such as 12h, 30m or 90s"
 	if l := time.Duration(c.Session.Lifetime); l < 0 {
 		bad("session.lifetime", durations)
@@ -336,6 +354,9 @@ func (c *Config) problems() []problem {
 	} else if a < 45*time.Second || a > 10*time.Minute {
 		bad("posture.max_age", "expected between 45s and 10m (agents report every 30 s), got %s", a)
 	}
+}
+
+func (c *Config) checkFiles(bad func(key, format string, args ...any)) {
 	files := []struct{ key, path, what string }{
 		{"identity.client_secret_file", c.Identity.ClientSecretFile, "a file with the client secret"},
 		{"identity.ca_file", c.Identity.CAFile, "a PEM file"},
@@ -355,6 +376,9 @@ func (c *Config) problems() []problem {
 			bad(f.key, "expected %s: %v", f.what, err)
 		}
 	}
+}
+
+func (c *Config) checkAdmin(bad func(key, format string, args ...any)) {
 	if c.Admin.Group != "" {
 		if _, err := user.LookupGroup(c.Admin.Group); err != nil {
 			bad("admin.group", "expected a group of this machine, made with groupadd: %v", err)
@@ -363,10 +387,6 @@ func (c *Config) problems() []problem {
 			bad("admin.socket", "with admin.group the socket needs a directory of its own, such as /run/portvakt/admin.sock")
 		}
 	}
-	if len(out) == 0 {
-		c.checkRooms(bad)
-	}
-	return out
 }
 
 func (c *Config) checkPools(bad func(string, string, ...any)) {

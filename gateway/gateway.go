@@ -107,24 +107,17 @@ func (g *gateway) build() (err error) {
 	cfg := g.cfg
 	certificates := cfg.publicCertificates()
 	certificates.CA, certificates.Log = g.ca, g.log
-	g.public, err = certs.NewPublic(certificates)
-	if err != nil {
+	if g.public, err = certs.NewPublic(certificates); err != nil {
 		return err
 	}
-	idp, err := identity.New(identity.Config{
-		Issuer: cfg.Identity.Issuer, ClientID: cfg.Identity.ClientID, ClientSecretFile: cfg.Identity.ClientSecretFile,
-		Scopes: cfg.Identity.Scopes, GroupsClaim: cfg.Identity.GroupsClaim, NameClaim: cfg.Identity.NameClaim,
-		KeepClaims: cfg.Identity.KeepClaims, Algorithms: cfg.Identity.Algorithms, RedirectPorts: cfg.Identity.RedirectPorts,
-		CAFile: cfg.Identity.CAFile, Log: g.log,
-	})
+	idp, err := identity.New(cfg.identityProvider(g.log))
 	if err != nil {
 		return err
 	}
 	g.engine = policy.NewEngine(policy.EngineOptions{Log: g.log})
 	own := g.store.GatewayAddresses()
 	g.table = segment.NewTable(own)
-	g.places, err = location.Open(location.Config{Path: cfg.Location.Database, Log: g.log, OnChange: func() { g.sessions.Relocate() }})
-	if err != nil {
+	if g.places, err = location.Open(location.Config{Path: cfg.Location.Database, Log: g.log, OnChange: func() { g.sessions.Relocate() }}); err != nil {
 		return err
 	}
 	key, err := g.dirs.tunnelKey()

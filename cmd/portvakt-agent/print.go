@@ -126,6 +126,20 @@ func (p *paper) status(st *localapi.Status) {
 		device += ", certificate until " + clock(*st.CertificateExpiresAt)
 	}
 	p.item("device", device, "")
+	p.person(st)
+	p.checks(st.Posture)
+	p.network(st)
+	if s := st.ClockSkewSeconds; s != 0 {
+		way := "ahead of"
+		if s < 0 {
+			way, s = "behind", -s
+		}
+		p.item("clock", fmt.Sprintf("this laptop's clock is %s %s the gateway's; set it right", time.Duration(s)*time.Second, way), yellow)
+	}
+}
+
+// person prints who is logged in, and where the gateway sees them.
+func (p *paper) person(st *localapi.Status) {
 	if s := st.Session; s != nil {
 		who := s.Name
 		if len(s.Groups) > 0 {
@@ -142,7 +156,10 @@ func (p *paper) status(st *localapi.Status) {
 		}
 		p.item("location", strings.TrimSpace(l.Address+" "+country), "")
 	}
-	for i, s := range st.Posture {
+}
+
+func (p *paper) checks(posture []wire.Signal) {
+	for i, s := range posture {
 		name := ""
 		if i == 0 {
 			name = "checks"
@@ -150,6 +167,10 @@ func (p *paper) status(st *localapi.Status) {
 		color := map[string]string{wire.SignalPass: green, wire.SignalFail: red}[s.State]
 		fmt.Fprintf(p.out, "%-12s%-17s%s  %s\n", name, clean(s.Name), p.paint(color, fmt.Sprintf("%-7s", clean(s.State))), cut(clean(s.Value), width-38))
 	}
+}
+
+// network prints the roads: the tunnel, and what programs on the laptop use.
+func (p *paper) network(st *localapi.Status) {
 	if t := st.Tunnel; t != nil {
 		text := fmt.Sprintf("%s, %s in, %s out", t.Endpoint, size(t.RxBytes), size(t.TxBytes))
 		if t.LastHandshake != nil {
@@ -176,13 +197,6 @@ func (p *paper) status(st *localapi.Status) {
 	if st.Proxy != nil {
 		p.item("proxy", "http://"+st.Proxy.Address+" (HTTP and SOCKS5)", "")
 		p.item("PAC file", st.Proxy.PAC, "")
-	}
-	if s := st.ClockSkewSeconds; s != 0 {
-		way := "ahead of"
-		if s < 0 {
-			way, s = "behind", -s
-		}
-		p.item("clock", fmt.Sprintf("this laptop's clock is %s %s the gateway's; set it right", time.Duration(s)*time.Second, way), yellow)
 	}
 }
 

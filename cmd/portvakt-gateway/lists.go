@@ -100,7 +100,11 @@ person by a way you trust. It cannot be shown again.`,
 }
 
 func devicesCmd(opt *options) *cobra.Command {
-	list := &cobra.Command{
+	return group("devices", "List, show and revoke enrolled laptops", listDevices(opt), showDevice(opt), revokeDevice(opt))
+}
+
+func listDevices(opt *options) *cobra.Command {
+	return &cobra.Command{
 		Use: "list", Short: "List enrolled devices", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cl, err := opt.client()
@@ -125,7 +129,10 @@ func devicesCmd(opt *options) *cobra.Command {
 			return table(cmd.OutOrStdout(), rows)
 		},
 	}
-	show := &cobra.Command{
+}
+
+func showDevice(opt *options) *cobra.Command {
+	return &cobra.Command{
 		Use: "show ID|NAME", Short: "Show one device with its facts", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			cl, err := opt.client()
@@ -162,6 +169,9 @@ func devicesCmd(opt *options) *cobra.Command {
 			return table(cmd.OutOrStdout(), append(rows, []string{"open flows", fmt.Sprint(d.Flows)}))
 		},
 	}
+}
+
+func revokeDevice(opt *options) *cobra.Command {
 	var req admin.Revoke
 	revoke := &cobra.Command{
 		Use: "revoke ID|NAME", Short: "Cut a device off at once and for good", Args: cobra.ExactArgs(1),
@@ -182,7 +192,7 @@ It comes back only by enrolling anew with a new code.`,
 		},
 	}
 	revoke.Flags().StringVar(&req.Reason, "reason", "", "why, for the record and for the person")
-	return group("devices", "List, show and revoke enrolled laptops", list, show, revoke)
+	return revoke
 }
 
 func sessionsCmd(opt *options) *cobra.Command {

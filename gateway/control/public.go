@@ -228,23 +228,14 @@ func (a *API) connect(w http.ResponseWriter, r *http.Request) {
 		a.tooMany(w)
 		return
 	}
-	var req wire.ConnectRequest
-	if !a.read(w, r, &req) {
-		return
-	}
-	key, err := base64.StdEncoding.Strict().DecodeString(req.TunnelKey)
-	if err != nil || len(key) != 32 || [32]byte(key) == [32]byte{} || req.TunnelKey == a.cfg.Tunnel.TunnelKey {
-		a.fail(w, http.StatusBadRequest, &wire.Error{Code: "bad_request", Message: "tunnel_key is not a WireGuard public key in base64."})
-		return
-	}
-	if req.BootID == "" || len(req.BootID) > 64 {
-		a.fail(w, http.StatusBadRequest, &wire.Error{Code: "bad_request", Message: "boot_id is required, at most 64 characters."})
+	req, key, ok := a.readConnect(w, r)
+	if !ok {
 		return
 	}
 	now := a.cfg.Now()
 	token := randomToken()
 	reg := store.Registration{
-		DeviceID: d.ID, TunnelKey: [32]byte(key), PresharedKey: randomKey(), TokenHash: sha256.Sum256([]byte(token)),
+		DeviceID: d.ID, TunnelKey: key, PresharedKey: randomKey(), TokenHash: sha256.Sum256([]byte(token)),
 		BootID: clean(req.BootID, 64), AgentVersion: clean(req.AgentVersion, 64),
 		PostQuantum: r.TLS.CurveID == tls.X25519MLKEM768,
 		CreatedAt:   now, ExpiresAt: now.Add(RegistrationLifetime),
@@ -258,7 +249,7 @@ func (a *API) connect(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	nonce := "n-" + randomHex()
-	err = a.register(r, reg, session.Connection{Device: d, Nonce: nonce})
+	err := a.register(r, reg, session.Connection{Device: d, Nonce: nonce})
 	switch {
 	case errors.Is(err, store.ErrRevoked):
 		d, err := a.cfg.Store.Device(r.Context(), d.ID)
@@ -275,18 +266,7 @@ func (a *API) connect(w http.ResponseWriter, r *http.Request) {
 		a.internal(w, "registering a tunnel key", err)
 		return
 	}
-	// A revocation that was stored while this connected is seen here: the peer
-	// is registered first and the device looked at after.
-	after, err := a.cfg.Store.Device(r.Context(), d.ID)
-	if err != nil {
-		a.cfg.Sessions.Remove(d.ID, policy.Decision{}) // nobody knows, so nobody gets in; it may connect again
-		a.internal(w, "looking at a device that connected", err)
-		return
-	}
-	if after.Revoked() {
-		dec := session.RevokedDecision(after, now)
-		a.cfg.Sessions.Remove(d.ID, dec)
-		a.refuse(w, r, http.StatusForbidden, dec)
+	if !a.notRevoked(w, r, d.ID) {
 		return
 	}
 	if err := a.cfg.Store.TouchDevice(r.Context(), d.ID, now); err != nil {
@@ -295,16 +275,45 @@ func (a *API) connect(w http.ResponseWriter, r *http.Request) {
 	resp := wire.ConnectResponse{
 		DeviceID: d.ID, Addresses: d.Addresses[:], Gateway: a.cfg.Tunnel,
 		PresharedKey: base64.StdEncoding.EncodeToString(reg.PresharedKey[:]), PostQuantum: reg.PostQuantum,
-		ControlToken: token, ExpiresAt: reg.ExpiresAt.UTC(), DNSSuffixes: []string{}, RedirectPorts: []uint16{},
+		ControlToken: token, ExpiresAt: reg.ExpiresAt.UTC(), DNSSuffixes: append([]string{}, a.cfg.DNSSuffixes()...), RedirectPorts: append([]uint16{}, a.cfg.RedirectPorts...),
 		PostureNonce: nonce, MTU: a.cfg.MTU,
 	}
-	if s := a.cfg.DNSSuffixes(); s != nil {
-		resp.DNSSuffixes = s
-	}
-	if a.cfg.RedirectPorts != nil {
-		resp.RedirectPorts = a.cfg.RedirectPorts
-	}
 	a.answer(w, resp)
+}
+
+// notRevoked sees a revocation that was stored while the device connected: the
+// peer is registered first and the device looked at after.
+func (a *API) notRevoked(w http.ResponseWriter, r *http.Request, device string) bool {
+	d, err := a.cfg.Store.Device(r.Context(), device)
+	if err != nil {
+		a.cfg.Sessions.Remove(device, policy.Decision{}) // nobody knows, so nobody gets in; it may connect again
+		a.internal(w, "looking at a device that connected", err)
+		return false
+	}
+	if d.Revoked() {
+		dec := session.RevokedDecision(d, a.cfg.Now())
+		a.cfg.Sessions.Remove(device, dec)
+		a.refuse(w, r, http.StatusForbidden, dec)
+		return false
+	}
+	return true
+}
+
+// readConnect reads what an agent asks for, or answers why it cannot have it.
+func (a *API) readConnect(w http.ResponseWriter, r *http.Request) (req wire.ConnectRequest, key [32]byte, ok bool) {
+	if !a.read(w, r, &req) {
+		return req, key, false
+	}
+	raw, err := base64.StdEncoding.Strict().DecodeString(req.TunnelKey)
+	if err != nil || len(raw) != 32 || [32]byte(raw) == [32]byte{} || req.TunnelKey == a.cfg.Tunnel.TunnelKey {
+		a.fail(w, http.StatusBadRequest, &wire.Error{Code: "bad_request", Message: "tunnel_key is not a WireGuard public key in base64."})
+		return req, key, false
+	}
+	if req.BootID == "" || len(req.BootID) > 64 {
+		a.fail(w, http.StatusBadRequest, &wire.Error{Code: "bad_request", Message: "boot_id is required, at most 64 characters."})
+		return req, key, false
+	}
+	return req, [32]byte(raw), true
 }
 
 // tunnel carries WireGuard's datagrams for a device whose network blocks UDP.
