@@ -217,6 +217,35 @@ func (m *Manager) Held(key [32]byte) bool {
 	return len(d.flows) > 0 || len(d.watchers) > 0
 }
 
+// end ends a connection: nothing of it passes a byte any more when this
+// returns, and nothing begins. It waits for nobody. A Decision of the zero
+// value means that the registration merely ended.
+func (d *device) end(why policy.Decision) {
+	if why.Reason == "" {
+		why = policy.NewDecision(policy.ReasonLoginRequired, nil)
+	}
+	d.mu.Lock()
+	if d.gone == nil {
+		d.gone = &why
+		d.epoch.Add(1)
+	}
+	d.mu.Unlock()
+	for _, f := range d.open() {
+		f.cutWith(nil, why)
+	}
+}
+
+// open returns the Flows that are registered now.
+func (d *device) open() []*Flow {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	flows := make([]*Flow, 0, len(d.flows))
+	for f := range d.flows {
+		flows = append(flows, f)
+	}
+	return flows
+}
+
 // rest drops what can be made again of a device with nothing open.
 func (d *device) rest() {
 	d.mu.Lock()

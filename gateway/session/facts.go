@@ -5,6 +5,7 @@ import (
 	"crypto/subtle"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"strings"
 	"time"
@@ -45,13 +46,14 @@ func (m *Manager) Connect(c Connection) error {
 	}
 	if before, err := m.device(d.record.ID); err == nil {
 		d.refusals = before.refusals // connecting anew buys no new bound
+		before.end(policy.Decision{})
 	}
 	old, err := m.install(d)
 	if err != nil {
 		return err
 	}
 	if old != nil {
-		m.dissolve(old, policy.Decision{}, false)
+		m.dissolve(old, false)
 		if s, ok := old.sessionNow(); ok && c.Session == nil {
 			m.noteSuperseded(&s)
 		}
@@ -97,7 +99,6 @@ func (m *Manager) install(d *device) (old *device, err error) {
 	defer m.mu.Unlock()
 	old = m.devices[d.record.ID]
 	if old != nil {
-		m.leaving[old] = struct{}{}
 		delete(m.keys, old.key)
 	}
 	m.devices[d.record.ID], m.keys[d.key] = d, d
@@ -224,6 +225,9 @@ func (m *Manager) Posture(id, nonce, bootID string, signals map[string]policy.Si
 	d.mu.Unlock()
 
 	changed := before == nil || before.stale || !sameSignals(before.signals, signals)
+	if changed && before != nil && !before.stale {
+		m.worsen(d, before, signals)
+	}
 	if changed {
 		r := audit.Record{Kind: audit.KindPosture, Device: id, Detail: map[string]string{}}
 		for name, s := range signals {
@@ -242,6 +246,25 @@ func (m *Manager) Posture(id, nonce, bootID string, signals map[string]policy.Si
 		m.refresh(d)
 	}
 	return next, nil
+}
+
+// worsen puts in force what a report takes away, before anything is written.
+func (m *Manager) worsen(d *device, before *report, signals map[string]policy.Signal) {
+	worse := maps.Clone(before.signals)
+	for name, was := range before.signals {
+		if now, ok := signals[name]; !ok {
+			delete(worse, name)
+		} else if was.State == "pass" && now.State != "pass" {
+			worse[name] = now
+		}
+	}
+	if sameSignals(worse, before.signals) {
+		return
+	}
+	d.mu.Lock()
+	d.posture = &report{received: before.received, signals: worse}
+	d.mu.Unlock()
+	m.refresh(d)
 }
 
 func sameSignals(a, b map[string]policy.Signal) bool {
@@ -376,8 +399,12 @@ func (m *Manager) unbind(r *audit.Record, reason policy.Reason) {
 			continue
 		}
 		d.session, d.ended = nil, reason
+		d.epoch.Add(1)
 		r.Remote = d.location.Address
 		d.mu.Unlock()
+		for _, f := range d.open() {
+			f.cutOwned(s.ID, reason)
+		}
 		m.refresh(d)
 		r.Device, r.Subject = d.record.ID, s.Subject.Key()
 	}

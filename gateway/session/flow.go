@@ -371,6 +371,18 @@ func (f *Flow) Facts() Facts {
 	return f.facts
 }
 
+// cutOwned cuts an open Flow of a Session that has ended: nobody is left whose
+// it could be, so no policy is asked. One that is still being decided is left
+// to its own epoch comparison.
+func (f *Flow) cutOwned(session string, reason policy.Reason) {
+	f.mu.Lock()
+	open := f.decided && !f.ended && f.cut == nil && f.facts.Session != nil && f.facts.Session.ID == session
+	f.mu.Unlock()
+	if open {
+		f.cutWith(nil, policy.NewDecision(reason, nil))
+	}
+}
+
 // cutWith cuts the Flow: no byte passes after it returns but those already
 // handed to the system. Its record is queued, whatever the log's state. on is
 // what was decided on, nil when no policy was asked. A Flow that is still being

@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -219,13 +218,6 @@ func (m *Manager) enforceLockdowns() (touched []*device, cuts int) {
 			touched = append(touched, d)
 		}
 	})
-	// The end of a connection may wait for a refresh of it that goes on.
-	m.mu.RLock()
-	leaving := slices.Collect(maps.Keys(m.leaving))
-	m.mu.RUnlock()
-	for _, d := range leaving {
-		cuts += d.cutLockedDown(now)
-	}
 	return touched, cuts
 }
 
@@ -234,9 +226,8 @@ func (m *Manager) enforceLockdowns() (touched []*device, cuts int) {
 func (d *device) cutLockedDown(now time.Time) (cuts int) {
 	d.mu.Lock()
 	d.epoch.Add(1)
-	flows := slices.Collect(maps.Keys(d.flows))
 	d.mu.Unlock()
-	for _, f := range flows {
+	for _, f := range d.open() {
 		if f.cutLockedDown(now) {
 			cuts++
 		}

@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -85,12 +86,12 @@ type Manager struct {
 	// device and not while refreshing.
 	sessionMu sync.Mutex
 
-	// mu guards the maps, not the devices in them.
+	// mu guards the maps, not the devices in them. A device's Flows are cut
+	// before it leaves them.
 	mu      sync.RWMutex
 	devices map[string]*device
 	inner   map[netip.Addr]*device
 	keys    map[[32]byte]*device
-	leaving map[*device]struct{} // out of the maps above, its Flows not cut yet
 
 	// publishMu is held while a revision becomes active.
 	publishMu sync.Mutex
@@ -100,6 +101,8 @@ type Manager struct {
 	// never while one is put in force.
 	lockdowns  atomic.Pointer[lockdownSet]
 	lockdownMu sync.Mutex
+
+	books books
 
 	flows   atomic.Int64
 	refused atomic.Uint64
@@ -140,7 +143,7 @@ func New(cfg Config) *Manager {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	m := &Manager{cfg: cfg, log: cfg.Log, devices: map[string]*device{}, inner: map[netip.Addr]*device{}, keys: map[[32]byte]*device{}, leaving: map[*device]struct{}{}}
+	m := &Manager{cfg: cfg, log: cfg.Log, devices: map[string]*device{}, inner: map[netip.Addr]*device{}, keys: map[[32]byte]*device{}}
 	m.catalogue.Store(&catalogue{})
 	m.lockdowns.Store(&lockdownSet{})
 	return m
@@ -149,6 +152,9 @@ func New(cfg Config) *Manager {
 // Run confirms open Flows before their leases end and acts on the edges of
 // time: sessions that expire, reports that grow old, hours that begin or end.
 func (m *Manager) Run(ctx context.Context) error {
+	var books sync.WaitGroup
+	books.Go(func() { m.keepBooks(ctx) })
+	defer books.Wait()
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	minute := m.cfg.Now().Truncate(time.Minute)
@@ -161,27 +167,16 @@ func (m *Manager) Run(ctx context.Context) error {
 		now := m.cfg.Now()
 		edge := !now.Truncate(time.Minute).Equal(minute)
 		minute = now.Truncate(time.Minute)
-		var alive []string
 		for _, d := range m.expired(now) {
-			if err := m.cfg.Store.DeleteRegistration(ctx, d.key); err != nil && ctx.Err() == nil {
-				m.log.Warn("deleting an ended registration", "device", d.record.ID, "err", err)
-			}
 			m.remove(d.record.ID, d, policy.Decision{})
+			m.books.registrationEnded(d.key)
 		}
-		for _, d := range m.all() {
-			if d.due(now, m.cfg.Elapsed(), m.cfg.PostureMaxAge) || edge {
-				m.refresh(d)
-			}
-			if edge {
-				if s, ok := d.sessionNow(); ok {
-					alive = append(alive, s.ID)
-				}
-			}
-		}
-		if len(alive) > 0 {
-			if err := m.cfg.Store.TouchSessions(ctx, alive, now); err != nil && ctx.Err() == nil {
-				m.log.Warn("noting which sessions are alive", "err", err)
-			}
+		elapsed := m.cfg.Elapsed()
+		m.onAll(slices.DeleteFunc(m.all(), func(d *device) bool {
+			return !edge && !d.due(now, elapsed, m.cfg.PostureMaxAge)
+		}), m.refresh)
+		if edge {
+			m.books.minute()
 		}
 	}
 }
@@ -236,9 +231,7 @@ func (m *Manager) AppAddresses(name string) [2]netip.Addr {
 // Relocate looks every device's place up again, after the location database
 // changed.
 func (m *Manager) Relocate() {
-	for _, d := range m.all() {
-		m.setLocation(d, netip.AddrPort{})
-	}
+	m.onAll(m.all(), func(d *device) { m.setLocation(d, netip.AddrPort{}) })
 }
 
 // Counts are the numbers that metrics show.
@@ -282,9 +275,9 @@ func (m *Manager) device(id string) (*device, error) {
 
 func (m *Manager) refreshAll() { m.onAll(m.all(), m.refresh) }
 
-// refresh decides everything about one device again: which apps it reaches,
-// hence its segment, and every Flow it has open. It raises the epoch first, so
-// that a Flow being opened meanwhile decides again too.
+// refresh decides everything about one device again: every Flow it has open,
+// first of all, and which apps it reaches, hence its segment. It raises the
+// epoch before, so that a Flow being opened meanwhile decides again too.
 func (m *Manager) refresh(d *device) {
 	d.refreshMu.Lock()
 	defer d.refreshMu.Unlock()
@@ -292,7 +285,7 @@ func (m *Manager) refresh(d *device) {
 
 	d.mu.Lock()
 	if d.gone != nil {
-		// dissolve did all there is to do, and the segment at these addresses
+		// dissolve does all there is to do, and the segment at these addresses
 		// may be a newer connection's by now.
 		d.mu.Unlock()
 		return
@@ -300,11 +293,10 @@ func (m *Manager) refresh(d *device) {
 	expired := d.expireLocked(now, m.cfg.PostureMaxAge)
 	d.epoch.Add(1)
 	d.confirmed = m.cfg.Elapsed()
-	flows := make([]*Flow, 0, len(d.flows))
-	for f := range d.flows {
-		flows = append(flows, f)
-	}
 	d.mu.Unlock()
+	for _, f := range d.open() {
+		f.confirm(now)
+	}
 
 	cat := m.catalogue.Load()
 	allowed := make([]byte, len(cat.apps))
@@ -323,27 +315,10 @@ func (m *Manager) refresh(d *device) {
 			segment.Entry{Addr: g, Proto: protoUDP, Port: dnsPort})
 	}
 	m.cfg.Table.Set(d.record.Addresses, entries)
-	for _, f := range flows {
-		f.confirm(now)
-	}
 	m.tellOver(d)
 	d.publish(cat.view(allowed))
 	d.rest()
 	m.noteExpired(expired, now)
-}
-
-// noteExpired records and stores that a Session's time was over; it is out of
-// force already. s may be nil.
-func (m *Manager) noteExpired(s *store.Session, now time.Time) {
-	if s == nil {
-		return
-	}
-	r := audit.Record{Kind: audit.KindSessionEnd, Device: s.DeviceID, Reason: store.EndExpired, Outcome: store.EndExpired}
-	noteSession(&r, s)
-	m.cfg.Audit.Note(r)
-	if _, err := m.cfg.Store.EndSession(context.Background(), store.End{SessionID: s.ID, Reason: store.EndExpired, By: "gateway", At: now}); err != nil {
-		m.log.Warn("storing that a session expired", "session", s.ID, "err", err)
-	}
 }
 
 const (
@@ -386,48 +361,50 @@ func (m *Manager) Remove(id string, why policy.Decision) { m.remove(id, nil, why
 // remove does nothing when only is given and a newer connection has taken its
 // place.
 func (m *Manager) remove(id string, only *device, why policy.Decision) {
-	m.mu.Lock()
-	d, ok := m.devices[id]
-	ok = ok && (only == nil || d == only)
-	if ok {
-		m.leaving[d] = struct{}{}
-		delete(m.devices, id)
-		for _, a := range d.record.Addresses {
-			if m.inner[a] == d {
-				delete(m.inner, a)
-			}
+	for {
+		d, err := m.device(id)
+		if err != nil || only != nil && d != only {
+			return
 		}
-		if m.keys[d.key] == d {
-			delete(m.keys, d.key)
+		d.end(why)
+		if m.forget(d) {
+			m.dissolve(d, true)
+			return
 		}
+		// Another one took d out, or a newer connection its place: that one ends too.
 	}
-	m.mu.Unlock()
-	if !ok {
-		return
-	}
-	m.dissolve(d, why, true)
 }
 
-// dissolve ends a device object. With last set nobody follows on its
-// addresses; otherwise a newer connection of the same device already has them.
-func (m *Manager) dissolve(d *device, why policy.Decision, last bool) {
-	if why.Reason == "" {
-		why = policy.NewDecision(policy.ReasonLoginRequired, nil)
+// forget takes a device that has ended out of the maps, and reports false when
+// it is not in them any more.
+func (m *Manager) forget(d *device) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.devices[d.record.ID] != d {
+		return false
 	}
-	d.refreshMu.Lock()
+	delete(m.devices, d.record.ID)
+	for _, a := range d.record.Addresses {
+		if m.inner[a] == d {
+			delete(m.inner, a)
+		}
+	}
+	if m.keys[d.key] == d {
+		delete(m.keys, d.key)
+	}
+	return true
+}
+
+// dissolve tidies up after a device that has ended and is out of the maps. With
+// last set nobody follows on its addresses; otherwise a newer connection of the
+// same device already has them.
+func (m *Manager) dissolve(d *device, last bool) {
+	d.refreshMu.Lock() // of a refresh that goes on nothing stays
 	defer d.refreshMu.Unlock()
-	d.mu.Lock()
-	d.gone = &why
-	d.epoch.Add(1)
-	flows := make([]*Flow, 0, len(d.flows))
-	for f := range d.flows {
-		flows = append(flows, f)
-	}
-	d.mu.Unlock()
 	if last {
 		m.mu.RLock()
-		// Whoever connected since Remove took d out of the maps sets its segment
-		// after mu, and keeps it.
+		// Whoever connected since d left the maps sets its segment after mu, and
+		// keeps it.
 		if m.devices[d.record.ID] == nil {
 			m.cfg.Table.Delete(d.record.Addresses)
 			if m.cfg.Left != nil {
@@ -436,12 +413,6 @@ func (m *Manager) dissolve(d *device, why policy.Decision, last bool) {
 		}
 		m.mu.RUnlock()
 	}
-	for _, f := range flows {
-		f.cutWith(nil, why)
-	}
-	m.mu.Lock()
-	delete(m.leaving, d)
-	m.mu.Unlock()
 	if m.cfg.Gone != nil {
 		m.cfg.Gone(d.record.Addresses)
 	}

@@ -688,6 +688,11 @@ func TestExpiredSessionIsSaid(t *testing.T) {
 	if recs := g.records(audit.KindSessionEnd); len(recs) != 1 || recs[0].Outcome != store.EndExpired || recs[0].Subject != "https://idp#anna" {
 		t.Errorf("the record: %+v", recs)
 	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := g.m.Run(ended); err != nil { // stores what waits, last of all
+		t.Error(err)
+	}
 	if all, err := g.store.Sessions(t.Context(), store.SessionFilter{Open: true}); err != nil || len(all) != 0 {
 		t.Errorf("still open in the store: %+v %v", all, err)
 	}
