@@ -22,6 +22,12 @@ const (
 	VisibilityHidden  = "hidden"
 )
 
+// What an App says about bytes of a URL that parsers disagree about.
+const (
+	URLRefuse = "refuse"
+	URLKeep   = "keep"
+)
+
 // DSCP of an App: whether its calls are told to the network on the way.
 const (
 	DSCPAuto = "auto"
@@ -61,6 +67,11 @@ type App struct {
 	// CrossSite are patterns (see [MatchPath]) of the paths that accept
 	// cross-site requests besides top-level GET navigation.
 	CrossSite []string `json:"cross_site"`
+	// EncodedSlash and PathParameters of an http app are refuse or keep: whether
+	// a path may hold %2F or ";". Either is then a part of its segment; see
+	// [Request]. They are empty for other protocols.
+	EncodedSlash   string `json:"encoded_slash"`
+	PathParameters string `json:"path_parameters"`
 	// Access grants: any matching Rule allows, no Rule allows nobody.
 	Access []Rule `json:"access"`
 }

@@ -4,11 +4,9 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"net/url"
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -29,7 +27,8 @@ const gatewayHost = "gateway.portvakt.internal"
 var (
 	appKeys = []string{
 		"name", "title", "protocol", "hosts", "upstream", "upstream_ca_file", "ports", "allow",
-		"visibility", "dscp", "websocket", "origins", "cross_site", "access",
+		"visibility", "dscp", "websocket", "origins", "cross_site",
+		"encoded_slash", "path_parameters", "access",
 	}
 	ruleKeys = []string{
 		"anyone", "groups", "subjects", "posture", "countries", "not_countries", "hours", "methods", "paths",
@@ -163,7 +162,7 @@ func (f *yamlFile) appDSCP(app *App, fields map[string]field) {
 
 // appWeb reads what only http apps have.
 func (f *yamlFile) appWeb(app *App, fields map[string]field) {
-	for _, key := range []string{"websocket", "origins", "cross_site"} {
+	for _, key := range []string{"websocket", "origins", "cross_site", "encoded_slash", "path_parameters"} {
 		if fd, ok := fields[key]; ok && app.Protocol != ProtocolHTTP {
 			f.fail(fd.key, fd.path, "only for protocol http, this app has %s", app.Protocol)
 			delete(fields, key)
@@ -175,9 +174,20 @@ func (f *yamlFile) appWeb(app *App, fields map[string]field) {
 	if fd, ok := fields["origins"]; ok {
 		app.Origins = f.texts(fd, checkOrigin)
 	}
-	if fd, ok := fields["cross_site"]; ok {
-		app.CrossSite = f.texts(fd, checkPattern)
+	if app.Protocol == ProtocolHTTP {
+		app.EncodedSlash = f.refuseOrKeep(fields, "encoded_slash")
+		app.PathParameters = f.refuseOrKeep(fields, "path_parameters")
 	}
+	if fd, ok := fields["cross_site"]; ok {
+		app.CrossSite = f.texts(fd, patternOf(app))
+	}
+}
+
+func (f *yamlFile) refuseOrKeep(fields map[string]field, key string) string {
+	if fd, ok := fields[key]; ok {
+		return f.checked(fd, oneOf(URLRefuse, URLKeep))
+	}
+	return URLRefuse
 }
 
 func (f *yamlFile) access(app *App, fd field) {
@@ -213,7 +223,7 @@ func (f *yamlFile) access(app *App, fd field) {
 			})
 		}
 		if fd, ok := fields["paths"]; ok {
-			rule.Paths = f.texts(fd, checkPattern)
+			rule.Paths = f.texts(fd, patternOf(app))
 		}
 		app.Access = append(app.Access, rule)
 	}
@@ -380,111 +390,4 @@ func fillList(list *[]string) {
 	if *list == nil {
 		*list = []string{}
 	}
-}
-
-func checkHost(s string) string {
-	labels := strings.Split(s, ".")
-	bad := len(s) > 253 || numericRE.MatchString(labels[len(labels)-1])
-	for _, l := range labels {
-		bad = bad || !labelRE.MatchString(l)
-	}
-	switch {
-	case s == gatewayHost:
-		return "a name other than the gateway's own"
-	case bad:
-		return "a lower-case host name without scheme, port or wildcard, such as crm.example.com"
-	}
-	return ""
-}
-
-// checkDial checks a host that is only dialled: a name or an address.
-func checkDial(host string) bool {
-	if _, err := netip.ParseAddr(host); err == nil {
-		return !strings.Contains(host, "%")
-	}
-	return checkHost(strings.ToLower(host)) == ""
-}
-
-func checkPort(port string) bool {
-	n, err := strconv.ParseUint(port, 10, 16)
-	return err == nil && n > 0 && strconv.FormatUint(n, 10) == port
-}
-
-func checkURL(s string) string {
-	const wanted = "http://host[:port] or https://host[:port] without a path"
-	u, err := url.Parse(s)
-	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Scheme+"://"+u.Host != s || !checkDial(u.Hostname()) {
-		return wanted
-	}
-	if rest := strings.TrimPrefix(u.Host, hostPart(u)); rest != "" && !checkPort(strings.TrimPrefix(rest, ":")) {
-		return wanted
-	}
-	return ""
-}
-
-// hostPart is u's host without a port, in brackets if it was.
-func hostPart(u *url.URL) string {
-	if strings.HasPrefix(u.Host, "[") {
-		return "[" + u.Hostname() + "]"
-	}
-	return u.Hostname()
-}
-
-func checkHostPort(s string) string {
-	host, port, err := net.SplitHostPort(s)
-	if err != nil {
-		host, port = s, "1"
-		if strings.HasPrefix(s, "[") && strings.HasSuffix(s, "]") {
-			host = s[1 : len(s)-1]
-		}
-	}
-	if !checkDial(host) || !checkPort(port) {
-		return "host:port or host, without a scheme"
-	}
-	return ""
-}
-
-func checkPrefix(s string) string {
-	p, err := netip.ParsePrefix(s)
-	if err != nil {
-		if a, err := netip.ParseAddr(s); err == nil && a.Zone() == "" {
-			return fmt.Sprintf("a prefix, here %s/%d", s, a.BitLen())
-		}
-		return "a prefix of addresses, such as 127.0.0.1/32"
-	}
-	if p.Addr().Is4In6() {
-		return "an IPv4 prefix written as such"
-	}
-	if p != p.Masked() {
-		return fmt.Sprintf("a prefix whose host bits are zero, here %s", p.Masked())
-	}
-	return ""
-}
-
-func checkOrigin(s string) string {
-	const wanted = "an origin https://host[:port] in lower case, without a path or the scheme's own port"
-	u, err := url.Parse(s)
-	switch {
-	case checkURL(s) != "", err != nil, strings.ToLower(s) != s:
-		return wanted
-	case u.Scheme == "https" && u.Port() == "443", u.Scheme == "http" && u.Port() == "80":
-		return wanted // browsers leave it out, so it would never match
-	}
-	return ""
-}
-
-func checkPattern(s string) string {
-	const wanted = "a path such as /x, /x/* (one segment) or /x/** (the rest)"
-	if !strings.HasPrefix(s, "/") || strings.ContainsAny(s, "?#\\%") {
-		return wanted
-	}
-	segments := strings.Split(s[1:], "/")
-	for i, segment := range segments {
-		switch {
-		case segment == "*", segment == "**" && i == len(segments)-1, segment == "" && i == len(segments)-1:
-		case segment == "", segment == ".", segment == "..", strings.Contains(segment, "*"):
-			return wanted
-		}
-	}
-	return ""
 }

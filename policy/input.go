@@ -100,7 +100,10 @@ type Location struct {
 type Request struct {
 	Method string `json:"method"`
 	Host   string `json:"host"` // lower case, without port
-	Path   string `json:"path"` // decoded, canonical, begins with /
+	// Path is decoded, canonical, and begins with /. Of apps that keep encoded
+	// slashes one is %2F here too, which nothing else can be: the text that was
+	// %252F is refused. A segment's parameters are a part of it.
+	Path string `json:"path"`
 	// Upgrade is "websocket" or absent.
 	Upgrade string `json:"upgrade,omitempty"`
 }

@@ -78,6 +78,7 @@ func appendBody(dst []byte, r *Record) ([]byte, error) {
 	dst = appendMember(dst, `,"method":`, r.Method)
 	dst = appendMember(dst, `,"host":`, r.Host)
 	dst = appendMember(dst, `,"path":`, r.Path)
+	dst = appendMember(dst, `,"request_hash":`, r.RequestHash)
 	dst = appendMember(dst, `,"remote":`, r.Remote)
 	dst = appendMember(dst, `,"revision":`, r.Revision)
 	dst = appendMember(dst, `,"actor":`, r.Actor)

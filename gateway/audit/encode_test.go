@@ -26,7 +26,7 @@ func all(s string) Record {
 	return Record{
 		Time: time.Unix(0, 0), Kind: Kind("k" + s), Decision: s, Reason: s, Message: s,
 		Fact: &policy.Fact{Name: s, Value: s, Wanted: s}, Remedy: s, App: s, Rule: s, Subject: s, Device: s,
-		Session: s, Flow: s, Method: s, Host: s, Path: s, Remote: s, Revision: s, Actor: s, Outcome: s,
+		Session: s, Flow: s, Method: s, Host: s, Path: s, RequestHash: s, Remote: s, Revision: s, Actor: s, Outcome: s,
 		Detail: map[string]string{s: s, "k": s}, Input: in,
 	}
 }

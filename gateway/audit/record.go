@@ -79,16 +79,18 @@ type Record struct {
 	App      string       `json:"app,omitempty"`
 	Rule     string       `json:"rule,omitempty"`
 
-	Subject  string `json:"subject,omitempty"` // ISS#SUB
-	Device   string `json:"device,omitempty"`  // its ID
-	Session  string `json:"session,omitempty"`
-	Flow     string `json:"flow,omitempty"`
-	Method   string `json:"method,omitempty"`
-	Host     string `json:"host,omitempty"`
-	Path     string `json:"path,omitempty"`     // decoded and canonical, as it was decided on
-	Remote   string `json:"remote,omitempty"`   // outer source address
-	Revision string `json:"revision,omitempty"` // of the policy
-	Actor    string `json:"actor,omitempty"`    // who acted, when it was not the Subject
+	Subject string `json:"subject,omitempty"` // ISS#SUB
+	Device  string `json:"device,omitempty"`  // its ID
+	Session string `json:"session,omitempty"`
+	Flow    string `json:"flow,omitempty"`
+	Method  string `json:"method,omitempty"`
+	Host    string `json:"host,omitempty"`
+	Path    string `json:"path,omitempty"` // decoded and canonical, as it was decided on
+	// RequestHash is the SHA-256 of the canonical request, in hex.
+	RequestHash string `json:"request_hash,omitempty"`
+	Remote      string `json:"remote,omitempty"`   // outer source address
+	Revision    string `json:"revision,omitempty"` // of the policy
+	Actor       string `json:"actor,omitempty"`    // who acted, when it was not the Subject
 
 	Outcome    string            `json:"outcome,omitempty"`
 	Status     int               `json:"status,omitempty"`    // HTTP status sent to the client

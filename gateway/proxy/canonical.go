@@ -6,14 +6,27 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/portvakt/portvakt/policy"
 )
 
 // target is a request target that can be read in one way only. The path that
-// policy sees and the path the app receives are both made from it.
+// policy sees and the path the app receives are both made from it: segments,
+// none of them empty but perhaps the last, joined by "/".
 type target struct {
-	path    string // decoded; what policy sees
+	path    string // decoded, but for a kept %2F; what policy sees
 	escaped string // path, encoded again in one way; what the app receives
-	query   string // without "?", as it came; policy never sees it
+	query   string // pairs joined by "&", without "?", as they came; policy never sees it
+}
+
+// kept is what an app takes besides what every parser reads alike.
+type kept struct {
+	slash  bool // %2F, which then stays so and is a part of its segment
+	params bool // ";", which then is a part of its segment
+}
+
+func keptOf(app *policy.App) kept {
+	return kept{slash: app.EncodedSlash == policy.URLKeep, params: app.PathParameters == policy.URLKeep}
 }
 
 // maxQueryParams bounds the parameters of a query. Parsers disagree about what
@@ -23,19 +36,30 @@ const maxQueryParams = 1000
 // canonical reads an origin-form request target (RFC 9112, 3.2.1). It refuses
 // what two parsers could read differently instead of mending it: a mended path
 // is one that the client did not ask for.
-func canonical(raw string) (target, error) {
+func canonical(raw string, keep kept) (target, error) {
 	pathPart, query, _ := strings.Cut(raw, "?")
-	path, err := canonicalPath(pathPart)
+	path, err := decodePath(pathPart, keep)
 	if err != nil {
+		return target{}, err
+	}
+	if err := checkPath(path); err != nil {
 		return target{}, err
 	}
 	if err := checkQuery(query); err != nil {
 		return target{}, err
 	}
-	return target{path: path, escaped: escapePath(path), query: query}, nil
+	t := target{path: path, escaped: escapePath(path), query: query}
+	if keep.slash {
+		// What is encoded twice was refused, so that %2F can be nothing else here.
+		t.path = strings.ReplaceAll(path, slashMark, "%2F")
+	}
+	return t, nil
 }
 
-func canonicalPath(raw string) (string, error) {
+// slashMark stands for a kept %2F while a path is checked. NUL itself is refused.
+const slashMark = "\x00"
+
+func decodePath(raw string, keep kept) (string, error) {
 	if !strings.HasPrefix(raw, "/") {
 		return "", errors.New("the target does not begin with /")
 	}
@@ -43,7 +67,8 @@ func canonicalPath(raw string) (string, error) {
 	b.Grow(len(raw))
 	for i := 0; i < len(raw); i++ {
 		c := raw[i]
-		if c == '%' {
+		encoded := c == '%'
+		if encoded {
 			hi, lo := -1, -1
 			if i+2 < len(raw) {
 				hi, lo = unhex(raw[i+1]), unhex(raw[i+2])
@@ -52,45 +77,62 @@ func canonicalPath(raw string) (string, error) {
 				return "", errors.New("a percent sign without two hexadecimal digits in the path")
 			}
 			c = byte(hi<<4 | lo)
+			i += 2
+			if c == '/' && keep.slash {
+				b.WriteString(slashMark)
+				continue
+			}
 			if c == '/' || c == '\\' {
 				return "", fmt.Errorf("an encoded %q in the path", c)
 			}
-			i += 2
 		} else if c >= utf8.RuneSelf || strings.IndexByte("#\\ \"<>", c) >= 0 {
 			return "", fmt.Errorf("a raw %q in the path", c)
 		}
 		switch {
 		case c < 0x20 || c == 0x7f:
 			return "", errors.New("a control character in the path")
-		case c == ';':
+		case c == ';' && (encoded || !keep.params):
 			return "", errors.New("a path parameter (;)")
 		}
 		b.WriteByte(c)
 	}
-	path := b.String()
+	return b.String(), nil
+}
+
+// checkPath takes a decoded path.
+func checkPath(path string) error {
 	if !utf8.ValidString(path) {
-		return "", errors.New("the path is not valid UTF-8")
+		return errors.New("the path is not valid UTF-8")
 	}
 	for i, r := range path {
-		if unicode.IsControl(r) || strings.ContainsRune(lookalikes, r) {
-			return "", fmt.Errorf("the character %U in the path", r)
+		if r != 0 && unicode.IsControl(r) || strings.ContainsRune(lookalikes, r) {
+			return fmt.Errorf("the character %U in the path", r)
 		}
 		// A second decoding, which some apps do, must find nothing.
 		if r == '%' && i+2 < len(path) && unhex(path[i+1]) >= 0 && unhex(path[i+2]) >= 0 {
-			return "", errors.New("a path that is encoded twice")
+			return errors.New("a path that is encoded twice")
 		}
 	}
-	segments := strings.Split(path[1:], "/")
-	for i, s := range segments {
-		if s == "" && i < len(segments)-1 {
-			return "", errors.New("an empty path segment (//)")
+	if len(path) > 1 && path[1] == slashMark[0] {
+		return errors.New("an encoded '/' that begins the path") // decoded, //HOST is another host
+	}
+	for segment, last := "", path[1:]; last != ""; {
+		var more bool
+		segment, last, more = strings.Cut(last, "/")
+		name, _, params := strings.Cut(segment, ";")
+		if name == "" && (more || params) {
+			return errors.New("an empty path segment (//)")
 		}
-		// "..." and ".. " are dot segments to some file systems.
-		if s != "" && strings.Trim(s, ". ") == "" {
-			return "", errors.New("a dot segment in the path")
+		// To an app that decodes a kept slash, what is around it are segments;
+		// parameters are no part of a segment's name to others.
+		for part := range strings.SplitSeq(segment, slashMark) {
+			// "..." and ".. " are dot segments to some file systems.
+			if part, _, _ = strings.Cut(part, ";"); part != "" && strings.Trim(part, ". ") == "" {
+				return errors.New("a dot segment in the path")
+			}
 		}
 	}
-	return path, nil
+	return nil
 }
 
 // lookalikes become one of / \ . ; % in apps that normalise Unicode (NFKC).
@@ -122,25 +164,28 @@ func checkQuery(q string) error {
 const upperHex = "0123456789ABCDEF"
 
 // escapePath encodes a decoded path. Every byte that is not plainly a path
-// character (RFC 3986, pchar without ";") becomes %XX.
+// character (RFC 3986, pchar) becomes %XX.
 func escapePath(path string) string {
 	var b strings.Builder
 	b.Grow(len(path))
 	for i := 0; i < len(path); i++ {
-		if c := path[i]; plain(c) {
+		c := path[i]
+		if c == slashMark[0] {
+			c = '/'
+		} else if plain(c) {
 			b.WriteByte(c)
-		} else {
-			b.WriteByte('%')
-			b.WriteByte(upperHex[c>>4])
-			b.WriteByte(upperHex[c&15])
+			continue
 		}
+		b.WriteByte('%')
+		b.WriteByte(upperHex[c>>4])
+		b.WriteByte(upperHex[c&15])
 	}
 	return b.String()
 }
 
 func plain(c byte) bool {
 	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' ||
-		strings.IndexByte("/-._~!$&'()*+,=:@", c) >= 0
+		strings.IndexByte("/-._~!$&'()*+,;=:@", c) >= 0
 }
 
 func unhex(c byte) int {

@@ -3,6 +3,7 @@ package proxy
 import (
 	"net/http"
 	"net/url"
+	"os"
 	"strings"
 	"testing"
 )
@@ -23,7 +24,7 @@ func TestCanonicalRefuses(t *testing.T) {
 		"/%ef%bc%8f", "/%ef%bc%8e%ef%bc%8e/", "/%e2%80%a5/", "/%ef%bc%bc", "/%ef%bc%9b",
 		"/a?x;y", "/a?x=%zz", "/a?%", "/a?x=%4", "/a?b c", "/a?x=\x00", "/a?x#y", "/a?\xff", "/?" + strings.Repeat("a&", 1000),
 	} {
-		if got, err := canonical(raw); err == nil {
+		if got, err := canonical(raw, kept{}); err == nil {
 			t.Errorf("%q was taken as %+v", raw, got)
 		}
 	}
@@ -47,7 +48,7 @@ func TestCanonicalAccepts(t *testing.T) {
 		{"/a?b=/../c&d=%2f%3B?e", "/a", "/a", "b=/../c&d=%2f%3B?e"},
 		{"/?" + strings.Repeat("a&", 999), "/", "/", strings.Repeat("a&", 999)},
 	} {
-		got, err := canonical(c.raw)
+		got, err := canonical(c.raw, kept{})
 		if err != nil {
 			t.Errorf("%q refused: %v", c.raw, err)
 		} else if got != (target{c.path, c.escaped, c.query}) {
@@ -56,40 +57,152 @@ func TestCanonicalAccepts(t *testing.T) {
 	}
 }
 
+// Apps that keep %2F or ";" get them as they came, in one spelling, and nothing
+// that hides a dot segment or another host behind them.
+func TestCanonicalKeeps(t *testing.T) {
+	slash, params := kept{slash: true}, kept{params: true}
+	both := kept{slash: true, params: true}
+	for _, c := range []struct {
+		keep               kept
+		raw, path, escaped string // empty: refused
+	}{
+		{slash, "/a%2fb", "/a%2Fb", "/a%2Fb"},
+		{slash, "/api/https:%2F%2Fgit.test%2Fx/y", "/api/https:%2F%2Fgit.test%2Fx/y", "/api/https:%2F%2Fgit.test%2Fx/y"},
+		{slash, "/a%2F", "/a%2F", "/a%2F"},
+		{slash, "/x/%2F", "/x/%2F", "/x/%2F"},
+		{slash, "/a%25%2Fb", "/a%%2Fb", "/a%25%2Fb"},
+		{slash, "/a%252fb", "", ""},
+		{slash, "/%2F", "", ""},
+		{slash, "/%2f%2fevil.test", "", ""},
+		{slash, "/a/..%2fadmin", "", ""},
+		{slash, "/a%2f..", "", ""},
+		{slash, "/a%2F%2e%2E%2Fadmin", "", ""},
+		{slash, "/a%2F./b", "", ""},
+		{slash, "/a%5cb", "", ""},
+		{slash, "/a%00b", "", ""},
+		{slash, "/a\x00b", "", ""},
+		{slash, "/a;b", "", ""},
+		{slash, "/a%2Fb//c", "", ""},
+		{params, "/a;b=1/c;d", "/a;b=1/c;d", "/a;b=1/c;d"},
+		{params, "/a;", "/a;", "/a;"},
+		{params, "/a%3bb", "", ""},
+		{params, "/..;/admin", "", ""},
+		{params, "/a/%2e%2e;x=1/admin", "", ""},
+		{params, "/.;/a", "", ""},
+		{params, "/;/a", "", ""},
+		{params, "/a/;b", "", ""},
+		{params, "/a;b%2Fc", "", ""},
+		{params, "/a?b;c", "", ""},
+		{both, "/a%2Fb;c", "/a%2Fb;c", "/a%2Fb;c"},
+		{both, "/a;b%2F../c", "", ""},
+		{both, "/a%2F..;x/c", "", ""},
+	} {
+		got, err := canonical(c.raw, c.keep)
+		if got.path != c.path || got.escaped != c.escaped || (err == nil) != (c.path != "") {
+			t.Errorf("%+v, %q: %+v, %v", c.keep, c.raw, got, err)
+		}
+	}
+}
+
+// The vector of docs/audit.md, which others check their own code with.
+func TestDocumentedHash(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/audit.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	target, err := canonical("/customers/%c3%85sa%20%42?view=full&note=a%2fb", kept{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	req := request{app: "crm", method: "GET", host: "crm.example.com", target: target}
+	form := string(req.appendCanonical(nil))
+	if !strings.Contains(string(doc), "\n```text\n"+form+"```\n") {
+		t.Errorf("docs/audit.md does not show\n%s", form)
+	}
+	if !strings.Contains(string(doc), "\n`"+req.hash()+"`.\n") {
+		t.Errorf("docs/audit.md does not name %s", req.hash())
+	}
+	seen := map[string]bool{req.hash(): true}
+	for _, change := range []func(*request){
+		func(r *request) { r.app = "crn" },
+		func(r *request) { r.method = "HEAD" },
+		func(r *request) { r.host = "crm.example.co" },
+		func(r *request) { r.target.escaped = "/customers" },
+		func(r *request) { r.target.query = "view=full" },
+		func(r *request) { r.target.query = "" },
+		func(r *request) { r.upgrade = "websocket" },
+	} {
+		other := req
+		change(&other)
+		if h := other.hash(); seen[h] || len(h) != 64 {
+			t.Errorf("%+v has the hash of another request, %q", other, h)
+		} else {
+			seen[h] = true
+		}
+	}
+	if h := (request{app: "crm", method: "GET", host: "crm.test", target: target}).hash(); h == "" || (request{method: "GET"}).hash() != "" {
+		t.Error("what was not read has a hash, or what was has none")
+	}
+}
+
 // FuzzCanonical: what is accepted reads the same to whoever decodes it once,
 // to whoever decodes it twice, to Go's own parser, and when it is read again.
+// Also of what apps may keep, a reader that splits first and decodes then gets
+// the segments that policy saw.
 func FuzzCanonical(f *testing.F) {
-	for _, s := range []string{"/", "/a/b%20c?x=1", "/%2e%2e/", "//", "/%25", "/a%3Fb", "/%c3%a5", "/a;b", "/a?b;c", "/%ef%bc%8f"} {
-		f.Add(s)
+	for _, s := range []string{"/", "/a/b%20c?x=1", "/%2e%2e/", "//", "/%25", "/a%3Fb", "/%c3%a5", "/a;b", "/a?b;c", "/%ef%bc%8f", "/a%2fb", "/a%25%2Fb;c"} {
+		f.Add(s, false, false)
+		f.Add(s, true, true)
 	}
-	f.Fuzz(func(t *testing.T, raw string) {
-		got, err := canonical(raw)
+	f.Fuzz(func(t *testing.T, raw string, slash, params bool) {
+		keep := kept{slash, params}
+		got, err := canonical(raw, keep)
 		if err != nil {
 			return
 		}
 		once, err := url.PathUnescape(got.escaped)
-		if err != nil || once != got.path {
+		if err != nil || !slash && once != got.path || once != strings.ReplaceAll(got.path, "%2F", "/") {
 			t.Fatalf("%q: the app decodes %q to %q (%v), policy saw %q", raw, got.escaped, once, err, got.path)
 		}
 		if twice, err := url.PathUnescape(once); err == nil && twice != once {
 			t.Fatalf("%q: decoded twice it is %q, policy saw %q", raw, twice, got.path)
+		}
+		seen := strings.Split(got.path, "/")
+		for i, s := range strings.Split(got.escaped, "/") {
+			if s, err := url.PathUnescape(s); err != nil || s != strings.ReplaceAll(seen[i], "%2F", "/") {
+				t.Fatalf("%q: segment %d is %q, policy saw %q", raw, i, s, seen[i])
+			}
 		}
 		uri := got.escaped
 		if got.query != "" {
 			uri += "?" + got.query
 		}
 		u, err := url.ParseRequestURI(uri)
-		if err != nil || u.Path != got.path || u.Host != "" || u.RawQuery != got.query || u.EscapedPath() != got.escaped {
+		if err != nil || u.Path != once || u.Host != "" || u.RawQuery != got.query || u.EscapedPath() != got.escaped {
 			t.Fatalf("%q: net/url reads %q as %+v (%v)", raw, uri, u, err)
 		}
-		if joined := u.JoinPath(); strings.TrimSuffix(joined.Path, "/") != strings.TrimSuffix(got.path, "/") {
+		// Kept slashes may stand side by side; nothing else is there to clean.
+		if joined := u.JoinPath(); !slash && strings.TrimSuffix(joined.Path, "/") != strings.TrimSuffix(got.path, "/") {
 			t.Fatalf("%q: cleaning %q gives %q", raw, got.path, joined.Path)
 		}
-		again, err := canonical(uri)
+		again, err := canonical(uri, keep)
 		if err != nil || again != got {
 			t.Fatalf("%q: read again it is %+v (%v), before %+v", raw, again, err, got)
 		}
 	})
+}
+
+// The hash of an ordinary request costs less than a microsecond.
+func BenchmarkRequestHash(b *testing.B) {
+	t, err := canonical("/customers/4711/notes?view=full&sort=date", kept{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	r := request{app: "crm", method: "GET", host: "crm.example.com", target: t}
+	b.ReportAllocs()
+	for b.Loop() {
+		_ = r.hash()
+	}
 }
 
 func TestReserved(t *testing.T) {

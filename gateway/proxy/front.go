@@ -1,6 +1,8 @@
 package proxy
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"net/http"
 	"slices"
 	"strings"
@@ -9,13 +11,47 @@ import (
 )
 
 // request is one HTTP request that can be read in one way only, made before
-// any decision. The decision is taken on it and the upstream request built
-// from it.
+// any decision. The decision is taken on it, the upstream request built from
+// it, and its hash is in the decision's record.
 type request struct {
+	app     string
 	method  string
 	host    string // one of the app's names, lower case
 	target  target
 	upgrade string // "websocket" or ""
+}
+
+// canonicalForm names the bytes that are hashed, so that others can follow.
+const canonicalForm = "portvakt-request-1"
+
+// appendCanonical appends the one byte form of the request, from which
+// docs/audit.md lets others compute its hash. No part of it can hold a newline.
+func (r request) appendCanonical(dst []byte) []byte {
+	scheme := "https"
+	if r.upgrade != "" {
+		scheme = "wss" // RFC 6455, section 3
+	}
+	for _, part := range [...]string{canonicalForm, "\n", r.app, "\n", r.method, "\n", scheme, "://", r.host, ":443", r.target.escaped} {
+		dst = append(dst, part...)
+	}
+	if r.target.query != "" {
+		dst = append(dst, '?')
+		dst = append(dst, r.target.query...)
+	}
+	return append(dst, '\n')
+}
+
+// hash is the SHA-256 of the canonical form, in hex; empty for what could not
+// be read in one way only.
+func (r request) hash() string {
+	if r.target.escaped == "" {
+		return ""
+	}
+	var room [512]byte
+	sum := sha256.Sum256(r.appendCanonical(room[:0]))
+	var text [2 * sha256.Size]byte
+	hex.Encode(text[:], sum[:])
+	return string(text[:])
 }
 
 func (r request) policy() *policy.Request {
@@ -45,7 +81,7 @@ var methods = []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS
 // examine reads a request strictly. It returns what it could read even when it
 // refuses, for the record.
 func examine(r *http.Request, app *policy.App) (request, *rejection) {
-	req := request{method: printable(r.Method), host: printable(r.Host), target: target{path: printable(r.RequestURI)}}
+	req := request{app: app.Name, method: printable(r.Method), host: printable(r.Host), target: target{path: printable(r.RequestURI)}}
 	if !slices.Contains(methods, r.Method) {
 		rej := badRequest(http.StatusMethodNotAllowed, "method", r.Method, strings.Join(methods, ", "))
 		return req, rej
@@ -77,14 +113,15 @@ func examine(r *http.Request, app *policy.App) (request, *rejection) {
 		}
 	}
 	req.host = host
-	t, err := canonical(uri)
+	t, err := canonical(uri, keptOf(app))
 	if err != nil {
 		return req, badRequest(http.StatusBadRequest, "request target", err.Error(), "a target that can be read in one way only")
 	}
-	req.target = t
+	req.target.path = t.path
 	if req.upgrade, rej = examineUpgrade(r, app); rej != nil {
 		return req, rej
 	}
+	req.target = t
 	return req, nil
 }
 

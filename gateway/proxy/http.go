@@ -80,11 +80,11 @@ func (p *Proxy) serveHTTP(w http.ResponseWriter, r *http.Request) {
 		rej = crossSite(r, req, &app)
 	}
 	if rej != nil {
-		d := p.cfg.Session.Reject(session.Rejection{Peer: c.peer, App: app, Decision: rej.decision, Method: req.method, Host: req.host, Path: req.target.path})
+		d := p.cfg.Session.Reject(session.Rejection{Peer: c.peer, App: app, Decision: rej.decision, Method: req.method, Host: req.host, Path: req.target.path, RequestHash: req.hash()})
 		p.refuse(w, r, rej.status, &app, d, rej.close)
 		return
 	}
-	flow, err := p.cfg.Session.Begin(session.Begin{Peer: c.peer, App: app, Action: policy.ActionRequest, Port: c.local.Port()})
+	flow, err := p.cfg.Session.Begin(session.Begin{Peer: c.peer, App: app, Action: policy.ActionRequest, Port: c.local.Port(), RequestHash: req.hash()})
 	if err != nil {
 		var refused *session.Refused
 		if !errors.As(err, &refused) {
@@ -205,7 +205,7 @@ func (p *Proxy) redirect(w http.ResponseWriter, r *http.Request) {
 		rej = badRequest(http.StatusBadRequest, "upgrade", "websocket over plain http", "wss://")
 	}
 	if rej != nil {
-		d := p.cfg.Session.Reject(session.Rejection{Peer: c.peer, App: app, Decision: rej.decision, Method: req.method, Host: req.host, Path: req.target.path})
+		d := p.cfg.Session.Reject(session.Rejection{Peer: c.peer, App: app, Decision: rej.decision, Method: req.method, Host: req.host, Path: req.target.path, RequestHash: req.hash()})
 		p.refuse(w, r, rej.status, &app, d, rej.close)
 		return
 	}

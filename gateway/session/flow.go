@@ -23,6 +23,8 @@ type Begin struct {
 	App    policy.App
 	Action policy.Action // ActionRequest or ActionFlow
 	Port   uint16        // on the app's virtual address
+	// RequestHash names the HTTP request in the records; empty for flows.
+	RequestHash string
 }
 
 // Result is how a Flow ended.
@@ -264,7 +266,7 @@ func (f *Flow) openKind(req *policy.Request) audit.Kind {
 }
 
 func (f *Flow) record(on *basis, dec policy.Decision, kind audit.Kind) *audit.Record {
-	r := &audit.Record{Kind: kind, Device: f.d.record.ID, Flow: f.id, App: f.begin.App.Name}
+	r := &audit.Record{Kind: kind, Device: f.d.record.ID, Flow: f.id, App: f.begin.App.Name, RequestHash: f.begin.RequestHash}
 	r.SetDecision(dec)
 	if on != nil {
 		factsOf(on.facts).note(r)
@@ -464,6 +466,7 @@ type Rejection struct {
 	App                policy.App
 	Decision           policy.Decision
 	Method, Host, Path string
+	RequestHash        string // empty when it could not be read in one way
 }
 
 // Reject records a refusal that needed no policy, and returns its Decision with
@@ -471,7 +474,7 @@ type Rejection struct {
 func (m *Manager) Reject(r Rejection) policy.Decision {
 	dec := r.Decision
 	dec.ID, dec.App, dec.Time = newID("d-"), r.App.Name, m.cfg.Now()
-	rec := audit.Record{Kind: audit.KindDecision, App: r.App.Name, Method: r.Method, Host: r.Host, Path: r.Path}
+	rec := audit.Record{Kind: audit.KindDecision, App: r.App.Name, Method: r.Method, Host: r.Host, Path: r.Path, RequestHash: r.RequestHash}
 	rec.SetDecision(dec)
 	m.mu.RLock()
 	d := m.inner[r.Peer.Addr().Unmap()]

@@ -84,6 +84,7 @@ func CEF(to []byte, node string, _ []byte, r *audit.Record) ([]byte, error) {
 	put("dhost", r.Host)
 	put("requestMethod", r.Method)
 	put("request", r.Path)
+	put("PortvaktRequestHash", r.RequestHash)
 	put("in", number(r.BytesIn))
 	put("out", number(r.BytesOut))
 	label("cs1", "decision", r.Decision)

@@ -101,6 +101,7 @@ var columns = []struct {
 	{"method", func(r *audit.Record) string { return r.Method }},
 	{"host", func(r *audit.Record) string { return r.Host }},
 	{"path", func(r *audit.Record) string { return r.Path }},
+	{"request_hash", func(r *audit.Record) string { return r.RequestHash }},
 	{"fact", func(r *audit.Record) string {
 		if r.Fact == nil {
 			return ""

@@ -157,7 +157,7 @@ func OCSF(to []byte, node string, _ []byte, r *audit.Record) ([]byte, error) {
 		e["http_request"] = object{"http_method": r.Method, "url": object{"hostname": r.Host, "path": r.Path}}
 	}
 	set("http_response", object{"code": r.Status}, r.Status != 0)
-	rest := pairs("decision", r.Decision, "session", r.Session, "flow", r.Flow, "remedy", r.Remedy)
+	rest := pairs("decision", r.Decision, "session", r.Session, "flow", r.Flow, "remedy", r.Remedy, "request_hash", r.RequestHash)
 	if r.Fact != nil {
 		rest["fact"] = r.Fact
 	}
