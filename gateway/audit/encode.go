@@ -159,7 +159,7 @@ func appendInput(dst []byte, r *Record) ([]byte, error) {
 		if !json.Valid(in) {
 			return dst, errors.New("its input is not JSON")
 		}
-		return fmt.Appendf(dst, `{"cut":{"bytes":%d,"sha256":"%x"}}`, len(in), sha256.Sum256(in)), nil
+		return append(dst, cutInput(in)...), nil
 	}
 	if !r.InputCompact {
 		var b bytes.Buffer
@@ -169,6 +169,11 @@ func appendInput(dst []byte, r *Record) ([]byte, error) {
 		in = bytes.ToValidUTF8(b.Bytes(), []byte("\uFFFD"))
 	}
 	return append(dst, escape(in)...), nil
+}
+
+// cutInput stands for an Input that is not kept.
+func cutInput(in []byte) []byte {
+	return fmt.Appendf(nil, `{"cut":{"bytes":%d,"sha256":"%x"}}`, len(in), sha256.Sum256(in))
 }
 
 // appendLine appends record number seq to dst.

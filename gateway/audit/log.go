@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"os"
 	"strconv"
 	"sync"
@@ -70,41 +69,12 @@ type Log struct {
 	queue queue
 	wake  chan struct{} // capacity 1: there is something for Run
 
+	// fmu guards folders: who has folds to write. Held for moments only.
+	fmu     sync.Mutex
+	folders map[*Refusals]struct{}
+
 	appended atomic.Uint64
 	lost     atomic.Uint64
-}
-
-// Note records r without ever waiting for the disk. Run or the next Append
-// writes it; r.Time is the moment of the call. When the queue is full, because
-// the log cannot be written, the record is lost and counted.
-func (l *Log) Note(r Record) {
-	r.Time = l.now().UTC().Round(0)
-	body, err := encode(&r)
-	if err != nil {
-		// The fact that it happened matters more than the part that cannot be
-		// written.
-		l.log.Error("noting an audit record", "err", err)
-		d := map[string]string{}
-		maps.Copy(d, r.Detail)
-		d["error"] = err.Error()
-		r.Input, r.Detail = nil, d
-		if r.Kind == "" {
-			r.Kind = KindAdmin
-		}
-		if body, err = encode(&r); err != nil {
-			body = nil
-		}
-	}
-	l.qmu.Lock()
-	if body == nil || !l.queue.push(body) {
-		l.queue.lose(r.Kind, r.Time)
-		l.lost.Add(1)
-	}
-	l.qmu.Unlock()
-	select {
-	case l.wake <- struct{}{}:
-	default:
-	}
 }
 
 // Run writes noted records as they come and syncs the file within 100 ms of a
@@ -122,7 +92,7 @@ func (l *Log) Run(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
-			l.drain()
+			l.finish()
 			return l.fsync()
 		case <-l.wake:
 			if !gathering {
@@ -135,6 +105,7 @@ func (l *Log) Run(ctx context.Context) error {
 		case <-place.C:
 			l.checkPlace()
 		case <-tick.C:
+			l.writeFolds(false)
 			l.drain()
 			if err := l.fsync(); err != nil {
 				return err
@@ -173,7 +144,7 @@ func (l *Log) Path() string { return l.path }
 // Close writes what is queued, syncs and closes the file. Run must have
 // returned. Its error says what could not be kept.
 func (l *Log) Close() error {
-	l.drain()
+	l.finish()
 	err := l.fsync()
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -184,10 +155,29 @@ func (l *Log) Close() error {
 	if n := l.Pending(); n > 0 {
 		err = errors.Join(err, fmt.Errorf("closing the audit log: %d records could not be written: %w", n, l.down))
 	}
+	l.fmu.Lock()
+	sources := len(l.folders)
+	l.fmu.Unlock()
+	if sources > 0 {
+		err = errors.Join(err, fmt.Errorf("closing the audit log: refusals of %d sources were counted and could not be written: %w", sources, l.down))
+	}
 	if cerr := l.f.Close(); cerr != nil { // gives the lock back too
 		err = errors.Join(err, fmt.Errorf("closing the audit log: %w", cerr))
 	}
 	return err
+}
+
+// finish writes what is queued and folded. The queue may be too short for all
+// folds at once; it ends when nothing more can be written.
+func (l *Log) finish() {
+	for none := false; !none; {
+		none = l.writeFolds(true)
+		before := l.Appended()
+		l.drain()
+		if l.Appended() == before {
+			return
+		}
+	}
 }
 
 func (l *Log) drain() {

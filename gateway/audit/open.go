@@ -39,7 +39,7 @@ type Options struct {
 func Open(opt Options) (*Log, error) {
 	l := &Log{
 		path: filepath.Join(opt.Dir, FileName), now: opt.Now, log: opt.Log,
-		wake: make(chan struct{}, 1),
+		wake: make(chan struct{}, 1), folders: map[*Refusals]struct{}{},
 	}
 	if l.now == nil {
 		l.now = time.Now

@@ -5,7 +5,9 @@
 // Two promises shape it. What grants needs its record first: [Log.Append]
 // returns after the line was handed to the kernel, and its error means that
 // the act must not happen. What takes away never waits: [Log.Note] queues the
-// record, never blocks, and counts what it could not keep.
+// record, never blocks, and counts what it could not keep; [Log.NoteEnd] keeps
+// the end of what has a record of its beginning, and [Refusals] keep or count
+// exactly what was refused.
 package audit
 
 import (
@@ -53,6 +55,7 @@ const (
 	KindStop           Kind = "stop"            // the gateway stopped in order
 
 	// The log writes these about itself.
+	KindFolded    Kind = "folded"    // refusals of one form that have no record each
 	KindLost      Kind = "lost"      // noted records that could not be kept
 	KindRecovered Kind = "recovered" // the log was unwritable for a time
 	KindTorn      Kind = "torn"      // an unfinished line was moved aside at open

@@ -93,6 +93,6 @@ func (m *Manager) noteExpired(s *store.Session, now time.Time) {
 	}
 	r := audit.Record{Kind: audit.KindSessionEnd, Device: s.DeviceID, Reason: store.EndExpired, Outcome: store.EndExpired}
 	noteSession(&r, s)
-	m.cfg.Audit.Note(r)
+	m.cfg.Audit.NoteEnd(r)
 	m.books.sessionExpired(store.End{SessionID: s.ID, Reason: store.EndExpired, By: "gateway", At: now})
 }

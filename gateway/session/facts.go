@@ -345,7 +345,7 @@ func (m *Manager) noteSuperseded(s *store.Session) {
 	}
 	r := audit.Record{Kind: audit.KindSessionEnd, Device: s.DeviceID, Reason: store.EndSuperseded, Outcome: store.EndSuperseded}
 	noteSession(&r, s)
-	m.cfg.Audit.Note(r)
+	m.cfg.Audit.NoteEnd(r)
 }
 
 // ErrSessionOver is returned for a Session that has ended already.
@@ -382,7 +382,7 @@ func (m *Manager) EndSession(ctx context.Context, e store.End, reason policy.Rea
 	if err != nil {
 		r.Detail = map[string]string{"stored": "no: " + err.Error()}
 	}
-	m.cfg.Audit.Note(r)
+	m.cfg.Audit.NoteEnd(r)
 	if err != nil {
 		return fmt.Errorf("storing the end of the session: %w", err)
 	}

@@ -234,7 +234,7 @@ func (f *Flow) Authorize(ctx context.Context, req *policy.Request) (policy.Decis
 	dec := policy.NewDecision(policy.ReasonPolicyError, &policy.Fact{Name: "facts", Value: "changing", Wanted: "settled"})
 	dec.ID, dec.App, dec.Time = newID("d-"), f.begin.App.Name, f.m.cfg.Now()
 	f.m.refused.Add(1)
-	f.m.cfg.Audit.Note(*f.record(nil, dec, f.openKind(req)))
+	f.d.refusals.Note(*f.record(nil, dec, f.openKind(req)))
 	return dec, nil
 }
 
@@ -421,7 +421,7 @@ func (f *Flow) noteCut(on *basis, dec policy.Decision, facts Facts, req *policy.
 		r.Method, r.Host, r.Path = req.Method, req.Host, req.Path
 	}
 	r.DurationMS = f.m.cfg.Now().Sub(f.opened).Milliseconds()
-	f.m.cfg.Audit.Note(*r)
+	f.m.cfg.Audit.NoteEnd(*r)
 }
 
 // End takes the Flow out of the registry. It is called exactly once, whatever
@@ -456,7 +456,7 @@ func (f *Flow) End(res Result) {
 		DurationMS: f.m.cfg.Now().Sub(f.opened).Milliseconds(),
 	}
 	facts.note(&r)
-	f.m.cfg.Audit.Note(r)
+	f.m.cfg.Audit.NoteEnd(r)
 }
 
 // Rejection is a request refused before policy was asked: it named another

@@ -3,7 +3,9 @@ package session_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -285,6 +287,58 @@ func TestLockdownWithoutLogOrStore(t *testing.T) {
 	recs := other.records(audit.KindLockdown)
 	if len(recs) != 3 || recs[0].Detail["stored"] == "" || recs[2].Outcome != "not_off" {
 		t.Errorf("the records: %+v", recs)
+	}
+}
+
+// The log cannot be written while five thousand flows are cut, more than its
+// queue keeps of anything else: every cut and every end is recorded once.
+func TestNoCutOfAMassGoesUnrecorded(t *testing.T) {
+	g := newGateway(t)
+	var flows []*session.Flow
+	for i := range 100 {
+		l := g.ready(fmt.Sprintf("laptop-%d", i))
+		for range 50 {
+			flows = append(flows, g.open(l, "desk"))
+		}
+	}
+	away := g.audit.Path() + ".away"
+	if err := os.Rename(g.audit.Path(), away); err != nil {
+		t.Fatal(err)
+	}
+	healthy := func(want bool) {
+		t.Helper()
+		for deadline := time.Now().Add(10 * time.Second); (g.audit.Healthy() == nil) != want; {
+			if time.Now().After(deadline) {
+				t.Fatalf("the log: %v", g.audit.Healthy())
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+	}
+	healthy(false)
+	_, cuts, err := g.m.Lockdown(t.Context(), store.Lockdown{Scope: store.ScopeAll, By: "os:0:root", At: time.Unix(0, g.now.Load())})
+	if err != nil || cuts != len(flows) {
+		t.Errorf("%d cuts, %v", cuts, err)
+	}
+	for _, f := range flows {
+		f.End(session.Result{Outcome: "cut"})
+	}
+	if g.audit.Lost() != 0 || g.audit.Pending() < 2*len(flows) {
+		t.Errorf("%d records wait, %d are lost", g.audit.Pending(), g.audit.Lost())
+	}
+	if err := os.Rename(away, g.audit.Path()); err != nil {
+		t.Fatal(err)
+	}
+	healthy(true)
+	for kind, recs := range map[audit.Kind][]audit.Record{
+		audit.KindFlowCut: g.records(audit.KindFlowCut), audit.KindFlowClose: g.records(audit.KindFlowClose),
+	} {
+		seen := map[string]bool{}
+		for _, r := range recs {
+			seen[r.Flow] = true
+		}
+		if len(recs) != len(flows) || len(seen) != len(flows) {
+			t.Errorf("%d records of kind %s of %d flows, %d were open", len(recs), kind, len(seen), len(flows))
+		}
 	}
 }
 

@@ -15,7 +15,7 @@ func hidden(r rune) bool {
 
 // severity of CEF, 0 to 10: what somebody should look at is above 5.
 func severity(r *audit.Record) int {
-	switch r.Kind {
+	switch kindOf(r) {
 	case audit.KindLost, audit.KindTorn, audit.KindRecovered:
 		return 9
 	case audit.KindLockdown, audit.KindBreakGlass:
@@ -65,6 +65,11 @@ func CEF(to []byte, node string, _ []byte, r *audit.Record) ([]byte, error) {
 		}
 	}
 	put("rt", strconv.FormatInt(r.Time.UnixMilli(), 10))
+	if first, last, ok := span(r); ok {
+		put("cnt", r.Detail["count"])
+		put("start", strconv.FormatInt(first, 10))
+		put("end", strconv.FormatInt(last, 10))
+	}
 	put("dvchost", node)
 	put("externalId", strconv.FormatUint(r.Seq, 10))
 	if r.Allow != nil {

@@ -118,6 +118,27 @@ var columns = []struct {
 	{"bytes_out", func(r *audit.Record) string { return number(r.BytesOut) }},
 	{"duration_ms", func(r *audit.Record) string { return number(r.DurationMS) }},
 	{"message", func(r *audit.Record) string { return r.Message }},
+	{"count", func(r *audit.Record) string {
+		if r.Kind != audit.KindFolded {
+			return ""
+		}
+		return r.Detail["count"]
+	}},
+}
+
+// kindOf is what a record is about: of a folded one, what was folded.
+func kindOf(r *audit.Record) audit.Kind {
+	if r.Kind == audit.KindFolded {
+		return audit.Kind(r.Detail["kind"])
+	}
+	return r.Kind
+}
+
+// span is when the first and the last of a folded record came, in milliseconds.
+func span(r *audit.Record) (first, last int64, ok bool) {
+	from, err1 := time.Parse(time.RFC3339Nano, r.Detail["first"])
+	to, err2 := time.Parse(time.RFC3339Nano, r.Detail["last"])
+	return from.UnixMilli(), to.UnixMilli(), r.Kind == audit.KindFolded && err1 == nil && err2 == nil
 }
 
 func number(n int64) string {

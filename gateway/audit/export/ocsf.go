@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"strings"
 	"unicode/utf16"
 	"unicode/utf8"
@@ -43,7 +44,7 @@ func classOf(r *audit.Record) class {
 	auth := func(a int) class { return class{3002, a, "Authentication"} }
 	entity := func(a int) class { return class{3004, a, "Entity Management"} }
 	app := func(a int) class { return class{6002, a, "Application Lifecycle"} }
-	switch r.Kind {
+	switch kindOf(r) {
 	case audit.KindDecision:
 		a, ok := httpMethods[r.Method]
 		if !ok {
@@ -99,7 +100,7 @@ func classOf(r *audit.Record) class {
 
 // failed are the kinds that say that something did not succeed.
 func failed(r *audit.Record) bool {
-	return strings.HasSuffix(string(r.Kind), "_refused") || r.Kind == audit.KindUpstreamError || r.Allow != nil && !*r.Allow
+	return strings.HasSuffix(string(kindOf(r)), "_refused") || r.Kind == audit.KindUpstreamError || r.Allow != nil && !*r.Allow
 }
 
 type object = map[string]any
@@ -136,6 +137,10 @@ func OCSF(to []byte, node string, _ []byte, r *audit.Record) ([]byte, error) {
 			action = 2
 		}
 		e["action_id"] = action
+	}
+	if first, last, ok := span(r); ok {
+		count, _ := strconv.ParseUint(r.Detail["count"], 10, 64) // the log wrote it
+		e["count"], e["start_time"], e["end_time"] = count, first, last
 	}
 	if user := person(r); user != nil {
 		e["actor"] = object{"user": user}
