@@ -58,7 +58,9 @@ const (
 	nameDir = "/etc/netns"
 	// sockets is where wireguard-go listens for its configuration.
 	sockets = "/var/run/wireguard"
-	grace   = 5 * time.Second
+	// grace is how long a process may take to end by itself: above what a
+	// gateway drains for, which a voice flow, having no end, uses up.
+	grace = 10 * time.Second
 )
 
 // Lab is the network with what runs in it.
