@@ -34,6 +34,13 @@ const (
 	DSCPOff  = "off"
 )
 
+// Durability of an App: what of an allowing record is certain before its
+// upstream is asked.
+const (
+	DurabilityKill   = "kill"   // it survives the gateway's death
+	DurabilityStrict = "strict" // it survives the machine's
+)
+
 // App is one protected upstream, as a file of the catalogue names it. Every
 // App of a Revision is valid and has its defaults filled in; do not change it.
 type App struct {
@@ -60,6 +67,9 @@ type App struct {
 	// DSCP of a udp app is auto or off: whether packets of what looks like a
 	// call are marked as voice. It is empty for other protocols.
 	DSCP string `json:"dscp"`
+	// Durability is kill or strict: whether the record of what is allowed is
+	// only with the kernel or on the disk before the upstream is asked.
+	Durability string `json:"durability"`
 	// WebSocket says whether HTTP requests may upgrade to a WebSocket.
 	WebSocket bool `json:"websocket"`
 	// Origins are allowed besides the https origins of Hosts.

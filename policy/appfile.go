@@ -27,7 +27,7 @@ const gatewayHost = "gateway.portvakt.internal"
 var (
 	appKeys = []string{
 		"name", "title", "protocol", "hosts", "upstream", "upstream_ca_file", "ports", "allow",
-		"visibility", "dscp", "websocket", "origins", "cross_site",
+		"visibility", "dscp", "durability", "websocket", "origins", "cross_site",
 		"encoded_slash", "path_parameters", "access",
 	}
 	ruleKeys = []string{
@@ -93,6 +93,10 @@ func (f *yamlFile) appWords(app *App, fields map[string]field, body ast.Node) {
 	}
 	if fd, ok := fields["visibility"]; ok {
 		app.Visibility = f.checked(fd, oneOf(VisibilityExplain, VisibilityHidden))
+	}
+	app.Durability = DurabilityKill
+	if fd, ok := fields["durability"]; ok {
+		app.Durability = f.checked(fd, oneOf(DurabilityKill, DurabilityStrict))
 	}
 }
 

@@ -91,6 +91,13 @@ func TestLoadFills(t *testing.T) {
 	if quiet.DSCP != policy.DSCPOff { // and not YAML 1.1's false
 		t.Errorf("dscp: off is %q", quiet.DSCP)
 	}
+	if crm.Durability != policy.DurabilityKill || desk.Durability != policy.DurabilityKill {
+		t.Errorf("durability: %q %q", crm.Durability, desk.Durability)
+	}
+	bank := load(t, map[string]string{"a.yml": "name: bank\nprotocol: tcp\nupstream: bank.example.com:1\nports: [1]\ndurability: strict\n"}).Apps()[0]
+	if bank.Durability != policy.DurabilityStrict {
+		t.Errorf("durability: strict is %q", bank.Durability)
+	}
 	if desk.Allow[0] != netip.MustParsePrefix("127.0.0.1/32") {
 		t.Error(desk.Allow)
 	}

@@ -231,7 +231,7 @@ func (s *Server) apps(w http.ResponseWriter, _ *http.Request) {
 			addrs := s.cfg.Sessions.AppAddresses(a.Name)
 			app := App{
 				Name: a.Name, Title: a.Title, Protocol: a.Protocol, Hosts: a.Hosts, Ports: session.PortsOf(a),
-				Addresses: []string{addrs[0].String(), addrs[1].String()}, Upstream: a.Upstream, Visibility: a.Visibility,
+				Addresses: []string{addrs[0].String(), addrs[1].String()}, Upstream: a.Upstream, Visibility: a.Visibility, Durability: a.Durability,
 			}
 			if app.Hosts == nil {
 				app.Hosts = []string{}

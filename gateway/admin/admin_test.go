@@ -452,7 +452,7 @@ func TestBundle(t *testing.T) {
 func TestApps(t *testing.T) {
 	g := newGateway(t)
 	apps, err := g.Apps(t.Context())
-	if err != nil || len(apps.Items) != 1 || apps.Items[0].Name != "crm" || len(apps.Items[0].Addresses) != 2 || apps.Items[0].Visibility != "explain" {
+	if err != nil || len(apps.Items) != 1 || apps.Items[0].Name != "crm" || len(apps.Items[0].Addresses) != 2 || apps.Items[0].Visibility != "explain" || apps.Items[0].Durability != "kill" {
 		t.Errorf("apps: %+v %v", apps, err)
 	}
 }

@@ -71,6 +71,7 @@ type App struct {
 	Addresses  []string `json:"addresses"`
 	Upstream   string   `json:"upstream"`
 	Visibility string   `json:"visibility"`
+	Durability string   `json:"durability"`
 }
 
 // Revoke ends a device or a session.

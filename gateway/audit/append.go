@@ -39,6 +39,17 @@ func (l *Log) Append(r *Record) error {
 	return nil
 }
 
+// AppendDurable is Append that returns nil only when the line is on the disk:
+// it survives the death of the machine. Those that wait at the same time share
+// an fsync. An error may leave the record in the log; what it would have
+// granted must not happen all the same.
+func (l *Log) AppendDurable(r *Record) error {
+	if err := l.Append(r); err != nil {
+		return err
+	}
+	return l.syncTo(r.Seq)
+}
+
 // appending is an Append on its way. body is its own; seq and err are set
 // before it is told.
 type appending struct {

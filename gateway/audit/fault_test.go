@@ -261,6 +261,65 @@ func TestFailedSyncIsFatal(t *testing.T) {
 	}
 }
 
+// Each durable record is covered by a sync that began after it was written, and
+// those that come together share one.
+func TestDurableRecordsShareASync(t *testing.T) {
+	l := openFault(t)
+	const connections, each = 32, 8
+	var begun, ended atomic.Uint64 // Seq of the last record written before the sync that began, ended, last
+	syncs := 0
+	write := l.write
+	written := atomic.Uint64{}
+	l.write = func(b []byte) (int, error) {
+		n, err := write(b)
+		written.Add(uint64(strings.Count(string(b[:n]), "\n")))
+		return n, err
+	}
+	l.sync = func() error {
+		syncs++
+		begun.Store(written.Load())
+		time.Sleep(time.Millisecond)
+		ended.Store(begun.Load())
+		return nil
+	}
+	var wg sync.WaitGroup
+	for range connections {
+		wg.Go(func() {
+			for range each {
+				r := Record{Kind: KindDecision}
+				if err := l.AppendDurable(&r); err != nil || ended.Load() < r.Seq {
+					t.Errorf("record %d is back, synced are %d, %v", r.Seq, ended.Load(), err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if syncs > connections*each/4 {
+		t.Errorf("%d syncs for %d records", syncs, connections*each)
+	}
+	before := syncs
+	if err := l.Append(&Record{Kind: KindDecision}); err != nil || syncs != before {
+		t.Errorf("an ordinary record waited for the disk, %v", err)
+	}
+}
+
+func TestADurableRecordThatIsNotSyncedIsRefused(t *testing.T) {
+	l := openFault(t)
+	l.sync = func() error { return syscall.EIO }
+	if err := l.AppendDurable(&Record{Kind: KindDecision}); !errors.Is(err, syscall.EIO) {
+		t.Errorf("%v", err)
+	}
+	l.sync = func() error { return nil } // as the kernel would say when it is asked again
+	for _, record := range []func(*Record) error{l.Append, l.AppendDurable} {
+		if err := record(&Record{Kind: KindDecision}); !errors.Is(err, syscall.EIO) {
+			t.Errorf("after it: %v", err)
+		}
+	}
+	if err := l.Run(t.Context()); !errors.Is(err, syscall.EIO) || !strings.Contains(err.Error(), "the gateway stops: check the disk") {
+		t.Errorf("Run ends with %v", err)
+	}
+}
+
 func TestSyncOnlyWhatWasWritten(t *testing.T) {
 	l := openFault(t)
 	syncs := 0

@@ -37,16 +37,17 @@ type Log struct {
 	truncate func(int64) error
 	sync     func() error
 
-	// syncing is held while f.Sync runs, so that Close does not close under
-	// it. Taken before mu.
-	syncing sync.Mutex
+	// smu guards synced and syncing. mu may be taken with it held.
+	smu     sync.Mutex
+	synced  uint64     // the last record that is known to be on the disk
+	syncing bool       // a sync is under way; Close does not close under it
+	done    *sync.Cond // of smu: a sync has ended
 
 	// mu is held while anything is written; it guards what follows.
 	mu     sync.Mutex
 	seq    uint64 // of the last record in the file
 	size   int64  // of the file, up to and with the last whole record
 	torn   bool   // bytes of a failed write may stand behind size
-	dirty  bool   // written since the last sync
 	closed bool
 	fatal  error // a failed fsync; for ever
 	away   error // the file is not where it was
@@ -146,6 +147,11 @@ func (l *Log) Path() string { return l.path }
 func (l *Log) Close() error {
 	l.finish()
 	err := l.fsync()
+	l.smu.Lock()
+	defer l.smu.Unlock()
+	for l.syncing {
+		l.done.Wait()
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed {
@@ -303,7 +309,6 @@ func (l *Log) commit(bodies [][]byte) (int, error) {
 	if whole > 0 {
 		l.seq += uint64(whole)
 		l.size += int64(ends[whole-1])
-		l.dirty = true
 		l.appended.Add(uint64(whole))
 	}
 	if whole == len(bodies) {
@@ -341,24 +346,60 @@ func (l *Log) failed(err error) error {
 
 // fsync syncs what was written since the last time.
 func (l *Log) fsync() error {
-	l.syncing.Lock()
-	defer l.syncing.Unlock()
 	l.mu.Lock()
-	dirty, fatal := l.dirty, l.fatal
-	l.dirty = false
-	closed := l.closed
+	seq, fatal, closed := l.seq, l.fatal, l.closed
 	l.mu.Unlock()
-	if fatal != nil || closed || !dirty {
+	if closed {
 		return fatal
 	}
+	return l.syncTo(seq)
+}
+
+// syncTo returns nil when record seq is on the disk. Whoever finds no sync
+// under way makes one, for all that has been written; the others wait for one
+// that began late enough.
+func (l *Log) syncTo(seq uint64) error {
+	l.smu.Lock()
+	defer l.smu.Unlock()
+	for l.synced < seq {
+		if l.syncing {
+			l.done.Wait()
+			continue
+		}
+		l.syncing = true
+		l.smu.Unlock()
+		written, err := l.syncWritten()
+		l.smu.Lock()
+		l.syncing = false
+		l.done.Broadcast()
+		if err != nil {
+			return err
+		}
+		l.synced = written
+	}
+	return nil
+}
+
+// syncWritten syncs the file and returns the last record that it is sure of.
+// One goroutine runs it at a time.
+func (l *Log) syncWritten() (uint64, error) {
+	l.mu.Lock()
+	seq, fatal, closed := l.seq, l.fatal, l.closed
+	l.mu.Unlock()
+	switch {
+	case fatal != nil:
+		return 0, fatal // asked again, the kernel may wrongly say yes
+	case closed:
+		return 0, errClosed
+	}
 	if err := l.sync(); err != nil {
-		err = fmt.Errorf("syncing the audit log: %w", err)
+		err = fmt.Errorf("syncing the audit log %s: %w; what of its last records is on the disk is not known, so nothing more is granted and the gateway stops: check the disk before it is started again", l.path, err)
 		l.mu.Lock()
 		l.fatal = err
 		l.mu.Unlock()
-		return err
+		return 0, err
 	}
-	return nil
+	return seq, nil
 }
 
 // checkPlace sees whether the file under the log's name is still the one that

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -41,6 +42,7 @@ func Open(opt Options) (*Log, error) {
 		path: filepath.Join(opt.Dir, FileName), now: opt.Now, log: opt.Log,
 		wake: make(chan struct{}, 1), folders: map[*Refusals]struct{}{},
 	}
+	l.done = sync.NewCond(&l.smu)
 	if l.now == nil {
 		l.now = time.Now
 	}
@@ -111,7 +113,7 @@ func (l *Log) resume(dir string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", l.path, err)
 	}
-	l.seq, l.size = last, end
+	l.seq, l.size, l.synced = last, end, last
 	if len(tail) == 0 {
 		return syncDir(dir)
 	}

@@ -210,7 +210,7 @@ func (f *Flow) Authorize(ctx context.Context, req *policy.Request) (policy.Decis
 			f.d.refusals.Note(*f.record(on, dec, f.openKind(req)))
 			return dec, nil
 		}
-		if err := f.m.cfg.Audit.Append(f.record(on, dec, f.openKind(req))); err != nil {
+		if err := f.keep(f.record(on, dec, f.openKind(req))); err != nil {
 			f.m.log.Error("recording a decision; refusing it", "flow", f.id, "app", f.begin.App.Name, "err", err)
 			f.m.refused.Add(1)
 			deny := policy.NewDecision(policy.ReasonAuditUnavailable, nil)
@@ -236,6 +236,14 @@ func (f *Flow) Authorize(ctx context.Context, req *policy.Request) (policy.Decis
 	f.m.refused.Add(1)
 	f.d.refusals.Note(*f.record(nil, dec, f.openKind(req)))
 	return dec, nil
+}
+
+// keep records what is about to be allowed, as durably as the app wants it.
+func (f *Flow) keep(r *audit.Record) error {
+	if f.begin.App.Durability == policy.DurabilityStrict {
+		return f.m.cfg.Audit.AppendDurable(r)
+	}
+	return f.m.cfg.Audit.Append(r)
 }
 
 // decide asks policy. There is no basis when the connection is over, which no
