@@ -99,11 +99,12 @@ func (g *gateway) metrics() *prometheus.Registry {
 	counter("cuts_total", "Open flows that were cut.", func() float64 { return float64(g.sessions.Counts().Cuts) })
 	reg.MustRegister(&causes{func() map[string]uint64 {
 		s := g.tunnel.Stats()
-		return map[string]uint64{"queue": s.Dropped, "malformed": s.Malformed, "not_for_stack": s.NotForStack}
-	}, prometheus.NewDesc("portvakt_overlay_dropped_total", "Packets that went no further at the tunnel's stack.", []string{"cause"}, nil)})
+		return map[string]uint64{"queue": s.Dropped, "malformed": s.Malformed, "not_for_stack": s.NotForStack, "reset_withheld": g.tunnel.Withheld()}
+	}, prometheus.NewDesc("portvakt_overlay_dropped_total", "Packets that went no further at the tunnel's stack, and resets a device is not sent any more.", []string{"cause"}, nil)})
 	reg.MustRegister(&causes{func() map[string]uint64 {
-		return map[string]uint64{"half_open": g.tunnel.Stats().Crowded, "device_flows": g.sessions.Counts().Crowded}
-	}, prometheus.NewDesc("portvakt_connections_refused_total", "Connections refused because their device had too many: that wait for a decision, or that are open.", []string{"cause"}, nil)})
+		s := g.tunnel.Stats()
+		return map[string]uint64{"half_open": s.Crowded, "given_up": s.Restless, "device_flows": g.sessions.Counts().Crowded}
+	}, prometheus.NewDesc("portvakt_connections_refused_total", "Connections refused because their device had too many: that wait for a decision, that it gave up itself, or that are open.", []string{"cause"}, nil)})
 	counter("audit_records_total", "Records appended to the decision log.", func() float64 { return float64(g.audit.Appended()) })
 	counter("audit_lost_total", "Records of refusals and cuts that could not be written.", func() float64 { return float64(g.audit.Lost()) })
 	gauge("audit_signed_records", "Records of the decision log that the latest checkpoint signs.", func() float64 { return float64(g.notary.Last().Size) })

@@ -73,6 +73,8 @@ type Limits struct {
 	ResponseHeaderBytes int64 // of an app; 256 KiB
 	Streams             int   // concurrent HTTP/2 streams of one connection; 250
 	Pending             int   // connections that are not decided yet; 1,024
+	DevicePending       int   // those of one device address; 64
+	Deciding            int   // of these, how many are being decided at a time; 4
 	DeviceConns         int   // open HTTP connections of one device; 256
 }
 
@@ -96,6 +98,8 @@ func (l *Limits) defaults() {
 	setDefault(&l.ResponseHeaderBytes, 256<<10)
 	setDefault(&l.Streams, 250)
 	setDefault(&l.Pending, 1024)
+	setDefault(&l.DevicePending, 64)
+	setDefault(&l.Deciding, 4)
 	setDefault(&l.DeviceConns, 256)
 }
 
@@ -110,14 +114,12 @@ type Proxy struct {
 
 	secure, plain *listener
 
-	// pending holds a token for everything that is not decided yet.
-	pending chan struct{}
-
-	// mu guards running, ctx and the start of work counted in wg, so that none
-	// begins after Run waits for it.
+	// mu guards running, ctx, turns and the start of work counted in wg, so that
+	// none begins after Run waits for it.
 	mu      sync.Mutex
 	running bool
 	ctx     context.Context
+	turns   turns
 	wg      sync.WaitGroup
 
 	conns conns
@@ -138,8 +140,8 @@ func New(cfg Config) (*Proxy, error) {
 	p := &Proxy{
 		cfg: cfg, log: cfg.Log,
 		secure: newListener(), plain: newListener(),
-		pending: make(chan struct{}, cfg.Limits.Pending),
-		conns:   conns{perDevice: cfg.Limits.DeviceConns, open: map[netip.Addr]map[*conn]struct{}{}},
+		turns: turns{limits: cfg.Limits, of: map[netip.Addr]*queue{}},
+		conns: conns{perDevice: cfg.Limits.DeviceConns, open: map[netip.Addr]map[*conn]struct{}{}},
 	}
 	p.upstreams = newUpstreams(cfg)
 	p.forward = p.newForward()
@@ -190,7 +192,11 @@ func (p *Proxy) Run(ctx context.Context) error {
 	}
 	p.mu.Lock()
 	p.running = false
+	waiting := p.turns.clear()
 	p.mu.Unlock()
+	for _, w := range waiting {
+		w.refuse()
+	}
 	drain, stop := context.WithTimeout(inner, p.cfg.Timeouts.Drain)
 	defer stop()
 	var down sync.WaitGroup
@@ -247,29 +253,6 @@ func (w debugWriter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// start runs fn in a goroutine of Run's, unless the Proxy is not running or
-// too much waits to be decided. fn calls decided once it no longer waits.
-func (p *Proxy) start(fn func(ctx context.Context, decided func())) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if !p.running {
-		return false
-	}
-	select {
-	case p.pending <- struct{}{}:
-	default:
-		p.dropped.Add(1)
-		return false
-	}
-	ctx := p.ctx
-	p.wg.Go(func() {
-		decided := sync.OnceFunc(func() { <-p.pending })
-		defer decided()
-		fn(ctx, decided)
-	})
-	return true
-}
-
 // counting makes Run wait for a handler, and lets none begin once it stops.
 func (p *Proxy) counting(h http.HandlerFunc) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -284,10 +267,6 @@ func (p *Proxy) counting(h http.HandlerFunc) http.Handler {
 		h(w, r)
 	})
 }
-
-// Dropped counts the connections that were refused because
-// Limits.Pending was reached.
-func (p *Proxy) Dropped() uint64 { return p.dropped.Load() }
 
 // Drop resets every connection a device has open. Flows that the session
 // manager cuts end by themselves; this ends idle connections too, the device's
@@ -312,7 +291,5 @@ func (p *Proxy) HandleTCP(in TCPInbound) {
 	if app.Protocol == "http" {
 		serve = p.acceptHTTP
 	}
-	if !p.start(func(ctx context.Context, decided func()) { serve(ctx, in, app, decided) }) {
-		in.Reset()
-	}
+	p.start(in.Peer().Addr().Unmap(), func(ctx context.Context, decided func()) { serve(ctx, in, app, decided) }, in.Reset)
 }

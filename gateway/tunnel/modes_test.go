@@ -65,6 +65,8 @@ var modeCases = []struct {
 	{"resets", caseResets},
 	{"keeps what was written before the end", caseLastWords},
 	{"half-open connections are bounded", caseFlood},
+	{"who gives up too often is refused", caseGivenUp},
+	{"resets are bounded", caseResetsAreBounded},
 	{"packets no stack must see", caseRefusedPackets},
 	{"stop resets what is open", caseStop},
 	{"device to device", caseHairpin},

@@ -44,11 +44,13 @@ type peer struct {
 
 	// suspect is set while the watcher is to look where the peer is.
 	suspect atomic.Bool
+	resets  resets
 }
 
 // registry finds registrations. Its mu is held for moments only, also on the
 // goroutines that carry packets.
 type registry struct {
+	made       time.Time // its monotonic reading counts
 	mu         sync.RWMutex
 	byKey      map[[32]byte]*registration
 	byAddress  map[netip.Addr]*registration     // inner
@@ -81,6 +83,7 @@ const (
 
 func newRegistry() *registry {
 	return &registry{
+		made:       time.Now(),
 		byKey:      make(map[[32]byte]*registration),
 		byAddress:  make(map[netip.Addr]*registration),
 		byEndpoint: make(map[netip.AddrPort]*registration),

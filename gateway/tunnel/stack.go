@@ -46,6 +46,7 @@ func (t *Tunnel) newStack() (stack, error) {
 			TCP:       func(r *overlay.TCPRequest) { t.cfg.TCP(r) },
 			Filter:    t.filter,
 			Source:    t.known.first,
+			Refuse:    t.refuse,
 		})
 	case TUN:
 		return t.newTUN()

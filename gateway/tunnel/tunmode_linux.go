@@ -1,7 +1,6 @@
 package tunnel
 
 import (
-	"github.com/portvakt/portvakt/gateway/segment"
 	"github.com/portvakt/portvakt/internal/hosttun"
 )
 
@@ -12,6 +11,6 @@ func (t *Tunnel) newTUN() (stack, error) {
 		TCP:       func(r *hosttun.TCPRequest) { t.cfg.TCP(r) },
 		Filter:    t.filter,
 		Source:    t.known.first,
-		Refuse:    segment.ResetFor,
+		Refuse:    t.refuse,
 	})
 }

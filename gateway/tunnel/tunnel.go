@@ -133,6 +133,7 @@ type Tunnel struct {
 	bind     *ingress
 	counters counters
 	stack    atomic.Pointer[stack] // nil before Run
+	withheld counter               // resets
 
 	// mu guards what follows and serialises changes of the device's peers. It
 	// is never taken on a goroutine that carries packets.
@@ -312,21 +313,6 @@ func (t *Tunnel) stop() error {
 	return err
 }
 
-// filter runs for every packet on its peer's receiving goroutine.
-func (t *Tunnel) filter(packet []byte) (overlay.Action, []byte) {
-	switch v, _ := t.cfg.Table.Filter(packet); v {
-	case segment.Pass:
-		if t.cfg.UDP != nil && t.cfg.UDP(packet) {
-			return overlay.Taken, nil
-		}
-		return overlay.Pass, nil
-	case segment.Reset:
-		return overlay.Drop, segment.ResetFor(packet)
-	default:
-		return overlay.Drop, nil
-	}
-}
-
 // AddPeer lets the holder of a key in. The same key again replaces its
 // preshared key and addresses. An inner address belongs to one key: a peer that
 // had one of these before is removed, as a device's new registration takes the
@@ -398,6 +384,10 @@ func (t *Tunnel) removeLocked(r *registration) {
 
 // Peers is the state of all registered keys, in no order.
 func (t *Tunnel) Peers() []PeerInfo { return t.known.infos() }
+
+// Withheld counts the resets that refused packets were not answered with, since
+// their device had been sent too many.
+func (t *Tunnel) Withheld() uint64 { return t.withheld.Load() }
 
 // Stats returns the stack's packet counters; zero unless Run runs.
 func (t *Tunnel) Stats() overlay.Stats {

@@ -3,6 +3,8 @@ package hosttun
 import (
 	"net/netip"
 	"testing"
+
+	"github.com/portvakt/portvakt/internal/halfopen"
 )
 
 // Both addresses of a device count together where the owner says so, and each
@@ -20,7 +22,7 @@ func TestHalfOpenLimitOfADevice(t *testing.T) {
 			o := passing(func(*TCPRequest) {}) // who asks waits
 			s := &Stack{opts: o}
 			s.dev = &device{stack: s}
-			s.pending.max, s.pending.source = 2, c.source
+			s.pending.table = halfopen.New(2, c.source)
 			defer s.pending.resetAll()
 			for port := range uint16(3) {
 				for _, a := range []netip.Addr{laptop, other} {

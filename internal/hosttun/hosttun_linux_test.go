@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 	wgdevice "golang.zx2c4.com/wireguard/device"
 
+	"github.com/portvakt/portvakt/internal/halfopen"
 	"github.com/portvakt/portvakt/internal/overlay"
 	"github.com/portvakt/portvakt/internal/transport"
 )
@@ -410,7 +411,7 @@ func FuzzAdmit(f *testing.F) {
 	f.Add([]byte{})
 	s := &Stack{opts: passing(nil)}
 	s.dev = &device{stack: s}
-	s.pending.max = 1
+	s.pending.table = halfopen.New(1, nil)
 	f.Fuzz(func(t *testing.T, p []byte) {
 		before := bytes.Clone(p)
 		pass := len(p) > 0 && s.dev.admit(p)

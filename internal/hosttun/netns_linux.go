@@ -12,6 +12,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 	wgtun "golang.zx2c4.com/wireguard/tun"
+
+	"github.com/portvakt/portvakt/internal/halfopen"
 )
 
 const (
@@ -27,8 +29,8 @@ const (
 	queueLength = 1000
 
 	// backlog bounds the connections the kernel completes per port before they
-	// are accepted. No more SYNs than maxRequests get as far as the kernel.
-	backlog = 2 * maxRequests
+	// are accepted. No more SYNs than halfopen.Total get as far as the kernel.
+	backlog = 2 * halfopen.Total
 )
 
 // namespace is a network namespace with a thread in it. The thread never

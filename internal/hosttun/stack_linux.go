@@ -11,6 +11,7 @@ import (
 
 	wgtun "golang.zx2c4.com/wireguard/tun"
 
+	"github.com/portvakt/portvakt/internal/halfopen"
 	"github.com/portvakt/portvakt/internal/overlay"
 )
 
@@ -30,11 +31,12 @@ type Options struct {
 	// Filter judges every packet that comes out of the tunnel, as
 	// [overlay.Options] say.
 	Filter func(packet []byte) (overlay.Action, []byte)
-	// Refuse returns the reset that answers a TCP packet, nil where none is
-	// due. It must not keep the packet.
+	// Refuse returns the reset that answers a TCP packet, nil for silence. It
+	// must not keep the packet.
 	Refuse func(packet []byte) []byte
 	// MaxHalfOpen is how many connections of one source may wait for a decision
-	// or for their handshake's end; more are refused with a reset. 0 means 64.
+	// or for their handshake's end; more are refused. 0 means
+	// halfopen.PerSource.
 	MaxHalfOpen int
 	// Source returns the address that a source address counts with, the same
 	// for all of one device. Without it each counts by itself.
@@ -58,8 +60,8 @@ type Stack struct {
 	closing sync.Once
 	closeEr error
 
-	refused atomic.Uint64
-	crowded atomic.Uint64
+	refused           atomic.Uint64
+	crowded, restless atomic.Uint64
 
 	notForStack atomic.Uint64 // of refused
 }
@@ -69,9 +71,6 @@ type Stack struct {
 func New(o Options) (*Stack, error) {
 	if o.MTU == 0 {
 		o.MTU = overlay.DefaultMTU
-	}
-	if o.MaxHalfOpen == 0 {
-		o.MaxHalfOpen = 64
 	}
 	if o.TCP == nil || o.Filter == nil || o.Refuse == nil {
 		return nil, errors.New("making the tunnel's namespace: TCP, Filter and Refuse are required")
@@ -84,7 +83,7 @@ func New(o Options) (*Stack, error) {
 		return nil, err
 	}
 	s := &Stack{opts: o, ns: ns, done: make(chan struct{})}
-	s.pending.max, s.pending.source = o.MaxHalfOpen, o.Source
+	s.pending.table = halfopen.New(o.MaxHalfOpen, o.Source)
 	var native wgtun.Device
 	err = ns.do(func() (err error) {
 		native, err = openTUN(o.Addresses, o.MTU)
@@ -112,7 +111,8 @@ func (s *Stack) Inject(packets [][]byte) (accepted int) { return s.dev.queue.pus
 // its own queue is not among them.
 func (s *Stack) Stats() overlay.Stats {
 	return overlay.Stats{
-		Dropped: s.dev.queue.dropped.Load(), Refused: s.refused.Load(), NotForStack: s.notForStack.Load(), Crowded: s.crowded.Load(),
+		Dropped: s.dev.queue.dropped.Load(), Refused: s.refused.Load(), NotForStack: s.notForStack.Load(),
+		Crowded: s.crowded.Load(), Restless: s.restless.Load(),
 	}
 }
 

@@ -13,13 +13,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/portvakt/portvakt/internal/halfopen"
 	"github.com/portvakt/portvakt/internal/overlay"
 )
 
 const (
-	// maxRequests bounds the half-open connections of all sources together.
-	maxRequests = 8192
-
 	// answerTimeout is when a request nobody answered is reset. A client's own
 	// patience with its SYN is shorter than that.
 	answerTimeout = 2 * time.Minute
@@ -95,7 +93,7 @@ func (r *TCPRequest) Accept() (net.Conn, error) {
 		}
 	}
 	if err := s.listeners.open(s, r.tuple.local.Port()); err != nil {
-		s.pending.remove(r)
+		s.pending.remove(r, false)
 		s.refuse(r.syn[headroom:])
 		return nil, r.failed(err)
 	}
@@ -116,7 +114,7 @@ func (r *TCPRequest) Accept() (net.Conn, error) {
 			err = net.ErrClosed
 		}
 	}
-	s.pending.remove(r)
+	s.pending.remove(r, errors.Is(err, syscall.ETIMEDOUT))
 	select {
 	case c := <-r.conn:
 		return s.adopt(c)
@@ -152,7 +150,7 @@ func (r *TCPRequest) answer(to phase) (was phase) {
 	}
 	r.timer.Stop()
 	if to == ended {
-		q.removeLocked(r)
+		q.removeLocked(r, false)
 	}
 	r.phase = to
 	return was
@@ -177,13 +175,10 @@ func (s *Stack) adopt(tc *net.TCPConn) (net.Conn, error) {
 
 // requests are the half-open connections.
 type requests struct {
-	max    int
-	source func(netip.Addr) netip.Addr // Options.Source
+	table *halfopen.Table
 
-	mu       sync.Mutex
-	byTuple  map[tuple]*TCPRequest
-	bySource map[netip.Addr]int
-	closed   bool
+	mu      sync.Mutex
+	byTuple map[tuple]*TCPRequest // guarded by mu
 }
 
 // admitTCP reports whether the kernel gets a TCP packet the filter let through.
@@ -207,18 +202,19 @@ func (s *Stack) admitTCP(packet, l4 []byte) bool {
 // owner decides, and passes while the kernel shakes hands.
 func (s *Stack) admitSYN(packet []byte, t tuple) bool {
 	q := &s.pending
-	from := t.peer.Addr()
-	if q.source != nil {
-		from = q.source(from)
-	}
 	q.mu.Lock()
 	if r, ok := q.byTuple[t]; ok {
 		defer q.mu.Unlock()
 		return r.phase == accepting
 	}
-	if q.closed || len(q.byTuple) >= maxRequests || q.bySource[from] >= q.max {
+	from, v := q.table.Admit(t.peer.Addr())
+	if v != halfopen.Admitted {
 		q.mu.Unlock()
-		s.crowded.Add(1)
+		if v == halfopen.Restless {
+			s.restless.Add(1)
+		} else {
+			s.crowded.Add(1)
+		}
 		s.refuse(packet)
 		return false
 	}
@@ -228,10 +224,9 @@ func (s *Stack) admitSYN(packet []byte, t tuple) bool {
 	}
 	r.timer = time.AfterFunc(answerTimeout, r.Reset)
 	if q.byTuple == nil {
-		q.byTuple, q.bySource = make(map[tuple]*TCPRequest), make(map[netip.Addr]int)
+		q.byTuple = make(map[tuple]*TCPRequest)
 	}
 	q.byTuple[t] = r
-	q.bySource[from]++
 	q.mu.Unlock()
 	go s.opts.TCP(r)
 	return false
@@ -243,7 +238,7 @@ func (q *requests) withdraw(t tuple) {
 	defer q.mu.Unlock()
 	if r, ok := q.byTuple[t]; ok {
 		r.timer.Stop()
-		q.removeLocked(r)
+		q.removeLocked(r, true)
 		close(r.gone)
 	}
 }
@@ -256,33 +251,31 @@ func (q *requests) deliver(t tuple, c *net.TCPConn) bool {
 	if !ok || r.phase != accepting {
 		return false
 	}
-	q.removeLocked(r)
+	q.removeLocked(r, false)
 	r.conn <- c
 	return true
 }
 
-func (q *requests) remove(r *TCPRequest) {
+func (q *requests) remove(r *TCPRequest, givenUp bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.removeLocked(r)
+	q.removeLocked(r, givenUp)
 }
 
-// removeLocked ends a request. Callers hold mu.
-func (q *requests) removeLocked(r *TCPRequest) {
+// removeLocked ends a request; givenUp says that the device gave it up. Callers
+// hold mu.
+func (q *requests) removeLocked(r *TCPRequest, givenUp bool) {
 	r.phase = ended
-	if q.byTuple[r.tuple] != r {
-		return
-	}
-	delete(q.byTuple, r.tuple)
-	if q.bySource[r.from]--; q.bySource[r.from] <= 0 {
-		delete(q.bySource, r.from)
+	if q.byTuple[r.tuple] == r {
+		delete(q.byTuple, r.tuple)
+		q.table.Leave(r.from, givenUp)
 	}
 }
 
 // resetAll refuses all that wait and all to come.
 func (q *requests) resetAll() {
+	q.table.Close()
 	q.mu.Lock()
-	q.closed = true
 	var all []*TCPRequest
 	for _, r := range q.byTuple {
 		all = append(all, r)

@@ -148,7 +148,11 @@ func (d *device) admits(packet []byte) bool {
 		d.notForStack.Add(1)
 		return false
 	}
-	return true
+	reply, refused := d.stack.turnAway(packet)
+	if reply != nil {
+		d.link.inject(reply)
+	}
+	return !refused
 }
 
 // forGateway keeps from a stack that answers for every address what such a

@@ -30,6 +30,8 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/udp"
 	"gvisor.dev/gvisor/pkg/waiter"
+
+	"github.com/portvakt/portvakt/internal/halfopen"
 )
 
 const (
@@ -79,8 +81,12 @@ type Options struct {
 	// A reply that is not nil, a whole IP packet, goes back into the tunnel; it
 	// belongs to the Stack then.
 	Filter func(packet []byte) (Action, []byte)
+	// Refuse returns the reset that answers a SYN of a source that may ask for
+	// no more, nil for silence. It must not keep the packet. Without it the stack
+	// resets.
+	Refuse func(packet []byte) []byte
 	// MaxHalfOpen is how many connections of one source may wait for a decision
-	// or for their handshake's end; more are refused with a reset. 0 means 64.
+	// or for their handshake's end; more are refused. 0 means halfopen.PerSource.
 	MaxHalfOpen int
 	// Source returns the address that a source address counts with, the same
 	// for all of one device. Without it each counts by itself.
@@ -108,9 +114,11 @@ type Stack struct {
 	link *link
 	dev  *device
 
-	tcp     *tcp.Forwarder
-	open    requests // half-open TCP connections
-	crowded atomic.Uint64
+	tcp  *tcp.Forwarder
+	open requests // half-open TCP connections
+
+	crowded, restless atomic.Uint64
+
 	closing sync.Once
 	closeEr error
 
@@ -127,9 +135,6 @@ type Stack struct {
 func New(o Options) (*Stack, error) {
 	if o.MTU == 0 {
 		o.MTU = DefaultMTU
-	}
-	if o.MaxHalfOpen == 0 {
-		o.MaxHalfOpen = 64
 	}
 	has4, has6, err := checkOptions(o)
 	if err != nil {
@@ -148,7 +153,7 @@ func New(o Options) (*Stack, error) {
 		done: make(chan struct{}),
 	}
 	s.dev = newDevice(s)
-	s.open.max, s.open.source = o.MaxHalfOpen, o.Source
+	s.open.table = halfopen.New(o.MaxHalfOpen, o.Source)
 	if err := s.configure(has4, has6); err != nil {
 		_ = s.Close()
 		return nil, err
@@ -190,7 +195,7 @@ func (s *Stack) configure(has4, has6 bool) error {
 		}
 	}
 	if s.opts.Gateway {
-		s.tcp = tcp.NewForwarder(s.ip, 0, 2*maxRequests, s.forwardTCP)
+		s.tcp = tcp.NewForwarder(s.ip, 0, 2*halfopen.Total, s.forwardTCP)
 		s.ip.SetTransportProtocolHandler(tcp.ProtocolNumber, s.handleTCP)
 	}
 	if err := s.ip.CreateNIC(nicID, s.link); err != nil {
@@ -244,14 +249,15 @@ type Stats struct {
 	Refused     uint64 // inbound, by Options.Filter or as NotForStack
 	NotForStack uint64 // inbound, of a kind that a gateway's stack does not take
 	Malformed   uint64 // inbound, empty or with a wrong length or checksum
-	Crowded     uint64 // SYNs answered with a reset, of a source whose requests are MaxHalfOpen, or beside too many of all
+	Crowded     uint64 // SYNs refused, of a source whose requests are MaxHalfOpen, or beside too many of all
+	Restless    uint64 // SYNs refused, of a source that gave up too many connections before they were established
 }
 
 // Stats returns the stack's counters.
 func (s *Stack) Stats() Stats {
 	return Stats{
 		Dropped: s.link.dropped.Load(), Refused: s.dev.refused.Load(), NotForStack: s.dev.notForStack.Load(),
-		Malformed: s.dev.malformed.Load(), Crowded: s.crowded.Load(),
+		Malformed: s.dev.malformed.Load(), Crowded: s.crowded.Load(), Restless: s.restless.Load(),
 	}
 }
 

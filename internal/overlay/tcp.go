@@ -5,22 +5,21 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"syscall"
 	"time"
 
+	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
+
+	"github.com/portvakt/portvakt/internal/halfopen"
 )
 
-const (
-	// maxRequests bounds the half-open connections of all sources together.
-	maxRequests = 8192
-
-	// answerTimeout is when a request nobody answered is reset. A client's own
-	// patience with its SYN is shorter than that.
-	answerTimeout = 2 * time.Minute
-)
+// answerTimeout is when a request nobody answered is reset. A client's own
+// patience with its SYN is shorter than that.
+const answerTimeout = 2 * time.Minute
 
 // ErrAnswered is returned by Accept on a request that was accepted or reset
 // before.
@@ -55,7 +54,8 @@ func (r *TCPRequest) Accept() (net.Conn, error) {
 		return nil, ErrAnswered
 	}
 	r.timer.Stop()
-	defer r.stack.open.remove(r)
+	givenUp := false
+	defer func() { r.stack.open.release(r.id, givenUp) }()
 	if !r.stack.enter() {
 		r.req.Complete(true)
 		return nil, ErrClosed
@@ -64,10 +64,13 @@ func (r *TCPRequest) Accept() (net.Conn, error) {
 	wq := new(waiter.Queue)
 	ep, terr := r.req.CreateEndpoint(wq)
 	if terr != nil {
-		r.req.Complete(true)
+		err := fromTCPIP(terr)
+		reset := errors.Is(err, syscall.ECONNREFUSED) // by the device, which gets no answer to that
+		givenUp = reset || errors.Is(err, syscall.ETIMEDOUT)
+		r.req.Complete(!reset)
 		return nil, &net.OpError{
 			Op: "accept", Net: "tcp", Source: net.TCPAddrFromAddrPort(r.local),
-			Addr: net.TCPAddrFromAddrPort(r.peer), Err: fromTCPIP(terr),
+			Addr: net.TCPAddrFromAddrPort(r.peer), Err: err,
 		}
 	}
 	r.req.Complete(false)
@@ -81,61 +84,53 @@ func (r *TCPRequest) Reset() {
 	r.once.Do(func() {
 		r.timer.Stop()
 		r.req.Complete(true)
-		r.stack.open.remove(r)
+		r.stack.open.release(r.id, false)
 	})
 }
 
-// requests counts half-open connections by source and knows the ones the owner
+// requests are the half-open connections, and of those the ones that the owner
 // has not answered.
 type requests struct {
-	max    int
-	source func(netip.Addr) netip.Addr // Options.Source
+	table *halfopen.Table
 
-	mu       sync.Mutex
-	ids      map[stack.TransportEndpointID]place
-	bySource map[netip.Addr]int
-	closed   bool
+	mu     sync.Mutex
+	ids    map[stack.TransportEndpointID]place // guarded by mu
+	closed bool                                // guarded by mu
 }
 
 // place is what a half-open connection takes.
 type place struct {
-	source netip.Addr  // what it was counted with
+	source netip.Addr  // what it counts with
 	req    *TCPRequest // nil until forwardTCP has made it
 }
 
-type admission uint8
+// has tells whether a SYN is a further one of the same connection.
+func (q *requests) has(id stack.TransportEndpointID) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	_, ok := q.ids[id]
+	return ok
+}
 
-const (
-	admitted admission = iota
-	duplicate
-	refused
-)
-
-// admit reserves a place for a new SYN.
-func (q *requests) admit(id stack.TransportEndpointID) admission {
-	source := addrPort(id.RemoteAddress, 0).Addr()
-	if q.source != nil {
-		source = q.source(source)
-	}
+// admit takes a place for a new SYN. A duplicate is of a request that has one.
+func (q *requests) admit(id stack.TransportEndpointID) (v halfopen.Verdict, duplicate bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if _, ok := q.ids[id]; ok {
-		return duplicate
+		return v, true
 	}
-	if q.closed || len(q.ids) >= maxRequests || q.bySource[source] >= q.max {
-		return refused
+	of, v := q.table.Admit(addrPort(id.RemoteAddress, 0).Addr())
+	if v != halfopen.Admitted {
+		return v, false
 	}
 	if q.ids == nil {
 		q.ids = make(map[stack.TransportEndpointID]place)
-		q.bySource = make(map[netip.Addr]int)
 	}
-	q.ids[id] = place{source: source}
-	q.bySource[source]++
-	return admitted
+	q.ids[id] = place{source: of}
+	return v, false
 }
 
-// set notes the request of a reserved place. It returns false once resetAll
-// has run.
+// set notes the request of a place. It returns false once resetAll has run.
 func (q *requests) set(r *TCPRequest) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -145,23 +140,19 @@ func (q *requests) set(r *TCPRequest) bool {
 	return !q.closed
 }
 
-func (q *requests) remove(r *TCPRequest) { q.release(r.id) }
-
-func (q *requests) release(id stack.TransportEndpointID) {
+// release gives a place back; givenUp says that the device gave it up.
+func (q *requests) release(id stack.TransportEndpointID, givenUp bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	p, ok := q.ids[id]
-	if !ok {
-		return
-	}
-	delete(q.ids, id)
-	if q.bySource[p.source]--; q.bySource[p.source] <= 0 {
-		delete(q.bySource, p.source)
+	if p, ok := q.ids[id]; ok {
+		delete(q.ids, id)
+		q.table.Leave(p.source, givenUp)
 	}
 }
 
 // resetAll refuses all that wait and all to come.
 func (q *requests) resetAll() {
+	q.table.Close()
 	q.mu.Lock()
 	q.closed = true
 	var all []*TCPRequest
@@ -176,25 +167,68 @@ func (q *requests) resetAll() {
 	}
 }
 
+// turnAway refuses a SYN of a source that may ask for no more, before the stack
+// spends anything on it. Options.Refuse says how.
+func (s *Stack) turnAway(packet []byte) (reply []byte, refused bool) {
+	id, ok := asks(packet)
+	if !ok || s.opts.Refuse == nil || s.open.has(id) {
+		return nil, false
+	}
+	v := s.open.table.Would(addrPort(id.RemoteAddress, 0).Addr())
+	if v == halfopen.Admitted {
+		return nil, false
+	}
+	s.count(v)
+	return s.opts.Refuse(packet), true
+}
+
+// asks tells whether an IP packet without options is a SYN, and of which
+// connection.
+func asks(packet []byte) (id stack.TransportEndpointID, ok bool) {
+	var h []byte
+	switch {
+	case len(packet) >= header.IPv4MinimumSize+header.TCPMinimumSize && packet[0] == 0x45 && packet[9] == uint8(header.TCPProtocolNumber):
+		h = packet[header.IPv4MinimumSize:]
+		id.RemoteAddress, id.LocalAddress = tcpip.AddrFrom4([4]byte(packet[12:])), tcpip.AddrFrom4([4]byte(packet[16:]))
+	case len(packet) >= header.IPv6MinimumSize+header.TCPMinimumSize && packet[0]>>4 == 6 && packet[6] == uint8(header.TCPProtocolNumber):
+		h = packet[header.IPv6MinimumSize:]
+		id.RemoteAddress, id.LocalAddress = tcpip.AddrFrom16([16]byte(packet[8:])), tcpip.AddrFrom16([16]byte(packet[24:]))
+	default:
+		return id, false
+	}
+	id.RemotePort, id.LocalPort = header.TCP(h).SourcePort(), header.TCP(h).DestinationPort()
+	return id, begins(header.TCP(h))
+}
+
+// begins tells whether a TCP header asks for a connection.
+func begins(h header.TCP) bool {
+	return h.Flags()&(header.TCPFlagSyn|header.TCPFlagAck|header.TCPFlagRst) == header.TCPFlagSyn
+}
+
+func (s *Stack) count(v halfopen.Verdict) {
+	if v == halfopen.Restless {
+		s.restless.Add(1)
+	} else {
+		s.crowded.Add(1)
+	}
+}
+
 // handleTCP sees every TCP packet no endpoint took. Returning false makes the
 // stack answer with a reset, as it must for anything that is no admitted SYN.
 func (s *Stack) handleTCP(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
 	h := header.TCP(pkt.TransportHeader().Slice())
-	if s.opts.TCP == nil || len(h) < header.TCPMinimumSize {
+	if s.opts.TCP == nil || len(h) < header.TCPMinimumSize || !begins(h) {
 		return false
 	}
-	if h.Flags()&(header.TCPFlagSyn|header.TCPFlagAck|header.TCPFlagRst) != header.TCPFlagSyn {
-		return false
-	}
-	switch s.open.admit(id) {
+	switch v, duplicate := s.open.admit(id); {
 	case duplicate:
 		return true // the client is impatient; its answer is being worked on
-	case refused:
-		s.crowded.Add(1)
+	case v != halfopen.Admitted:
+		s.count(v)
 		return false
 	}
 	if !s.tcp.HandlePacket(id, pkt) {
-		s.open.release(id)
+		s.open.release(id, false)
 		return false
 	}
 	return true
