@@ -15,10 +15,10 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 RACE = ./agent/... ./gateway/... ./internal/... ./certs/... ./policy/...
 FUZZTIME ?= 60s
 
-.PHONY: help build demo test e2e bench soak check fmt fuzz clean
+.PHONY: help build demo test test-kill e2e bench soak check fmt fuzz clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*## ' Makefile | sed 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/'
 
 build: ## both binaries and the demo into build/
 	@$(GO) build -ldflags "-s -w" -o build/ ./cmd/portvakt-gateway ./cmd/portvakt-agent
@@ -34,6 +34,9 @@ test: build ## unit, race, Rego, fuzz seed and end-to-end tests
 
 e2e: build ## the end-to-end tests alone (as root they run with real peers in network namespaces)
 	cd deploy && $(GO) test -count=1 -v ./e2e/... $(ARGS)
+
+test-kill: ## kill -9 the gateway 200 times under load: nothing the app saw lacks its record (minutes)
+	cd deploy && $(GO) test -count=1 -timeout 60m -v -run '^TestKillUnderLoad$$' ./e2e -kills 200
 
 bench: ## the tunnel against stock wireguard-go (root; Debian's iperf3, nginx, wrk); ARGS="--rounds 1 --only tcp", --quick, --json
 	@$(GO) build -o build/bench/ ./cmd/portvakt-gateway ./cmd/portvakt-agent

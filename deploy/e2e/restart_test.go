@@ -28,6 +28,7 @@ type company struct {
 	*stage.Stage
 	t       *testing.T
 	browser *http.Client
+	desk    *line // for the tests of faults
 }
 
 func newCompany(t *testing.T) *company {

@@ -89,7 +89,7 @@ func need(t *testing.T, programs ...string) {
 	}
 	for _, p := range programs {
 		if _, err := exec.LookPath(p); err != nil {
-			t.Skipf("needs %s (Debian: apt-get install iproute2 wireguard-go wireguard-tools curl openssl jq bind9-dnsutils)", p)
+			t.Skipf("needs %s (Debian: apt-get install iproute2 wireguard-go wireguard-tools curl openssl jq bind9-dnsutils strace)", p)
 		}
 	}
 	if _, err := os.Stat("/dev/net/tun"); err != nil {

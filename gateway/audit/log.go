@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -158,14 +159,15 @@ func (l *Log) Close() error {
 		return nil
 	}
 	l.closed = true
+	why := cmp.Or(l.fatal, l.away, l.down)
 	if n := l.Pending(); n > 0 {
-		err = errors.Join(err, fmt.Errorf("closing the audit log: %d records could not be written: %w", n, l.down))
+		err = errors.Join(err, fmt.Errorf("closing the audit log: %d records could not be written: %w", n, why))
 	}
 	l.fmu.Lock()
 	sources := len(l.folders)
 	l.fmu.Unlock()
 	if sources > 0 {
-		err = errors.Join(err, fmt.Errorf("closing the audit log: refusals of %d sources were counted and could not be written: %w", sources, l.down))
+		err = errors.Join(err, fmt.Errorf("closing the audit log: refusals of %d sources were counted and could not be written: %w", sources, why))
 	}
 	if cerr := l.f.Close(); cerr != nil { // gives the lock back too
 		err = errors.Join(err, fmt.Errorf("closing the audit log: %w", cerr))
@@ -393,7 +395,7 @@ func (l *Log) syncWritten() (uint64, error) {
 		return 0, errClosed
 	}
 	if err := l.sync(); err != nil {
-		err = fmt.Errorf("syncing the audit log %s: %w; what of its last records is on the disk is not known, so nothing more is granted and the gateway stops: check the disk before it is started again", l.path, err)
+		err = fmt.Errorf("syncing the audit log: %w; what of its last records is on the disk is not known, so nothing more is granted and the gateway stops: check the disk before it is started again", err)
 		l.mu.Lock()
 		l.fatal = err
 		l.mu.Unlock()

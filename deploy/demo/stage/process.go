@@ -51,6 +51,9 @@ func startProcess(name, log string, argv []string, ended func(*Process)) (*Proce
 	return p, nil
 }
 
+// PID is the process's number.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
 // Alive says whether the process still runs.
 func (p *Process) Alive() bool {
 	select {
