@@ -131,7 +131,7 @@ func (p *Pool) Dial(ctx context.Context, h Holder, via netip.AddrPort) (*Conn, e
 	if err != nil {
 		return nil, err
 	}
-	c := &Conn{nc: nc, pool: p, holder: h, via: via}
+	c := &Conn{reader: reader{nc: nc, limit: p.opt.HeadBytes}, pool: p, holder: h, via: via}
 	c.begin()
 	return c, nil
 }

@@ -13,15 +13,10 @@ import (
 
 type connKey struct{}
 
-// served is what a request's context knows about its connection.
-type served struct {
-	conn   *conn
-	strict *strict // nil on HTTP/2, whose framing leaves nothing to guess
-}
-
-func connOf(r *http.Request) (*conn, *strict) {
-	s, _ := r.Context().Value(connKey{}).(served)
-	return s.conn, s.strict
+// connOf returns the connection that a request's context knows.
+func connOf(r *http.Request) *conn {
+	c, _ := r.Context().Value(connKey{}).(*conn)
+	return c
 }
 
 // conn is an HTTP connection of a device.
@@ -139,7 +134,7 @@ func (t *conns) resetAll() {
 	}
 }
 
-// listener hands connections to an http.Server.
+// listener hands connections to the http.Server that speaks HTTP/2.
 type listener struct {
 	ch   chan net.Conn
 	done chan struct{}
@@ -175,8 +170,8 @@ func (l *listener) deliver(c net.Conn) bool {
 	}
 }
 
-// acceptHTTP answers a connection to an http app and hands it to the server of
-// its port. Nothing is decided yet: each request on it will be.
+// acceptHTTP answers a connection to an http app and serves it. Nothing is
+// decided yet: each request on it will be.
 func (p *Proxy) acceptHTTP(ctx context.Context, in TCPInbound, _ policy.App, decided func()) {
 	port := in.Local().Port()
 	if (port != 443 && port != 80) || p.conns.full(in.Peer()) {
@@ -196,9 +191,7 @@ func (p *Proxy) acceptHTTP(ctx context.Context, in TCPInbound, _ policy.App, dec
 		return
 	}
 	if port == 80 {
-		if !p.plain.deliver(newStrict(c, p.cfg.Limits.HeaderBytes)) {
-			c.reset()
-		}
+		p.plain.Serve(context.WithValue(ctx, connKey{}, c), c)
 		return
 	}
 	tc := tls.Server(c, p.tls)
@@ -209,11 +202,11 @@ func (p *Proxy) acceptHTTP(ctx context.Context, in TCPInbound, _ policy.App, dec
 		_ = tc.Close()
 		return
 	}
-	var served net.Conn = tc
 	if tc.ConnectionState().NegotiatedProtocol != "h2" {
-		served = newStrict(tc, p.cfg.Limits.HeaderBytes)
+		p.secure.Serve(context.WithValue(ctx, connKey{}, c), tc)
+		return
 	}
-	if !p.secure.deliver(served) {
+	if !p.multiplexed.deliver(tc) {
 		c.reset()
 	}
 }

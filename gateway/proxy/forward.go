@@ -116,10 +116,9 @@ func (p *Proxy) response(res *http.Response) error {
 	dropOurs(res.Header)
 	if res.StatusCode == http.StatusSwitchingProtocols {
 		back, ok := res.Body.(io.ReadWriteCloser)
-		if !ok || x.req.upgrade == "" || x.strict == nil {
+		if !ok || x.req.upgrade == "" {
 			return errors.New("the app switched protocols unasked")
 		}
-		x.strict.raw.Store(true)
 		res.Body = &upgraded{ReadWriteCloser: back, x: x}
 	} else {
 		res.Body = &responseBody{ReadCloser: res.Body, x: x, res: res}

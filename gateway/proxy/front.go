@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/portvakt/portvakt/policy"
@@ -93,9 +94,12 @@ func examine(r *http.Request, app *policy.App) (request, *rejection) {
 	// RFC 9113, 8.1.1: HTTP/2 ends a body by itself, and a length that says
 	// otherwise is malformed.
 	if cl := r.Header["Content-Length"]; len(cl) > 0 {
-		if n, ok := decimal(cl[0]); len(cl) > 1 || !ok || n != r.ContentLength {
+		if n, err := strconv.ParseUint(cl[0], 10, 63); len(cl) > 1 || err != nil || int64(n) != r.ContentLength {
 			return req, badRequest(http.StatusBadRequest, "content-length", strings.Join(cl, ", "), "the length of the body, once")
 		}
+	}
+	if e := r.Header["Expect"]; len(e) > 0 && !tokens(e, "100-continue") { // RFC 9110, 10.1.1
+		return req, badRequest(http.StatusExpectationFailed, "expect", strings.Join(e, ", "), "none, or 100-continue")
 	}
 	uri, rej := originForm(r.RequestURI, app)
 	if rej != nil {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/portvakt/portvakt/gateway/assertion"
+	"github.com/portvakt/portvakt/gateway/http1"
 	"github.com/portvakt/portvakt/gateway/session"
 	"github.com/portvakt/portvakt/policy"
 )
@@ -27,7 +28,6 @@ const (
 // exchange is one HTTP request on its way, from the Decision on.
 type exchange struct {
 	conn      *conn
-	strict    *strict // nil on HTTP/2
 	app       *policy.App
 	req       request
 	flow      *session.Flow
@@ -64,9 +64,9 @@ func (x *exchange) note(status int, outcome string) {
 	x.status, x.outcome = status, outcome
 }
 
-// serveHTTP takes one request to an http app.
-func (p *Proxy) serveHTTP(w http.ResponseWriter, r *http.Request) {
-	c, s := connOf(r)
+// serveHTTP takes one request to an http app, or why none could be read.
+func (p *Proxy) serveHTTP(w http.ResponseWriter, r *http.Request, why *http1.Malformed) {
+	c := connOf(r)
 	if c == nil {
 		panic(http.ErrAbortHandler)
 	}
@@ -75,7 +75,7 @@ func (p *Proxy) serveHTTP(w http.ResponseWriter, r *http.Request) {
 		c.reset() // the app was removed; its address belongs to nobody now
 		panic(http.ErrAbortHandler)
 	}
-	req, rej := p.examine(r, s, &app)
+	req, rej := read(r, why, &app)
 	if rej == nil {
 		rej = crossSite(r, req, &app)
 	}
@@ -95,7 +95,7 @@ func (p *Proxy) serveHTTP(w http.ResponseWriter, r *http.Request) {
 		p.refuse(w, r, statusOf(d.Reason), &app, d, true)
 		return
 	}
-	x := &exchange{conn: c, strict: s, app: &app, req: req, flow: flow}
+	x := &exchange{conn: c, app: &app, req: req, flow: flow}
 	defer x.end()
 	d, err := flow.Authorize(r.Context(), req.policy())
 	if err != nil || !d.Allow {
@@ -106,18 +106,16 @@ func (p *Proxy) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	p.proceed(w, r, x)
 }
 
-func (p *Proxy) examine(r *http.Request, s *strict, app *policy.App) (request, *rejection) {
-	if s != nil {
-		switch why, bad := s.malformed(r.RequestURI); {
-		case bad && why == twoHosts:
-			rej := misdirected(r.Host, app)
-			rej.close = true
-			return request{}, rej
-		case bad:
-			return request{}, badRequest(http.StatusBadRequest, "message", why, "an HTTP/1.1 message whose length is clear")
-		}
+func read(r *http.Request, why *http1.Malformed, app *policy.App) (request, *rejection) {
+	switch {
+	case why == nil:
+		return examine(r, app)
+	case why.Status == http.StatusMisdirectedRequest:
+		rej := misdirected("another one in the target", app)
+		rej.close = true
+		return request{}, rej
 	}
-	return examine(r, app)
+	return request{}, badRequest(why.Status, "message", why.Why, "an HTTP/1.1 message whose length is clear")
 }
 
 // proceed forwards a request that was allowed.
@@ -187,8 +185,8 @@ func (p *Proxy) refuseFault(w http.ResponseWriter, r *http.Request, x *exchange,
 }
 
 // redirect serves port 80 of an app: it only sends its own names to https.
-func (p *Proxy) redirect(w http.ResponseWriter, r *http.Request) {
-	c, s := connOf(r)
+func (p *Proxy) redirect(w http.ResponseWriter, r *http.Request, why *http1.Malformed) {
+	c := connOf(r)
 	if c == nil {
 		panic(http.ErrAbortHandler)
 	}
@@ -200,7 +198,7 @@ func (p *Proxy) redirect(w http.ResponseWriter, r *http.Request) {
 	plain := *r
 	plain.Host = strings.TrimSuffix(r.Host, ":80")
 	plain.RequestURI = strings.Replace(r.RequestURI, "http://"+r.Host+"/", "/", 1)
-	req, rej := p.examine(&plain, s, &app)
+	req, rej := read(&plain, why, &app)
 	if rej == nil && req.upgrade != "" {
 		rej = badRequest(http.StatusBadRequest, "upgrade", "websocket over plain http", "wss://")
 	}

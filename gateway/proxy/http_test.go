@@ -245,6 +245,7 @@ func TestMethodsAndUpgrades(t *testing.T) {
 		{"lower case", "crm.test", "get / HTTP/1.1\r\nHost: crm.test\r\n\r\n", "405 bad_request"},
 		{"PRI", "crm.test", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "400 bad_request"},
 		{"HTTP/1.0", "crm.test", "GET / HTTP/1.0\r\nHost: crm.test\r\n\r\n", "400 bad_request"},
+		{"another expectation", "crm.test", "POST / HTTP/1.1\r\nHost: crm.test\r\nExpect: payment\r\nContent-Length: 0\r\n\r\n", "417 bad_request"},
 		{"h2c", "crm.test", "GET / HTTP/1.1\r\nHost: crm.test\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n\r\n", "400 bad_request"},
 		{"h2c unnamed", "crm.test", "GET / HTTP/1.1\r\nHost: crm.test\r\nHTTP2-Settings: AAMAAABk\r\n\r\n", "400 bad_request"},
 		{"other token", "crm.test", "GET / HTTP/1.1\r\nHost: crm.test\r\nConnection: Upgrade\r\nUpgrade: tcp-tunnel\r\n\r\n", "400 bad_request"},

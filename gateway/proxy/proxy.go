@@ -12,6 +12,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"log"
 	"log/slog"
 	"net"
@@ -23,6 +24,7 @@ import (
 	"time"
 
 	"github.com/portvakt/portvakt/gateway/assertion"
+	"github.com/portvakt/portvakt/gateway/http1"
 	"github.com/portvakt/portvakt/gateway/session"
 	"github.com/portvakt/portvakt/policy"
 )
@@ -112,7 +114,8 @@ type Proxy struct {
 	upstreams upstreams
 	tls       *tls.Config
 
-	secure, plain *listener
+	secure, plain *http1.Server // HTTP/1.1 on ports 443 and 80
+	multiplexed   *listener     // of HTTP/2
 
 	// mu guards running, ctx, turns and the start of work counted in wg, so that
 	// none begins after Run waits for it.
@@ -139,12 +142,13 @@ func New(cfg Config) (*Proxy, error) {
 	}
 	p := &Proxy{
 		cfg: cfg, log: cfg.Log,
-		secure: newListener(), plain: newListener(),
-		turns: turns{limits: cfg.Limits, of: map[netip.Addr]*queue{}},
-		conns: conns{perDevice: cfg.Limits.DeviceConns, open: map[netip.Addr]map[*conn]struct{}{}},
+		multiplexed: newListener(),
+		turns:       turns{limits: cfg.Limits, of: map[netip.Addr]*queue{}},
+		conns:       conns{perDevice: cfg.Limits.DeviceConns, open: map[netip.Addr]map[*conn]struct{}{}},
 	}
 	p.upstreams = newUpstreams(cfg)
 	p.forward = p.newForward()
+	p.secure, p.plain = p.server1(p.serveHTTP), p.server1(p.redirect)
 	p.tls = &tls.Config{
 		MinVersion:     tls.VersionTLS12,
 		NextProtos:     []string{"h2", "http/1.1"},
@@ -173,22 +177,23 @@ func (p *Proxy) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error
 func (p *Proxy) Run(ctx context.Context) error {
 	inner, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
-	secure := p.server(inner, p.counting(p.serveHTTP))
-	plain := p.server(inner, p.counting(p.redirect))
+	two := p.server2(inner)
+	// httputil.ReverseProxy aborts an answer that breaks off only where it sees
+	// that a server is there to catch it.
+	inner = context.WithValue(inner, http.ServerContextKey, two)
 
-	served := make(chan error, 2)
-	go func() { served <- secure.Serve(p.secure) }()
-	go func() { served <- plain.Serve(p.plain) }()
+	served := make(chan error, 1)
+	go func() { served <- two.Serve(p.multiplexed) }()
 	p.mu.Lock()
 	p.running, p.ctx = true, inner
 	p.mu.Unlock()
 
 	var fault error
-	left := 2
+	ended := false
 	select {
 	case <-ctx.Done():
 	case fault = <-served:
-		left--
+		ended = true
 	}
 	p.mu.Lock()
 	p.running = false
@@ -199,14 +204,14 @@ func (p *Proxy) Run(ctx context.Context) error {
 	}
 	drain, stop := context.WithTimeout(inner, p.cfg.Timeouts.Drain)
 	defer stop()
+	p.secure.Drain()
+	p.plain.Drain()
 	var down sync.WaitGroup
-	for _, s := range []*http.Server{secure, plain} {
-		down.Go(func() {
-			if s.Shutdown(drain) != nil {
-				_ = s.Close()
-			}
-		})
-	}
+	down.Go(func() {
+		if two.Shutdown(drain) != nil {
+			_ = two.Close()
+		}
+	})
 	flows := make(chan struct{})
 	go func() { p.wg.Wait(); close(flows) }()
 	select {
@@ -217,8 +222,8 @@ func (p *Proxy) Run(ctx context.Context) error {
 	cancel()
 	p.conns.resetAll()
 	<-flows
-	for ; left > 0; left-- {
-		if err := <-served; fault == nil && !errors.Is(err, http.ErrServerClosed) {
+	if !ended {
+		if err := <-served; !errors.Is(err, http.ErrServerClosed) {
 			fault = err
 		}
 	}
@@ -226,9 +231,23 @@ func (p *Proxy) Run(ctx context.Context) error {
 	return fault
 }
 
-func (p *Proxy) server(ctx context.Context, h http.Handler) *http.Server {
+// server1 speaks HTTP/1.1.
+func (p *Proxy) server1(h http1.Handler) *http1.Server {
+	return &http1.Server{
+		Handler:     h,
+		HeadBytes:   p.cfg.Limits.HeaderBytes,
+		HeadTimeout: p.cfg.Timeouts.ReadHeader,
+		IdleTimeout: p.cfg.Timeouts.Idle,
+		Panicked: func(v any, stack []byte) {
+			p.log.Error("serving a request panicked", "err", fmt.Sprint(v), "stack", string(stack))
+		},
+	}
+}
+
+// server2 speaks HTTP/2.
+func (p *Proxy) server2(ctx context.Context) *http.Server {
 	return &http.Server{
-		Handler:                      h,
+		Handler:                      p.counting(func(w http.ResponseWriter, r *http.Request) { p.serveHTTP(w, r, nil) }),
 		TLSConfig:                    p.tls.Clone(), // tells Serve to speak HTTP/2; handshakes are done before
 		HTTP2:                        &http.HTTP2Config{MaxConcurrentStreams: p.cfg.Limits.Streams},
 		ReadHeaderTimeout:            p.cfg.Timeouts.ReadHeader,
@@ -238,8 +257,7 @@ func (p *Proxy) server(ctx context.Context, h http.Handler) *http.Server {
 		ErrorLog:                     log.New(debugWriter{p.log}, "", 0),
 		BaseContext:                  func(net.Listener) context.Context { return ctx },
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			st, _ := c.(*strict)
-			return context.WithValue(ctx, connKey{}, served{ownConn(c), st})
+			return context.WithValue(ctx, connKey{}, ownConn(c))
 		},
 	}
 }
@@ -253,7 +271,8 @@ func (w debugWriter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// counting makes Run wait for a handler, and lets none begin once it stops.
+// counting makes Run wait for a handler of HTTP/2, and lets none begin once it
+// stops.
 func (p *Proxy) counting(h http.HandlerFunc) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p.mu.Lock()
