@@ -280,15 +280,24 @@ func poke(c chan struct{}) {
 }
 
 // userAllowed says who may use the loopback proxies: the OS user who logged
-// in, and while nobody is, the agent's own, who then sees only refusals.
+// in, or who finishes what is open after the login has ended; and while there
+// is neither, the agent's own, who then sees only refusals.
 func (a *agent) userAllowed(uid uint32) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.status.Session == nil {
+	if a.status.Session == nil && a.status.Finish == nil {
 		return uid == a.own
 	}
-	of, ok := localapi.SessionUID(a.status.Session)
+	of, ok := userOf(a.status.Session, a.status.Finish)
 	return ok && uid == of
+}
+
+// userOf is whose the tunnel is.
+func userOf(s *wire.Session, f *wire.Finish) (uint32, bool) {
+	if s == nil && f != nil {
+		return localapi.OSUserID(f.OSUser)
+	}
+	return localapi.SessionUID(s)
 }
 
 // dial opens a connection through the tunnel for the loopback proxies. While

@@ -489,3 +489,25 @@ func TestBackoff(t *testing.T) {
 		}
 	}
 }
+
+// Who finishes a call after their login has ended keeps the tunnel to
+// themselves; a new login takes it.
+func TestWhoFinishesACallKeepsTheTunnel(t *testing.T) {
+	session, finish := &wire.Session{OSUser: "1001:bert"}, &wire.Finish{OSUser: "1000:anna"}
+	for _, c := range []struct {
+		session *wire.Session
+		finish  *wire.Finish
+		want    uint32
+		ok      bool
+	}{
+		{nil, finish, 1000, true},
+		{session, finish, 1001, true},
+		{session, nil, 1001, true},
+		{nil, nil, 0, false},
+		{nil, &wire.Finish{}, 0, false}, // a gateway that does not say whose: nobody's
+	} {
+		if uid, ok := agent.UserOf(c.session, c.finish); ok != c.ok || ok && uid != c.want {
+			t.Errorf("%+v %+v: %d %v", c.session, c.finish, uid, ok)
+		}
+	}
+}

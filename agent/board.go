@@ -62,7 +62,7 @@ func (a *agent) settle(err error, wait time.Duration) time.Duration {
 		first := a.status.State != localapi.StateRevoked
 		a.setState(localapi.StateRevoked)
 		a.status.Denial, a.status.Trouble = denial, nil
-		a.status.Session, a.apps = nil, nil
+		a.status.Session, a.status.Finish, a.apps = nil, nil, nil
 		a.mu.Unlock()
 		if first {
 			a.cfg.Log.Error("the gateway refuses this device", "reason", denial.Reason, "err", err)
@@ -189,7 +189,7 @@ func (a *agent) apply(l *link, s *wire.State) error {
 	l.seen = true
 	a.setState(localapi.StateConnected)
 	a.status.Denial, a.status.Trouble, a.status.RetryAt = nil, nil, nil
-	a.status.Session, a.status.Location = s.Session, s.Location
+	a.status.Session, a.status.Finish, a.status.Location = s.Session, s.Finish, s.Location
 	a.status.Epoch, a.status.Revision = s.Epoch, s.Revision
 	a.status.ClockSkewSeconds = 0
 	if skew := a.cfg.Now().Sub(s.Time).Round(time.Second); !s.Time.IsZero() && skew.Abs() > 30*time.Second {
@@ -222,11 +222,11 @@ func (a *agent) apply(l *link, s *wire.State) error {
 // tunnelUser is who may use the tunnel's interface: as [agent.userAllowed] has
 // it for the loopback proxies.
 func (a *agent) tunnelUser(s *wire.State) uint32 {
-	if s.Session == nil {
+	if s.Session == nil && s.Finish == nil {
 		return a.own
 	}
 	// The helper gives root no way in, unless the agent is root itself.
-	if uid, ok := localapi.SessionUID(s.Session); ok && (uid != 0 || a.own == 0) {
+	if uid, ok := userOf(s.Session, s.Finish); ok && (uid != 0 || a.own == 0) {
 		return uid
 	}
 	return nethelper.NoUser

@@ -91,6 +91,7 @@ func (g *gateway) metrics() *prometheus.Registry {
 	}
 	gauge("devices_connected", "Devices with a registration in force.", func() float64 { return float64(g.sessions.Counts().Devices) })
 	gauge("sessions_active", "Logins in force.", func() float64 { return float64(g.sessions.Counts().Sessions) })
+	gauge("flows_draining", "Of flows_open those that may be finished although nothing new is allowed.", func() float64 { return float64(g.sessions.Counts().Draining) })
 	gauge("flows_open", "Open HTTP exchanges, WebSockets, TCP connections and UDP exchanges.", func() float64 { return float64(g.sessions.Counts().Flows) })
 	gauge("lockdowns", "Lockdowns in force.", func() float64 { return float64(len(g.sessions.Lockdowns())) })
 	gauge("break_glass", "Administrators who may act alone now.", func() float64 { return float64(len(g.admin.BreakGlass())) })

@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Protocols of an App.
@@ -82,9 +83,36 @@ type App struct {
 	// [Request]. They are empty for other protocols.
 	EncodedSlash   string `json:"encoded_slash"`
 	PathParameters string `json:"path_parameters"`
+	// OnLoss says what becomes of what is open when it is allowed no more.
+	OnLoss OnLoss `json:"on_loss"`
 	// Access grants: any matching Rule allows, no Rule allows nobody.
 	Access []Rule `json:"access"`
 }
+
+// OnLoss is what becomes of an app's open flows when a soft [Reason] takes the
+// permission away: the zero value cuts them.
+type OnLoss struct {
+	// Drain is how long what is open may go on, in whole seconds; 0 cuts.
+	Drain time.Duration
+}
+
+// MaxDrain bounds how long what is open may go on without permission.
+const MaxDrain = 30 * time.Minute
+
+// String returns "cut", or "drain 15m".
+func (o OnLoss) String() string {
+	if o.Drain == 0 {
+		return "cut"
+	}
+	s := o.Drain.String()
+	if s, whole := strings.CutSuffix(s, "m0s"); whole {
+		return "drain " + s + "m"
+	}
+	return "drain " + s
+}
+
+// MarshalText is String: what Rego and lists see.
+func (o OnLoss) MarshalText() ([]byte, error) { return []byte(o.String()), nil }
 
 // Rule is one grant. All of its conditions must hold; a condition that is not
 // written always holds, but for who: a Rule names Groups, Subjects or Anyone.

@@ -28,7 +28,7 @@ var (
 	appKeys = []string{
 		"name", "title", "protocol", "hosts", "upstream", "upstream_ca_file", "ports", "allow",
 		"visibility", "dscp", "durability", "websocket", "origins", "cross_site",
-		"encoded_slash", "path_parameters", "access",
+		"encoded_slash", "path_parameters", "on_loss", "access",
 	}
 	ruleKeys = []string{
 		"anyone", "groups", "subjects", "posture", "countries", "not_countries", "hours", "methods", "paths",
@@ -63,6 +63,9 @@ func parseApp(path string, src []byte) (App, Problems) {
 	}
 	f.appAddress(&app, fields, body)
 	f.appWeb(&app, fields)
+	if fd, ok := fields["on_loss"]; ok {
+		app.OnLoss = f.onLoss(fd)
+	}
 	if fd, ok := fields["access"]; ok {
 		f.access(&app, fd)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"strings"
 	"sync"
 	"time"
@@ -49,6 +50,31 @@ func NewFacts(in Input) *Facts {
 	}
 	f.json = []byte(strings.TrimSuffix(rest, "}"))
 	return f
+}
+
+// Suppose returns the facts of f as if what only time has changed since was,
+// from which a permission was last given, had not: a login that ran out is in
+// force, and a signal that grew old or unknown is what it was. What has been
+// learnt since stays learnt: a failed signal, another place, other groups.
+func (f *Facts) Suppose(was *Facts) *Facts {
+	in := f.in
+	if in.Subject == nil && in.Ended == string(ReasonSessionExpired) {
+		in.Subject, in.Session, in.Ended = was.in.Subject, was.in.Session, ""
+	}
+	if in.Posture.ReceivedAt == nil {
+		in.Posture.ReceivedAt = was.in.Posture.ReceivedAt
+	}
+	signals := maps.Clone(was.in.Posture.Signals)
+	if signals == nil {
+		signals = map[string]Signal{}
+	}
+	for name, s := range in.Posture.Signals {
+		if s.State == "pass" || s.State == "fail" {
+			signals[name] = s
+		}
+	}
+	in.Posture.Signals = signals
+	return NewFacts(in)
 }
 
 // Input returns the whole Input. The caller must not change what it points to.
@@ -141,7 +167,12 @@ const maxGranted = 128
 // Question that no rule of the Revision can tell from the first one, while the
 // Session lasts. Denials are always evaluated: they say with what value.
 func (e *Engine) Answer(ctx context.Context, f *Facts, q Question) Decision {
-	r := e.active.Load()
+	return e.AnswerBy(ctx, e.active.Load(), f, q)
+}
+
+// AnswerBy is [Engine.Answer] by a Revision that need not be the active one any
+// more; a nil one denies.
+func (e *Engine) AnswerBy(ctx context.Context, r *Revision, f *Facts, q Question) Decision {
 	key, exact := asked{}, false
 	if r != nil {
 		key, exact = r.remember.key(f, q)
@@ -171,7 +202,7 @@ func (f *Facts) grant(r *Revision, key asked, d Decision) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.revision != r {
-		return // another one became active meanwhile
+		return // another one was asked meanwhile
 	}
 	if f.granted == nil || len(f.granted) >= maxGranted {
 		f.granted = map[asked]Decision{}

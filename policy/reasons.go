@@ -55,6 +55,16 @@ func (d Decision) In(lang string) Decision {
 	return d
 }
 
+// Finish says in every language that what is open may be finished.
+var Finish = map[string]string{
+	"en": "You may finish the calls and connections that are open; nothing new begins.",
+	"sv": "Du får avsluta de samtal och anslutningar som är öppna; inget nytt påbörjas.",
+	"nb": "Du kan fullføre samtalene og tilkoblingene som er åpne; ikke noe nytt begynner.",
+	"da": "Du må gøre de åbne samtaler og forbindelser færdige; intet nyt begynder.",
+	"fi": "Saat viedä avoimet puhelut ja yhteydet loppuun; mitään uutta ei aloiteta.",
+	"nl": "U mag de open gesprekken en verbindingen afmaken; er begint niets nieuws.",
+}
+
 // Reasons is the closed table: adding a Reason is one constant and one entry.
 // The commands in it are typed as they are in every language.
 var Reasons = map[Reason]Entry{

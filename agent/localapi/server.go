@@ -42,7 +42,12 @@ func SessionUID(s *wire.Session) (uint32, bool) {
 	if s == nil {
 		return 0, false
 	}
-	id, _, _ := strings.Cut(s.OSUser, ":")
+	return OSUserID(s.OSUser)
+}
+
+// OSUserID returns the uid of an OS user as Sessions name it: UID:NAME.
+func OSUserID(osUser string) (uint32, bool) {
+	id, _, _ := strings.Cut(osUser, ":")
 	n, err := strconv.ParseUint(id, 10, 32)
 	return uint32(n), err == nil
 }

@@ -58,11 +58,13 @@ type Status struct {
 	// Denial is set when the gateway refuses this device.
 	Denial *wire.Denial `json:"denial,omitempty"`
 	// Mode says what the inside of the tunnel is.
-	Mode     string        `json:"mode,omitempty"`
-	Tunnel   *Tunnel       `json:"tunnel,omitempty"`
-	DNS      *DNS          `json:"dns,omitempty"` // with ModeTUN
-	Proxy    *Proxy        `json:"proxy,omitempty"`
-	Session  *wire.Session `json:"session,omitempty"`
+	Mode    string        `json:"mode,omitempty"`
+	Tunnel  *Tunnel       `json:"tunnel,omitempty"`
+	DNS     *DNS          `json:"dns,omitempty"` // with ModeTUN
+	Proxy   *Proxy        `json:"proxy,omitempty"`
+	Session *wire.Session `json:"session,omitempty"`
+	// Finish says until when what is open may be finished.
+	Finish   *wire.Finish  `json:"finish,omitempty"`
 	Location wire.Location `json:"location"`
 	Posture  []wire.Signal `json:"posture,omitempty"` // as this laptop sees itself now
 	// PostureSentAt is when the gateway took the last report.

@@ -264,3 +264,25 @@ func TestTellerForPrograms(t *testing.T) {
 		t.Errorf("%s", out.String())
 	}
 }
+
+func TestWorkerIsToldUntilWhen(t *testing.T) {
+	until := time.Date(2030, 3, 4, 17, 30, 0, 0, time.Local)
+	st, apps := agents()["ok"].Status(), agents()["ok"].Apps()
+	st.Finish = &wire.Finish{Until: until, OSUser: "1000:anna", Message: "U mag de open gesprekken afmaken; er begint niets nieuws.\x1b"}
+	apps[0].Allowed, apps[0].FinishBy = false, &until
+	var status, list, told bytes.Buffer
+	newPaper(&status).status(&st)
+	newPaper(&list).apps(apps)
+	tl := &teller{out: &told}
+	tl.tell(st, apps)
+	tl.tell(st, apps)
+	for what, c := range map[string]struct{ got, want string }{
+		"status": {status.String(), "finish      until 2030-03-04 17:30: U mag de open gesprekken afmaken; er begint\n            niets nieuws.?\n"},
+		"apps":   {list.String(), "what is open may be finished until 2030-03-04 17:30\n"},
+		"run":    {told.String(), "\nuntil 2030-03-04 17:30: U mag de open gesprekken afmaken; er begint niets nieuws.?\n"},
+	} {
+		if strings.Count(c.got, c.want) != 1 {
+			t.Errorf("%s: want %q once in\n%s", what, c.want, c.got)
+		}
+	}
+}

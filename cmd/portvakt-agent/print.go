@@ -149,6 +149,9 @@ func (p *paper) person(st *localapi.Status) {
 	} else if st.State != localapi.StateRevoked { // no login would help there
 		p.item("login", "nobody; log in with: portvakt-agent login", yellow)
 	}
+	if f := st.Finish; f != nil {
+		p.item("finish", "until "+clock(f.Until)+": "+f.Message, yellow)
+	}
 	if l := st.Location; l.Address != "" || l.Country != "" {
 		country := l.Country
 		if country == "" {
@@ -238,6 +241,9 @@ func (p *paper) apps(items []localapi.App) {
 		}
 		if !a.Allowed && a.Denial != nil {
 			p.denial(a.Denial, name+2)
+		}
+		if a.FinishBy != nil {
+			fmt.Fprintf(p.out, "%*s%s\n", name+2, "", p.paint(yellow, "what is open may be finished until "+clock(*a.FinishBy)))
 		}
 	}
 }

@@ -135,18 +135,21 @@ func (t *teller) tell(st localapi.Status, apps []localapi.App) {
 		t.proxy = true
 		fmt.Fprintf(t.out, "proxy     http://%s (HTTP and SOCKS5)\nPAC file  %s\n", st.Proxy.Address, st.Proxy.PAC)
 	}
-	line := connection(st)
+	line := clean(connection(st))
 	if st.State == localapi.StateConnected {
-		line = "connected to " + st.Gateway
+		line = "connected to " + clean(st.Gateway)
 		if st.Session != nil {
-			line += ", logged in as " + st.Session.Name
+			line += ", logged in as " + clean(st.Session.Name)
 		} else {
 			line += "; next: portvakt-agent login"
 		}
 	}
+	if f := st.Finish; f != nil {
+		line += "\nuntil " + clock(f.Until) + ": " + clean(f.Message)
+	}
 	if line != t.last {
 		t.last = line
-		fmt.Fprintln(t.out, clean(line))
+		fmt.Fprintln(t.out, line)
 	}
 	if t.ports == nil {
 		t.ports = map[string]bool{}

@@ -284,9 +284,9 @@ func appsCmd(opt *options) *cobra.Command {
 			if err != nil || opt.json {
 				return orJSON(cmd, items, err)
 			}
-			rows := [][]string{{"NAME", "PROTOCOL", "ADDRESS", "HOSTS", "UPSTREAM", "DURABILITY"}}
+			rows := [][]string{{"NAME", "PROTOCOL", "ADDRESS", "HOSTS", "UPSTREAM", "DURABILITY", "ON LOSS"}}
 			for _, a := range items.Items {
-				rows = append(rows, []string{a.Name, a.Protocol, a.Addresses[0], strings.Join(a.Hosts, ","), a.Upstream, a.Durability})
+				rows = append(rows, []string{a.Name, a.Protocol, a.Addresses[0], strings.Join(a.Hosts, ","), a.Upstream, a.Durability, a.OnLoss})
 			}
 			return table(cmd.OutOrStdout(), rows)
 		},

@@ -106,7 +106,7 @@ Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 denied.`,
 	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), ".FlagUsages", ".FlagUsagesWrapped 80"))
 	root.AddCommand(
 		serveCmd(opt), checkCmd(opt), inviteCmd(opt), devicesCmd(opt), sessionsCmd(opt),
-		appsCmd(opt), lockdownCmd(opt), approvalsCmd(opt), breakGlassCmd(opt), whyCmd(opt), auditCmd(opt), policyCmd(opt), versionCmd(opt),
+		appsCmd(opt), flowsCmd(opt), lockdownCmd(opt), approvalsCmd(opt), breakGlassCmd(opt), whyCmd(opt), auditCmd(opt), policyCmd(opt), versionCmd(opt),
 	)
 	return root
 }

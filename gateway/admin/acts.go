@@ -231,7 +231,7 @@ func (s *Server) apps(w http.ResponseWriter, _ *http.Request) {
 			addrs := s.cfg.Sessions.AppAddresses(a.Name)
 			app := App{
 				Name: a.Name, Title: a.Title, Protocol: a.Protocol, Hosts: a.Hosts, Ports: session.PortsOf(a),
-				Addresses: []string{addrs[0].String(), addrs[1].String()}, Upstream: a.Upstream, Visibility: a.Visibility, Durability: a.Durability,
+				Addresses: []string{addrs[0].String(), addrs[1].String()}, Upstream: a.Upstream, Visibility: a.Visibility, Durability: a.Durability, OnLoss: a.OnLoss.String(),
 			}
 			if app.Hosts == nil {
 				app.Hosts = []string{}
@@ -239,5 +239,39 @@ func (s *Server) apps(w http.ResponseWriter, _ *http.Request) {
 			out.Items = append(out.Items, app)
 		}
 	}
+	s.answer(w, out)
+}
+
+func (s *Server) flows(w http.ResponseWriter, r *http.Request) {
+	q, out := r.URL.Query(), Items[Flow]{Items: []Flow{}}
+	device := q.Get("device")
+	if device != "" {
+		d, err := s.named(r.Context(), device)
+		if err != nil {
+			s.failed(w, "device "+device, err)
+			return
+		}
+		device = d.ID
+	}
+	for _, f := range s.cfg.Sessions.Flows() {
+		if device != "" && f.Device.ID != device || q.Get("app") != "" && f.App.Name != q.Get("app") || q.Get("draining") != "" && f.DrainUntil.IsZero() {
+			continue
+		}
+		item := Flow{
+			ID: f.ID, App: f.App.Name, Protocol: f.App.Protocol, Device: f.Device.ID, DeviceName: f.Device.Name, OpenedAt: f.OpenedAt.UTC(), State: "open",
+		}
+		if f.Subject != nil {
+			item.Subject, item.Name = f.Subject.Key(), f.Subject.Name
+		}
+		if f.Session != nil {
+			item.Session = f.Session.ID
+		}
+		if !f.DrainUntil.IsZero() {
+			until := f.DrainUntil.UTC()
+			item.State, item.DrainUntil, item.Reason = "draining", &until, string(f.Reason)
+		}
+		out.Items = append(out.Items, item)
+	}
+	s.looked(r, "flows")
 	s.answer(w, out)
 }

@@ -55,6 +55,8 @@ type gw struct {
 	audit    *audit.Log
 	sessions *session.Manager
 	engine   *policy.Engine
+
+	nonces map[string]string // of each device's next report
 }
 
 // now is a Monday.
@@ -66,7 +68,7 @@ func newGateway(t *testing.T) *gw {
 	if err := os.Chmod(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	g := &gw{t: t, dir: dir, socket: filepath.Join(dir, "admin.sock")}
+	g := &gw{t: t, dir: dir, socket: filepath.Join(dir, "admin.sock"), nonces: map[string]string{}}
 	clock := func() time.Time { return now }
 	ca, err := certs.OpenCA(certs.CAConfig{Dir: filepath.Join(dir, "ca"), Now: clock})
 	g.must(err)
@@ -145,7 +147,7 @@ func (g *gw) connect(name string) store.Device {
 	g.must(err)
 	g.must(g.sessions.Connect(session.Connection{Device: d, Registration: r, Nonce: "n"}))
 	g.sessions.Endpoint(id, netip.MustParseAddrPort("192.0.2.7:4000"))
-	_, err = g.sessions.Posture(d.ID, "n", "boot", map[string]policy.Signal{wire.SignalHostFirewall: {State: wire.SignalPass, Value: "ufw: on"}})
+	g.nonces[d.ID], err = g.sessions.Posture(d.ID, "n", "boot", map[string]policy.Signal{wire.SignalHostFirewall: {State: wire.SignalPass, Value: "ufw: on"}})
 	g.must(err)
 	return d
 }
@@ -454,6 +456,67 @@ func TestApps(t *testing.T) {
 	apps, err := g.Apps(t.Context())
 	if err != nil || len(apps.Items) != 1 || apps.Items[0].Name != "crm" || len(apps.Items[0].Addresses) != 2 || apps.Items[0].Visibility != "explain" || apps.Items[0].Durability != "kill" {
 		t.Errorf("apps: %+v %v", apps, err)
+	}
+}
+
+func TestFlows(t *testing.T) {
+	g := newGateway(t)
+	g.must(os.WriteFile(filepath.Join(g.dir, "apps", "crm.yaml"), []byte(crm+"on_loss: {drain: 15m}\n"), 0o600))
+	rev, err := policy.Load(filepath.Join(g.dir, "apps"), policy.LoadOptions{})
+	g.must(err)
+	g.must(g.sessions.Publish(t.Context(), rev, "test"))
+	apps, err := g.Apps(t.Context())
+	g.must(err)
+	if apps.Items[0].OnLoss != "drain 15m" {
+		t.Errorf("%+v", apps.Items)
+	}
+	open := func(d store.Device) *session.Flow {
+		f, err := g.sessions.Begin(session.Begin{Peer: netip.AddrPortFrom(d.Addresses[0], 4000), App: rev.Apps()[0], Action: policy.ActionRequest})
+		g.must(err)
+		dec, err := f.Authorize(t.Context(), &policy.Request{Method: "GET", Host: "crm.example.com", Path: "/"})
+		g.must(err)
+		if !dec.Allow {
+			t.Fatalf("%+v", dec)
+		}
+		t.Cleanup(func() { f.End(session.Result{}) })
+		return f
+	}
+	anna, bert := g.connect("anna"), g.connect("bert")
+	g.login(anna.ID, "Anna Berg", "sales")
+	g.login(bert.ID, "Bert", "sales")
+	f, other := open(anna), open(bert)
+	// What is allowed no more because nothing is heard of the firewall drains.
+	_, err = g.sessions.Posture(anna.ID, g.nonces[anna.ID], "boot", map[string]policy.Signal{wire.SignalHostFirewall: {State: wire.SignalUnknown}})
+	g.must(err)
+	for _, c := range []struct {
+		only admin.FlowFilter
+		want []*session.Flow
+	}{
+		{admin.FlowFilter{}, []*session.Flow{f, other}},
+		{admin.FlowFilter{Draining: true}, []*session.Flow{f}},
+		{admin.FlowFilter{Device: "bert"}, []*session.Flow{other}},
+		{admin.FlowFilter{Device: anna.ID, App: "crm"}, []*session.Flow{f}},
+		{admin.FlowFilter{App: "no such"}, nil},
+	} {
+		all, err := g.Flows(t.Context(), c.only)
+		g.must(err)
+		got := map[string]admin.Flow{}
+		for _, x := range all.Items {
+			got[x.ID] = x
+		}
+		if len(got) != len(c.want) {
+			t.Errorf("%+v: %+v", c.only, all.Items)
+		}
+		for _, w := range c.want {
+			x := got[w.ID()]
+			if draining := w == f; x.App != "crm" || x.Name == "" || (x.State == "draining") != draining || (x.DrainUntil != nil) != draining ||
+				draining && (!x.DrainUntil.Equal(now.Add(15*time.Minute)) || x.Reason != "posture_unknown") {
+				t.Errorf("%+v: %+v", c.only, x)
+			}
+		}
+	}
+	if _, err := g.Flows(t.Context(), admin.FlowFilter{Device: "nobody's"}); err == nil {
+		t.Error("a device that is not there has no flows")
 	}
 }
 

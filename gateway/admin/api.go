@@ -72,6 +72,24 @@ type App struct {
 	Upstream   string   `json:"upstream"`
 	Visibility string   `json:"visibility"`
 	Durability string   `json:"durability"`
+	OnLoss     string   `json:"on_loss"` // cut, or drain DURATION
+}
+
+// Flow is something open.
+type Flow struct {
+	ID         string    `json:"id"`
+	App        string    `json:"app"`
+	Protocol   string    `json:"protocol"`
+	Device     string    `json:"device"`
+	DeviceName string    `json:"device_name"`
+	Subject    string    `json:"subject,omitempty"` // ISS#SUB
+	Name       string    `json:"name,omitempty"`    // the person's
+	Session    string    `json:"session,omitempty"`
+	OpenedAt   time.Time `json:"opened_at"`
+	State      string    `json:"state"` // open or draining
+	// DrainUntil is when a draining flow is cut, Reason what took its permission.
+	DrainUntil *time.Time `json:"drain_until,omitempty"`
+	Reason     string     `json:"reason,omitempty"`
 }
 
 // Revoke ends a device or a session.

@@ -79,6 +79,26 @@ func (c *Client) Apps(ctx context.Context) (out Items[App], err error) {
 	return out, c.call(ctx, http.MethodGet, "/v1/apps", nil, &out)
 }
 
+// FlowFilter selects open flows; the zero value all of them.
+type FlowFilter struct {
+	Device, App string // by ID or name
+	Draining    bool
+}
+
+// Flows lists what is open.
+func (c *Client) Flows(ctx context.Context, f FlowFilter) (out Items[Flow], err error) {
+	q := url.Values{}
+	for key, v := range map[string]string{"device": f.Device, "app": f.App} {
+		if v != "" {
+			q.Set(key, v)
+		}
+	}
+	if f.Draining {
+		q.Set("draining", "1")
+	}
+	return out, c.call(ctx, http.MethodGet, "/v1/flows?"+q.Encode(), nil, &out)
+}
+
 // Why asks what policy says.
 func (c *Client) Why(ctx context.Context, req Why) (out Because, err error) {
 	return out, c.call(ctx, http.MethodPost, "/v1/why", req, &out)

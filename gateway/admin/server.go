@@ -114,6 +114,7 @@ func (s *Server) handler() http.Handler {
 	mux.HandleFunc("GET /v1/sessions/{id}", s.session)
 	mux.HandleFunc("POST /v1/sessions/{id}/revoke", s.revokeSession)
 	mux.HandleFunc("GET /v1/apps", s.apps)
+	mux.HandleFunc("GET /v1/flows", s.flows)
 	mux.HandleFunc("GET /v1/lockdowns", s.lockdowns)
 	mux.HandleFunc("POST /v1/lockdowns", s.lockdown)
 	mux.HandleFunc("POST /v1/lockdowns/{id}/off", s.liftLockdown)

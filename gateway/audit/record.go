@@ -26,6 +26,7 @@ const (
 	KindDecision       Kind = "decision"        // an HTTP request was decided
 	KindFlowOpen       Kind = "flow_open"       // a TCP, UDP or WebSocket flow was decided
 	KindFlowClose      Kind = "flow_close"      // a flow ended by itself
+	KindFlowDrain      Kind = "flow_drain"      // a flow may be finished although nothing new is allowed
 	KindFlowCut        Kind = "flow_cut"        // a flow was cut by a changed decision
 	KindEnroll         Kind = "enroll"          // a device was enrolled
 	KindEnrollRefused  Kind = "enroll_refused"  // an enrolment was refused

@@ -157,7 +157,11 @@ func (a *API) loginFailed(w http.ResponseWriter, id string, err error) {
 }
 
 func (a *API) logout(w http.ResponseWriter, r *http.Request, id string) {
-	if s, ok := a.cfg.Sessions.SessionOf(id); ok {
+	s, ok := a.cfg.Sessions.SessionOf(id)
+	if !ok { // nobody finishes a call after they logged out
+		s, ok = a.cfg.Sessions.Finishing(id)
+	}
+	if ok {
 		err := a.cfg.Sessions.EndSession(context.WithoutCancel(r.Context()), store.End{SessionID: s.ID, Reason: "logout", By: "subject", At: a.cfg.Now()}, policy.ReasonLoginRequired)
 		if err != nil {
 			a.internal(w, "logging out", err)

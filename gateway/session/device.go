@@ -35,14 +35,19 @@ type device struct {
 	mu        sync.Mutex
 	expires   time.Time // of the registration
 	session   *store.Session
-	ended     policy.Reason // why there is no session: login_required, session_expired or session_revoked
+	last      *store.Session // the one that expired last
+	ended     policy.Reason  // why there is no session: login_required, session_expired or session_revoked
 	posture   *report
 	nonce     string         // of the next posture report
 	outer     netip.AddrPort // where the tunnel's packets come from
 	location  policy.Location
-	prepared  *prepared          // nil: none
-	gone      *policy.Decision   // set once; nothing is allowed any more
+	prepared  *prepared        // nil: none
+	gone      *policy.Decision // set once; nothing is allowed any more
+	supposed  supposed
 	flows     map[*Flow]struct{} // nil while there is none, as watchers
+	draining  int                // how many of flows drain
+	drainEnd  time.Duration      // Elapsed when the first of them is over, as of the last refresh
+	untidy    bool               // one began or ended to drain since the last refresh
 	view      view
 	confirmed time.Duration // Elapsed at the last refresh
 	watchers  map[*Watch]struct{}
@@ -70,6 +75,9 @@ func (d *device) due(now time.Time, elapsed, maxAge time.Duration) bool {
 	if len(d.flows) > 0 && elapsed-d.confirmed >= confirmEvery {
 		return true // nothing else has a lease
 	}
+	if d.untidy || d.draining > 0 && elapsed >= d.drainEnd {
+		return true
+	}
 	if d.session != nil && !now.Before(d.session.ExpiresAt) {
 		return true
 	}
@@ -85,6 +93,7 @@ const confirmEvery = 10 * time.Second
 func (d *device) expireLocked(now time.Time, maxAge time.Duration) (expired *store.Session) {
 	if d.session != nil && !now.Before(d.session.ExpiresAt) {
 		expired = d.session
+		d.last = expired
 		d.session, d.ended = nil, policy.ReasonSessionExpired
 	}
 	if d.posture != nil && !d.posture.stale && now.Sub(d.posture.received) > maxAge {
@@ -188,21 +197,6 @@ func (d *device) publish(v view) {
 	}
 }
 
-// farewell waits until the event streams have told the device why its
-// connection ends, for at most a tenth of a second: its flows are cut already,
-// and the tunnel must not outlive them for longer.
-func (d *device) farewell() {
-	for range 20 {
-		d.mu.Lock()
-		left := len(d.watchers)
-		d.mu.Unlock()
-		if left == 0 {
-			return
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
-}
-
 // Held tells whether something of the device with that tunnel key is open: a
 // Flow or an event stream.
 func (m *Manager) Held(key [32]byte) bool {
@@ -215,24 +209,6 @@ func (m *Manager) Held(key [32]byte) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return len(d.flows) > 0 || len(d.watchers) > 0
-}
-
-// end ends a connection: nothing of it passes a byte any more when this
-// returns, and nothing begins. It waits for nobody. A Decision of the zero
-// value means that the registration merely ended.
-func (d *device) end(why policy.Decision) {
-	if why.Reason == "" {
-		why = policy.NewDecision(policy.ReasonLoginRequired, nil)
-	}
-	d.mu.Lock()
-	if d.gone == nil {
-		d.gone = &why
-		d.epoch.Add(1)
-	}
-	d.mu.Unlock()
-	for _, f := range d.open() {
-		f.cutWith(nil, why)
-	}
 }
 
 // open returns the Flows that are registered now.
@@ -251,7 +227,7 @@ func (d *device) rest() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if len(d.flows) == 0 && len(d.watchers) == 0 {
-		d.prepared, d.flows, d.watchers = nil, nil, nil
+		d.prepared, d.flows, d.watchers, d.supposed, d.last = nil, nil, nil, supposed{}, nil
 	}
 }
 

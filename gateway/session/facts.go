@@ -389,16 +389,21 @@ func (m *Manager) EndSession(ctx context.Context, e store.End, reason policy.Rea
 	return nil
 }
 
-// unbind takes the Session that r names out of force, wherever it is.
+// unbind takes the Session that r names out of force, wherever it is, and ends
+// what was still being finished of one that has expired.
 func (m *Manager) unbind(r *audit.Record, reason policy.Reason) {
 	for _, d := range m.all() {
 		d.mu.Lock()
 		s := d.session
-		if s == nil || s.ID != r.Session {
+		if s != nil && s.ID == r.Session {
+			d.session = nil
+		} else if s = d.last; d.draining == 0 || s == nil || s.ID != r.Session {
 			d.mu.Unlock()
 			continue
 		}
-		d.session, d.ended = nil, reason
+		if d.session == nil {
+			d.ended = reason
+		}
 		d.epoch.Add(1)
 		r.Remote = d.location.Address
 		d.mu.Unlock()

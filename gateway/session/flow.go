@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -51,6 +52,7 @@ func factsOf(f *policy.Facts) Facts {
 type basis struct {
 	facts    *policy.Facts
 	question policy.Question
+	revision *policy.Revision
 	unasked  bool // a lockdown answered; no opa could reproduce that
 }
 
@@ -101,6 +103,10 @@ type Flow struct {
 	// leaseEnd is the Elapsed time until which bytes may pass.
 	leaseEnd atomic.Int64
 
+	// confirming is held while an open Flow is decided again, so that it begins
+	// to drain once. Cuts do not take it.
+	confirming sync.Mutex
+
 	// mu guards the fields below. It is never held while deciding, recording
 	// or running onCut.
 	mu       sync.Mutex
@@ -108,6 +114,8 @@ type Flow struct {
 	request  *policy.Request
 	facts    Facts
 	last     policy.Decision
+	held     *basis // what it was last allowed on
+	drain    drain
 	cut      *policy.Decision
 	onCut    func()
 	ended    bool
@@ -219,7 +227,7 @@ func (f *Flow) Authorize(ctx context.Context, req *policy.Request) (policy.Decis
 		}
 		f.mu.Lock()
 		f.decided, f.request, f.last = true, req, dec
-		f.facts = factsOf(on.facts)
+		f.facts, f.held = factsOf(on.facts), on
 		f.longLive = f.longLive || (req != nil && req.Upgrade != "")
 		f.mu.Unlock()
 		f.renew()
@@ -286,9 +294,12 @@ func (f *Flow) record(on *basis, dec policy.Decision, kind audit.Kind) *audit.Re
 	return r
 }
 
-// confirm decides an open Flow again and renews its lease or cuts it. Flows
-// that are still being decided are left to their own epoch comparison.
+// confirm decides an open Flow again and renews its lease, lets it drain, or
+// cuts it. Flows that are still being decided are left to their own epoch
+// comparison.
 func (f *Flow) confirm(now time.Time) {
+	f.confirming.Lock()
+	defer f.confirming.Unlock()
 	f.mu.Lock()
 	decided, req, owner := f.decided && !f.ended && f.cut == nil, f.request, f.facts
 	f.mu.Unlock()
@@ -296,20 +307,19 @@ func (f *Flow) confirm(now time.Time) {
 		return
 	}
 	on, dec := f.decide(context.Background(), now, req)
-	if dec.Allow && !samePerson(owner, on.facts) {
+	switch {
+	case dec.Allow && !samePerson(owner, on.facts):
 		// The app was told whose this is. Whoever logged in since may use the
 		// app, but not another's connection to it. No policy decided this, so
 		// no Input goes with it.
 		f.cutWith(nil, policy.NewDecision(policy.ReasonLoginRequired, &policy.Fact{
 			Name: "session", Value: "another login", Wanted: "the login the connection was opened with",
 		}))
-		return
+	case dec.Allow:
+		f.goOn(on)
+	default:
+		f.lose(on, dec, now)
 	}
-	if !dec.Allow {
-		f.cutWith(on, dec)
-		return
-	}
-	f.renew()
 }
 
 // samePerson says whether the person and OS user a Flow belongs to are still
@@ -324,8 +334,11 @@ func samePerson(owner Facts, now *policy.Facts) bool {
 		subject.Issuer == owner.Subject.Issuer && subject.ID == owner.Subject.ID
 }
 
-func (f *Flow) renew() {
-	f.leaseEnd.Store(int64(f.m.cfg.Elapsed() + f.m.cfg.Lease))
+func (f *Flow) renew() { f.renewUntil(math.MaxInt64) }
+
+// renewUntil gives the Flow another lease, which ends at a time at the latest.
+func (f *Flow) renewUntil(last time.Duration) {
+	f.leaseEnd.Store(int64(min(f.m.cfg.Elapsed()+f.m.cfg.Lease, last)))
 }
 
 // Check says whether one more chunk may pass. It is called before every chunk.
@@ -386,7 +399,7 @@ func (f *Flow) Facts() Facts {
 // to its own epoch comparison.
 func (f *Flow) cutOwned(session string, reason policy.Reason) {
 	f.mu.Lock()
-	open := f.decided && !f.ended && f.cut == nil && f.facts.Session != nil && f.facts.Session.ID == session
+	open := f.decided && !f.ended && f.cut == nil && f.held.facts.Session() != nil && f.held.facts.Session().ID == session
 	f.mu.Unlock()
 	if open {
 		f.cutWith(nil, policy.NewDecision(reason, nil))
@@ -408,13 +421,13 @@ func (f *Flow) cutWith(on *basis, dec policy.Decision) {
 	}
 	dec.App = f.begin.App.Name
 	f.cut = &dec
-	fn, decided, facts, req := f.onCut, f.decided, f.facts, f.request
+	fn, decided, facts, req, drained := f.onCut, f.decided, f.facts, f.request, f.drain.detail()
 	f.onCut = nil
 	f.mu.Unlock()
 	f.leaseEnd.Store(-1)
 	if decided {
 		f.m.cuts.Add(1)
-		f.noteCut(on, dec, facts, req) // never blocks; before End can say "closed"
+		f.noteCut(on, dec, facts, req, drained) // never blocks; before End can say "closed"
 	}
 	f.finish()
 	if fn != nil {
@@ -422,8 +435,9 @@ func (f *Flow) cutWith(on *basis, dec policy.Decision) {
 	}
 }
 
-func (f *Flow) noteCut(on *basis, dec policy.Decision, facts Facts, req *policy.Request) {
+func (f *Flow) noteCut(on *basis, dec policy.Decision, facts Facts, req *policy.Request, drained map[string]string) {
 	r := f.record(on, dec, audit.KindFlowCut)
+	r.Detail = drained
 	facts.note(r)
 	if req != nil {
 		r.Method, r.Host, r.Path = req.Method, req.Host, req.Path
@@ -434,7 +448,8 @@ func (f *Flow) noteCut(on *basis, dec policy.Decision, facts Facts, req *policy.
 
 // End takes the Flow out of the registry. It is called exactly once, whatever
 // happened; more calls do nothing. The end of a TCP or UDP flow and of a
-// WebSocket is recorded, and any end that was the app's fault.
+// WebSocket is recorded, and any end that was the app's fault or of what was
+// draining.
 func (f *Flow) End(res Result) {
 	f.mu.Lock()
 	if f.ended {
@@ -444,13 +459,20 @@ func (f *Flow) End(res Result) {
 	f.ended = true
 	f.onCut = nil
 	decided, long, wasCut, facts, last := f.decided, f.longLive, f.cut != nil, f.facts, f.last
+	draining := f.drain.on
 	f.mu.Unlock()
 	f.finish()
 	f.d.mu.Lock()
 	delete(f.d.flows, f)
+	if draining {
+		f.d.drained()
+	}
 	f.d.mu.Unlock()
 	f.m.flows.Add(-1)
 	failed := res.Outcome != "" && res.Outcome != "done"
+	if draining && !wasCut && !failed {
+		res.Outcome, long = "drained", true
+	}
 	if !decided || (wasCut && !long) || (!long && !failed) {
 		return
 	}
@@ -465,42 +487,6 @@ func (f *Flow) End(res Result) {
 	}
 	facts.note(&r)
 	f.m.cfg.Audit.NoteEnd(r)
-}
-
-// Rejection is a request refused before policy was asked: it named another
-// host, came from another page, or could be read in two ways.
-type Rejection struct {
-	Peer               netip.AddrPort
-	App                policy.App
-	Decision           policy.Decision
-	Method, Host, Path string
-	RequestHash        string // empty when it could not be read in one way
-}
-
-// Reject records a refusal that needed no policy, and returns its Decision with
-// an ID to show.
-func (m *Manager) Reject(r Rejection) policy.Decision {
-	dec := r.Decision
-	dec.ID, dec.App, dec.Time = newID("d-"), r.App.Name, m.cfg.Now()
-	rec := audit.Record{Kind: audit.KindDecision, App: r.App.Name, Method: r.Method, Host: r.Host, Path: r.Path, RequestHash: r.RequestHash}
-	rec.SetDecision(dec)
-	m.mu.RLock()
-	d := m.inner[r.Peer.Addr().Unmap()]
-	m.mu.RUnlock()
-	if d != nil {
-		rec.Device = d.record.ID
-		d.mu.Lock()
-		rec.Remote = d.location.Address
-		noteSession(&rec, d.session)
-		d.mu.Unlock()
-	}
-	m.refused.Add(1)
-	if d == nil {
-		m.cfg.Audit.Note(rec) // it went between its packet and this; that bounds itself
-		return dec
-	}
-	d.refusals.Note(rec)
-	return dec
 }
 
 // newID returns 128 random bits in hex after a prefix that says of what.

@@ -101,13 +101,19 @@ func (s *lockdownSet) hit(subject *policy.Subject, device, app, address string) 
 	return nil
 }
 
-// answer decides: a lockdown before policy is asked.
+// answer decides by the active revision: a lockdown before policy is asked.
 func (m *Manager) answer(ctx context.Context, on *basis) policy.Decision {
+	on.revision = m.cfg.Engine.Active()
+	return m.answerBy(ctx, on)
+}
+
+// answerBy is answer by the revision that on names.
+func (m *Manager) answerBy(ctx context.Context, on *basis) policy.Decision {
 	dec, locked := m.lockedDown(on.facts, on.question.App.Name)
 	if on.unasked = locked; locked {
 		return dec
 	}
-	return m.cfg.Engine.Answer(ctx, on.facts, on.question)
+	return m.cfg.Engine.AnswerBy(ctx, on.revision, on.facts, on.question)
 }
 
 // lockedDown says whether a lockdown stands in the way of an app.

@@ -41,6 +41,9 @@ func (m *Manager) EndSessions(ctx context.Context, match func(store.Session) boo
 		if s, ok := d.sessionNow(); ok && match(s) {
 			end(s.ID)
 		}
+		if s, ok := d.finishing(); ok && match(s) {
+			end(s.ID)
+		}
 	}
 	wg.Wait()
 	away, err := m.cfg.Store.Sessions(ctx, store.SessionFilter{Open: true})

@@ -21,6 +21,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -116,8 +117,9 @@ type catalogue struct {
 	apps   []policy.App
 	addrs  map[string][2]netip.Addr
 	byAddr map[netip.Addr]policy.App
-	byHost map[string]string // app by host name
-	views  sync.Map          // string of zeros and ones, one an app -> view
+	byHost map[string]string        // app by host name
+	drains map[string]time.Duration // how long an app's Flows may drain, if at all
+	views  sync.Map                 // string of zeros and ones, one an app -> view
 }
 
 // ErrUnknownDevice is returned for a device that is not connected.
@@ -167,17 +169,23 @@ func (m *Manager) Run(ctx context.Context) error {
 		now := m.cfg.Now()
 		edge := !now.Truncate(time.Minute).Equal(minute)
 		minute = now.Truncate(time.Minute)
-		for _, d := range m.expired(now) {
-			m.remove(d.record.ID, d, policy.Decision{})
-			m.books.registrationEnded(d.key)
-		}
-		elapsed := m.cfg.Elapsed()
-		m.onAll(slices.DeleteFunc(m.all(), func(d *device) bool {
-			return !edge && !d.due(now, elapsed, m.cfg.PostureMaxAge)
-		}), m.refresh)
-		if edge {
-			m.books.minute()
-		}
+		m.tick(now, edge)
+	}
+}
+
+// tick does what time makes due. With edge set a minute has begun: hours may
+// begin or end.
+func (m *Manager) tick(now time.Time, edge bool) {
+	for _, d := range m.expired(now) {
+		m.remove(d.record.ID, d, policy.Decision{})
+		m.books.registrationEnded(d.key)
+	}
+	elapsed := m.cfg.Elapsed()
+	m.onAll(slices.DeleteFunc(m.all(), func(d *device) bool {
+		return !edge && !d.due(now, elapsed, m.cfg.PostureMaxAge)
+	}), m.refresh)
+	if edge {
+		m.books.minute()
 	}
 }
 
@@ -195,8 +203,14 @@ func (m *Manager) Publish(ctx context.Context, rev *policy.Revision, actor strin
 	if err != nil {
 		return fmt.Errorf("giving apps their addresses: %w", err)
 	}
-	next := &catalogue{apps: apps, addrs: addrs, byAddr: map[netip.Addr]policy.App{}, byHost: map[string]string{}}
+	next := &catalogue{apps: apps, addrs: addrs, byAddr: map[netip.Addr]policy.App{}, byHost: map[string]string{}, drains: map[string]time.Duration{}}
+	detail := map[string]string{"apps": fmt.Sprint(len(apps))}
+	var draining []string
 	for _, a := range apps {
+		if a.OnLoss.Drain > 0 {
+			next.drains[a.Name] = a.OnLoss.Drain
+			draining = append(draining, a.Name+": "+a.OnLoss.String())
+		}
 		for _, h := range a.Hosts {
 			next.byHost[h] = a.Name
 		}
@@ -204,10 +218,10 @@ func (m *Manager) Publish(ctx context.Context, rev *policy.Revision, actor strin
 			next.byAddr[addr] = a
 		}
 	}
-	err = m.cfg.Audit.Append(&audit.Record{
-		Kind: audit.KindPolicy, Revision: rev.ID(), Actor: actor,
-		Detail: map[string]string{"apps": fmt.Sprint(len(apps))},
-	})
+	if draining != nil {
+		detail["on_loss"] = strings.Join(draining, ", ")
+	}
+	err = m.cfg.Audit.Append(&audit.Record{Kind: audit.KindPolicy, Revision: rev.ID(), Actor: actor, Detail: detail})
 	if err != nil {
 		return fmt.Errorf("recording the policy revision: %w", err)
 	}
@@ -238,6 +252,7 @@ func (m *Manager) Relocate() {
 type Counts struct {
 	Devices, Sessions, Flows int
 	Refused, Cuts            uint64
+	Draining                 int    // of Flows
 	Crowded                  uint64 // of Refused, for want of room among the device's open Flows
 }
 
@@ -246,6 +261,7 @@ func (m *Manager) Counts() Counts {
 	c := Counts{Flows: int(m.flows.Load()), Refused: m.refused.Load(), Cuts: m.cuts.Load(), Crowded: m.crowded.Load()}
 	for _, d := range m.all() {
 		c.Devices++
+		c.Draining += d.drainCount()
 		if _, ok := d.sessionNow(); ok {
 			c.Sessions++
 		}
@@ -297,6 +313,13 @@ func (m *Manager) refresh(d *device) {
 	for _, f := range d.open() {
 		f.confirm(now)
 	}
+	d.mu.Lock()
+	d.untidy = false
+	d.mu.Unlock()
+	drains, _, first := d.drains()
+	d.mu.Lock()
+	d.drainEnd = first
+	d.mu.Unlock()
 
 	cat := m.catalogue.Load()
 	allowed := make([]byte, len(cat.apps))
@@ -307,7 +330,8 @@ func (m *Manager) refresh(d *device) {
 		if dec.Allow {
 			allowed[i] = 1
 		}
-		entries = append(entries, reachable(a, cat.addrs[a.Name], dec.Allow)...)
+		_, drain := drains[a.Name] // its packets pass; what is new is refused behind
+		entries = append(entries, reachable(a, cat.addrs[a.Name], dec.Allow || drain)...)
 	}
 	for _, g := range m.cfg.Gateway {
 		entries = append(entries,
@@ -353,78 +377,6 @@ func reachable(a policy.App, addrs [2]netip.Addr, allowed bool) []segment.Entry 
 	return out
 }
 
-// Remove forgets a device's connection: its Flows are cut with the Decision,
-// its segment emptied, its peer removed, its event streams told. A Decision of
-// the zero value means that the registration merely ended.
-func (m *Manager) Remove(id string, why policy.Decision) { m.remove(id, nil, why) }
-
-// remove does nothing when only is given and a newer connection has taken its
-// place.
-func (m *Manager) remove(id string, only *device, why policy.Decision) {
-	for {
-		d, err := m.device(id)
-		if err != nil || only != nil && d != only {
-			return
-		}
-		d.end(why)
-		if m.forget(d) {
-			m.dissolve(d, true)
-			return
-		}
-		// Another one took d out, or a newer connection its place: that one ends too.
-	}
-}
-
-// forget takes a device that has ended out of the maps, and reports false when
-// it is not in them any more.
-func (m *Manager) forget(d *device) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.devices[d.record.ID] != d {
-		return false
-	}
-	delete(m.devices, d.record.ID)
-	for _, a := range d.record.Addresses {
-		if m.inner[a] == d {
-			delete(m.inner, a)
-		}
-	}
-	if m.keys[d.key] == d {
-		delete(m.keys, d.key)
-	}
-	return true
-}
-
-// dissolve tidies up after a device that has ended and is out of the maps. With
-// last set nobody follows on its addresses; otherwise a newer connection of the
-// same device already has them.
-func (m *Manager) dissolve(d *device, last bool) {
-	d.refreshMu.Lock() // of a refresh that goes on nothing stays
-	defer d.refreshMu.Unlock()
-	if last {
-		m.mu.RLock()
-		// Whoever connected since d left the maps sets its segment after mu, and
-		// keeps it.
-		if m.devices[d.record.ID] == nil {
-			m.cfg.Table.Delete(d.record.Addresses)
-			if m.cfg.Left != nil {
-				m.cfg.Left(d.record.ID)
-			}
-		}
-		m.mu.RUnlock()
-	}
-	if m.cfg.Gone != nil {
-		m.cfg.Gone(d.record.Addresses)
-	}
-	d.publish(nil)
-	if last {
-		d.farewell() // a superseded connection's agent is the one that superseded it
-	}
-	if err := m.cfg.RemovePeer(d.key); err != nil {
-		m.log.Error("removing a tunnel peer", "device", d.record.ID, "err", err)
-	}
-}
-
 // Resolve returns the virtual addresses of the app with that host name, in
 // lower case, if the device at an inner address may know of it. A name that is
 // hidden from the device takes the same look-ups as one that is no app's.
@@ -451,12 +403,13 @@ func (c *catalogue) explains(addr netip.Addr) bool {
 	return c.byAddr[addr].Visibility == policy.VisibilityExplain
 }
 
-// visible returns the apps a device may know of, by name: those it reaches and
-// those that explain themselves.
-func (c *catalogue) visible(v view) []policy.App {
+// visible returns the apps a device may know of, by name: those it reaches,
+// those that explain themselves, and those of which it finishes something.
+func (c *catalogue) visible(v view, drains map[string]time.Time) []policy.App {
 	var out []policy.App
 	for _, a := range c.apps { // Revision.Apps is sorted by name
-		if allowed, ok := v[a.Name]; ok && (allowed || a.Visibility == "explain") {
+		_, drain := drains[a.Name]
+		if allowed, ok := v[a.Name]; ok && (allowed || drain || a.Visibility == "explain") {
 			out = append(out, a)
 		}
 	}

@@ -3,6 +3,7 @@ package session
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/portvakt/portvakt/gateway/audit"
@@ -19,8 +20,9 @@ func (m *Manager) State(id, lang string) (wire.State, error) {
 		return wire.State{}, err
 	}
 	st, v := m.facts(d)
+	drains, osUser, _ := d.drains()
 	cat, now := m.catalogue.Load(), m.cfg.Now()
-	for _, a := range cat.visible(v) {
+	for _, a := range cat.visible(v, drains) {
 		addrs := cat.addrs[a.Name]
 		app := wire.App{
 			Name: a.Name, Title: a.Title, Protocol: a.Protocol, Hosts: a.Hosts,
@@ -31,6 +33,16 @@ func (m *Manager) State(id, lang string) (wire.State, error) {
 			// Allowed by now: the refresh that follows the fact tells of it again.
 			if app.Allowed = dec.Allow; !dec.Allow {
 				app.Denial = Denial(dec.In(lang))
+			}
+		}
+		if until, ok := drains[a.Name]; ok {
+			until = until.UTC()
+			app.FinishBy = &until
+			if st.Finish == nil {
+				st.Finish = &wire.Finish{OSUser: osUser, Message: policy.Finish[lang]}
+			}
+			if until.After(st.Finish.Until) {
+				st.Finish.Until = until
 			}
 		}
 		st.Apps = append(st.Apps, app)
@@ -100,7 +112,8 @@ func (m *Manager) WhyDevice(id, app string) (policy.Decision, error) {
 	if err != nil {
 		return policy.Decision{}, err
 	}
-	for _, a := range m.catalogue.Load().visible(d.viewNow()) {
+	drains, _, _ := d.drains()
+	for _, a := range m.catalogue.Load().visible(d.viewNow(), drains) {
 		if a.Name == app {
 			now := m.cfg.Now()
 			on := &basis{facts: d.facts(now), question: reachQuestion(now, a)}
@@ -166,4 +179,36 @@ func (m *Manager) Input(id string, a policy.App) (*policy.Input, error) {
 	}
 	now := m.cfg.Now()
 	return d.facts(now).Input(reachQuestion(now, a)), nil
+}
+
+// OpenFlow is one open Flow for administrators.
+type OpenFlow struct {
+	ID       string
+	App      policy.App
+	OpenedAt time.Time
+	// DrainUntil is when it is cut, zero unless it drains; Reason is why.
+	DrainUntil time.Time
+	Reason     policy.Reason
+	Facts
+}
+
+// Flows returns what is open and was allowed, the earliest first.
+func (m *Manager) Flows() []OpenFlow {
+	var out []OpenFlow
+	for _, d := range m.all() {
+		for _, f := range d.open() {
+			f.mu.Lock()
+			o := OpenFlow{ID: f.id, App: f.begin.App, OpenedAt: f.opened, Facts: f.facts}
+			shown := f.decided && !f.ended && f.cut == nil
+			if f.drain.on {
+				o.DrainUntil, o.Reason = f.drain.until, f.drain.why.Reason
+			}
+			f.mu.Unlock()
+			if shown {
+				out = append(out, o)
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b OpenFlow) int { return a.OpenedAt.Compare(b.OpenedAt) })
+	return out
 }

@@ -242,13 +242,23 @@ type PostureResponse struct {
 type State struct {
 	DeviceID string `json:"device_id"`
 	// Epoch grows with every change of a fact of this device.
-	Epoch    uint64    `json:"epoch"`
-	Revision string    `json:"revision"` // of the policy
-	Session  *Session  `json:"session,omitempty"`
-	Location Location  `json:"location"`
-	Posture  []Signal  `json:"posture"`
-	Apps     []App     `json:"apps"` // the visible ones, by name
-	Time     time.Time `json:"time"` // the gateway's clock
+	Epoch    uint64   `json:"epoch"`
+	Revision string   `json:"revision"` // of the policy
+	Session  *Session `json:"session,omitempty"`
+	Location Location `json:"location"`
+	Posture  []Signal `json:"posture"`
+	Apps     []App    `json:"apps"` // the visible ones, by name
+	// Finish is set while something that is open may be finished although
+	// nothing new is allowed.
+	Finish *Finish   `json:"finish,omitempty"`
+	Time   time.Time `json:"time"` // the gateway's clock
+}
+
+// Finish says until when what is open may be finished.
+type Finish struct {
+	Until   time.Time `json:"until"`   // the last of it
+	OSUser  string    `json:"os_user"` // whose it is, in the form of a Session's
+	Message string    `json:"message"` // for the person
 }
 
 // Session is the login that is in force.
@@ -279,6 +289,9 @@ type App struct {
 	// Allowed says whether the device may use the app now; Denial says why not.
 	Allowed bool    `json:"allowed"`
 	Denial  *Denial `json:"denial,omitempty"`
+	// FinishBy is when the last of what is open of an app that is allowed no
+	// more is cut.
+	FinishBy *time.Time `json:"finish_by,omitempty"`
 }
 
 // Denial is a Decision as it is shown to people and programs. With Allow true

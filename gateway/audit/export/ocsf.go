@@ -58,6 +58,8 @@ func classOf(r *audit.Record) class {
 		return network(networkOpen)
 	case audit.KindFlowClose:
 		return network(networkClose)
+	case audit.KindFlowDrain:
+		return network(other)
 	case audit.KindFlowCut:
 		return network(networkReset)
 	case audit.KindUpstreamError:
