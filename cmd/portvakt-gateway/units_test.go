@@ -1,10 +1,14 @@
 package main
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"unicode"
+	"unicode/utf8"
 )
 
 // What the systemd units start exists, with these flags.
@@ -32,6 +36,31 @@ func TestUnits(t *testing.T) {
 		}
 		if err := cmd.ParseFlags(rest); err != nil || cmd.Flags().NArg() != 0 {
 			t.Errorf("%s: ExecStart=%s: %v, arguments left: %q", path, line, err, cmd.Flags().Args())
+		}
+	}
+}
+
+// The names that block pages are tried with do nothing to a terminal: no
+// control, nothing invisible, and one line stays one.
+func TestNamesOnATerminal(t *testing.T) {
+	data, err := os.ReadFile("../../gateway/proxy/testdata/names.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, list, _ := strings.Cut(string(data), "\n\n")
+	for _, text := range strings.Split(strings.TrimSpace(list), "\n") {
+		name, err := strconv.Unquote(`"` + text + `"`)
+		if err != nil {
+			t.Fatalf("%s: %v", text, err)
+		}
+		var out bytes.Buffer
+		if err := table(&out, [][]string{{"NAME", "PERSON"}, {name, name}}); err != nil || strings.Count(out.String(), "\n") != 2 {
+			t.Errorf("%s: %v: %q", text, err, out.String())
+		}
+		for _, r := range out.String() {
+			if r != '\n' && (r == utf8.RuneError || unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp)) {
+				t.Errorf("%s: %U is printed", text, r)
+			}
 		}
 	}
 }

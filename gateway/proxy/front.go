@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/portvakt/portvakt/policy"
 )
@@ -251,10 +253,15 @@ func printable(s string) string {
 	if len(s) > limit {
 		s = s[:limit] + "..."
 	}
-	s = strings.ToValidUTF8(s, "\ufffd")
+	return plainText(s)
+}
+
+// plainText puts U+FFFD for what a screen would obey or not show. Joiners stay:
+// names of some languages need them.
+func plainText(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r < 0x20 || 0x7f <= r && r < 0xa0 || r == '\u2028' || r == '\u2029' || '\u202a' <= r && r <= '\u202e' || '\u2066' <= r && r <= '\u2069' {
-			return '\ufffd'
+		if r != '\u200c' && r != '\u200d' && unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp) {
+			return utf8.RuneError
 		}
 		return r
 	}, s)

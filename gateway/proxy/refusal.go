@@ -105,7 +105,17 @@ func prose(s string) []piece {
 }
 
 func renderPage(w io.Writer, lang string, status int, title string, d policy.Decision) error {
-	return refusalPage.Execute(w, refusal{Decision: d.In(lang), Status: status, Title: title, Lang: lang, CSS: template.CSS(refusalCSS)})
+	return refusalPage.Execute(w, refusal{Decision: shown(d.In(lang)), Status: status, Title: plainText(title), Lang: lang, CSS: template.CSS(refusalCSS)})
+}
+
+// shown makes what a Decision quotes of others safe to look at. The record has
+// it as it was.
+func shown(d policy.Decision) policy.Decision {
+	d.Message, d.Remedy = plainText(d.Message), plainText(d.Remedy)
+	if f := d.Fact; f != nil {
+		d.Fact = &policy.Fact{Name: plainText(f.Name), Value: plainText(f.Value), Wanted: plainText(f.Wanted)}
+	}
+	return d
 }
 
 // writeRefusal answers a request that goes no further, in the language the
@@ -138,7 +148,7 @@ func writeRefusal(w http.ResponseWriter, r *http.Request, status int, app *polic
 		h.Set("Content-Type", "application/json")
 		enc := json.NewEncoder(&body)
 		enc.SetEscapeHTML(true)
-		if err := enc.Encode(d.In(lang)); err != nil {
+		if err := enc.Encode(shown(d.In(lang))); err != nil {
 			return fmt.Errorf("encoding a refusal: %w", err)
 		}
 	} else {

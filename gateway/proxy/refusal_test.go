@@ -10,9 +10,11 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/net/html"
@@ -131,21 +133,73 @@ func visible(t *testing.T, page string) string {
 	return strings.Join(strings.Fields(b.String()), " ")
 }
 
-func TestPageEscapes(t *testing.T) {
-	evil := `<script>alert(1)</script>"'><img src=x onerror=alert(1)>` + "\u202e\x00"
-	d := decision(policy.ReasonPolicyDenied, &policy.Fact{Name: evil, Value: evil, Wanted: evil})
-	d.Message, d.Remedy = evil, evil
-	var b bytes.Buffer
-	if err := renderPage(&b, "en", 403, evil, d); err != nil {
-		t.Fatal(err)
-	}
-	doc, err := html.Parse(&b)
+// Names of testdata/names.txt are text on the page and in the JSON: the page has
+// the elements and attributes it always has, and nothing a screen would obey.
+func TestNamesAreText(t *testing.T) {
+	data, err := os.ReadFile("testdata/names.txt")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for n := range doc.Descendants() {
-		if n.Type == html.ElementNode && (n.Data == "script" || n.Data == "img") {
-			t.Fatalf("markup came through: <%s>", n.Data)
+	_, list, _ := strings.Cut(string(data), "\n\n")
+	lines := strings.Split(strings.TrimSpace(list), "\n")
+	if len(lines) < 60 {
+		t.Errorf("%d names", len(lines))
+	}
+	write := func(name, accept string) string {
+		w, r := httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/", nil)
+		r.Header.Set("Accept", accept)
+		d := decision(policy.ReasonPolicyDenied, &policy.Fact{Name: name, Value: name, Wanted: name})
+		d.Message, d.Remedy = name, name
+		if err := writeRefusal(w, r, 403, &policy.App{Name: "crm", Title: name}, d, false); err != nil {
+			t.Fatal(err)
+		}
+		return w.Body.String()
+	}
+	usual := skeleton(t, write("Anna", "text/html"))
+	for _, line := range lines {
+		name, err := strconv.Unquote(`"` + line + `"`)
+		if err != nil {
+			t.Fatalf("%s: %v", line, err)
+		}
+		page, text := write(name, "text/html"), write(name, "application/json")
+		if got := skeleton(t, page); got != usual {
+			t.Errorf("%s: the page became\n%s", line, cmp.Diff(usual, got))
+		}
+		want := plainText(name)
+		if !strings.Contains(visible(t, page), strings.Join(strings.Fields(want), " ")) {
+			t.Errorf("%s is not on the page as text", line)
+		}
+		var got policy.Decision
+		if err := json.Unmarshal([]byte(text), &got); err != nil || got.Message != want || got.Fact == nil || *got.Fact != (policy.Fact{Name: want, Value: want, Wanted: want}) {
+			t.Errorf("%s: %v: %s", line, err, text)
+		}
+		if strings.ContainsAny(text, "<>&") || strings.Count(text, "\n") != 1 {
+			t.Errorf("%s: the JSON is %s", line, text)
+		}
+		for _, r := range strings.ReplaceAll(page, "\n", "") + strings.TrimSuffix(text, "\n") {
+			if r != '\u200c' && r != '\u200d' && unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp) {
+				t.Errorf("%s: %U stands unescaped", line, r)
+			}
+		}
+	}
+}
+
+// skeleton is a page without its text: elements and the names of attributes.
+func skeleton(t *testing.T, page string) string {
+	t.Helper()
+	var b strings.Builder
+	for z := html.NewTokenizer(strings.NewReader(page)); ; {
+		switch z.Next() {
+		case html.ErrorToken:
+			return b.String()
+		case html.TextToken:
+		default:
+			token := z.Token()
+			b.WriteString(token.Type.String() + " " + token.Data)
+			for _, a := range token.Attr {
+				b.WriteString(" " + a.Key)
+			}
+			b.WriteByte('\n')
 		}
 	}
 }
