@@ -65,7 +65,11 @@ func newFit(inner tun.Device, own, gateway []netip.Addr, full int) (*fit, error)
 
 // Read implements [tun.Device].
 func (f *fit) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
-	n, err := f.Device.Read(bufs, sizes, offset)
+	room := len(bufs)
+	if f.pending.Load() != nil && room > 1 {
+		room-- // for it, whatever else there is
+	}
+	n, err := f.Device.Read(bufs[:room], sizes, offset)
 	for i := range n {
 		if sizes[i] == 0 {
 			continue

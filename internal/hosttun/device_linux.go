@@ -15,6 +15,7 @@ import (
 
 	"github.com/portvakt/portvakt/internal/overlay"
 	"github.com/portvakt/portvakt/internal/transport"
+	"github.com/portvakt/portvakt/internal/tunread"
 )
 
 // injected is how many injected packets wait for WireGuard's reader. The ring
@@ -32,15 +33,11 @@ type device struct {
 	native wgtun.Device
 	file   *os.File
 	raw    syscall.RawConn
+	reader *tunread.Reader
 	mtu    int
 	queue  queue
 	close  sync.Once
 	closer error
-
-	// readable's, so that asking allocates nothing.
-	poll  [1]unix.PollFd
-	polln int
-	pollf func(fd uintptr)
 
 	// inbound is read-locked while packets enter the kernel; stopInbound takes
 	// it whole, after which none is inside and none gets in.
@@ -54,13 +51,12 @@ func newDevice(s *Stack, native wgtun.Device) (*device, error) {
 	d := &device{stack: s, native: native, file: native.File(), mtu: s.opts.MTU}
 	d.queue.interrupt = func() { _ = d.file.SetReadDeadline(time.Unix(1, 0)) }
 	d.queue.resume = func() { _ = d.file.SetReadDeadline(time.Time{}) }
-	d.pollf = func(fd uintptr) {
-		d.poll[0] = unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}
-		d.polln, _ = unix.Poll(d.poll[:], 0)
-	}
 	raw, err := d.file.SyscallConn()
 	if err == nil {
 		err = d.file.SetReadDeadline(time.Time{}) // an error means that reads cannot be interrupted
+	}
+	if err == nil {
+		d.reader, err = tunread.New(d.file)
 	}
 	if err != nil {
 		return nil, errors.Join(err, native.Close())
@@ -150,39 +146,30 @@ func (q *queue) empty() bool {
 }
 
 // Read implements [wgtun.Device]: injected packets first, since they cannot wait
-// in the kernel, and then what the kernel has, as long as all of another
-// superpacket fits.
+// in the kernel, and then what the kernel has, which gets half of the room
+// whatever is injected.
 func (d *device) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
-	n := d.queue.pop(bufs[:max(len(bufs)-maxSegments, 1)], sizes, offset)
+	half := bufs[:max(len(bufs)/2, 1)]
+	n := d.queue.pop(half, sizes, offset)
+	if 0 < n && n < len(bufs) {
+		n += d.reader.More(bufs[n:], sizes[n:], offset)
+	}
 	for n == 0 {
-		got, err := d.native.Read(bufs, sizes, offset)
+		got, err := d.reader.Read(bufs, sizes, offset)
 		d.queue.awake()
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			n = d.queue.pop(bufs[:max(len(bufs)-maxSegments, 1)], sizes, offset)
+			n = d.queue.pop(half, sizes, offset)
 			continue
 		case err != nil:
 			return 0, err
 		}
 		n = got
 	}
-	for len(bufs)-n >= maxSegments && d.readable() {
-		got, err := d.native.Read(bufs[n:], sizes[n:], offset)
-		if err != nil {
-			break // the next Read sees it too
-		}
-		n += got
-	}
 	for i, b := range bufs[:n] {
 		transport.Mark(b, transport.ClassOf(b[offset:offset+sizes[i]]))
 	}
 	return n, nil
-}
-
-// readable reports whether the kernel has a packet. Only the reader asks.
-func (d *device) readable() bool {
-	d.polln = 0
-	return d.raw.Control(d.pollf) == nil && d.polln == 1 && d.poll[0].Revents&unix.POLLIN != 0
 }
 
 // Write implements [wgtun.Device]. What passes goes to the kernel in one go, so

@@ -20,10 +20,6 @@ const (
 	// ifName is the tunnel's name inside the namespace; nobody else sees it.
 	ifName = "tunnel"
 
-	// maxSegments bounds the TCP segments of one packet the kernel hands over:
-	// what is split must fit into what one reading has room for, or all is lost.
-	maxSegments = 64
-
 	// queueLength is how many packets wait in the device for the tunnel's
 	// reader, superpackets of up to 64 KiB among them.
 	queueLength = 1000
@@ -209,7 +205,6 @@ func plumb(addrs []netip.Addr, mtu int) error {
 		{"bringing loopback up", func() error { return netlink.LinkSetUp(lo) }},
 		{"setting its MTU", func() error { return netlink.LinkSetMTU(link, mtu) }},
 		{"setting its queue", func() error { return netlink.LinkSetTxQLen(link, queueLength) }},
-		{"bounding its segments", func() error { return netlink.LinkSetGSOMaxSegs(link, maxSegments) }},
 		{"turning multicast off", func() error { return netlink.LinkSetMulticastOff(link) }},
 		{"bringing it up", func() error { return netlink.LinkSetUp(link) }},
 	} {

@@ -79,7 +79,7 @@ var rules = []struct {
 		return !below(who, "policy") && strings.HasPrefix(what, "github.com/open-policy-agent/")
 	}},
 	{"only the tunnels, the stacks and the transports import WireGuard and gVisor", true, func(who, what string) bool {
-		return !belowAny(who, "agent/tunnel", "gateway/tunnel", "internal/overlay", "internal/hosttun", "internal/transport") &&
+		return !belowAny(who, "agent/tunnel", "gateway/tunnel", "internal/overlay", "internal/hosttun", "internal/transport", "internal/tunread") &&
 			(strings.HasPrefix(what, "golang.zx2c4.com/wireguard") || strings.HasPrefix(what, "gvisor.dev/"))
 	}},
 	{"only gateway/store imports SQLite", true, func(who, what string) bool {
