@@ -40,11 +40,15 @@ type fit struct {
 	segments atomic.Int32           // MTU that SYNs are made for
 	limit    atomic.Int32           // of what is let through, full until less is proven
 	pending  atomic.Pointer[[]byte] // echo to send with the next batch
+	calling  atomic.Bool            // an echo of callSize bytes is to be sent, too
 	answers  chan int               // lengths of echoes that came back
 	changed  chan struct{}          // holds a token when the path changed
 	// push sends a datagram to an address inside the tunnel, so that Read returns.
 	push func(netip.AddrPort) error
 	udp  func() bool // whether datagrams leave by UDP
+	// question is told when something leaves that the other end has to answer,
+	// and whether it is of somebody who uses the tunnel.
+	question func(used bool)
 }
 
 func newFit(inner tun.Device, own, gateway []netip.Addr, full int) (*fit, error) {
@@ -70,6 +74,7 @@ func (f *fit) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 		room-- // for it, whatever else there is
 	}
 	n, err := f.Device.Read(bufs[:room], sizes, offset)
+	asks, calls := false, false
 	for i := range n {
 		if sizes[i] == 0 {
 			continue
@@ -77,6 +82,7 @@ func (f *fit) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 		p := bufs[i][offset : offset+sizes[i]]
 		if sizes[i] <= int(f.limit.Load()) {
 			f.clamp(p)
+			asks = asks || f.wantsAnswer(p)
 			continue
 		}
 		if answer := tooBig(p, int(f.limit.Load())); answer != nil {
@@ -85,14 +91,50 @@ func (f *fit) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 			_, _ = f.Device.Write([][]byte{append(make([]byte, offset, offset+len(answer)), answer...)}, offset)
 		}
 	}
+	send := func(p []byte) {
+		sizes[n] = copy(bufs[n][offset:], p)
+		transport.Mark(bufs[n], transport.ClassNone)
+		n++
+	}
 	if n < len(bufs) && err == nil {
 		if p := f.pending.Swap(nil); p != nil {
-			sizes[n] = copy(bufs[n][offset:], *p)
-			transport.Mark(bufs[n], transport.ClassNone)
-			n++
+			send(*p)
 		}
 	}
+	if n < len(bufs) && err == nil && f.calling.Swap(false) {
+		send(f.echo(callSize))
+		calls = true
+	}
+	if asks || calls {
+		f.question(asks)
+	}
 	return n, err
+}
+
+// callSize is the length in bytes of the echoes that ask whether anybody is
+// there. None of those that measure the path has it.
+const callSize = 60
+
+// call asks the gateway whether it is there, and waits for nothing: what comes
+// back tells.
+func (f *fit) call() {
+	f.calling.Store(true)
+	_ = f.push(netip.AddrPortFrom(f.gateway, discard)) // without it, the next packet takes it along
+}
+
+// discard is the port where nobody is, and from where nothing comes back.
+const discard = 9
+
+// wantsAnswer tells whether a packet is one the other end has to answer: any but
+// our own to nobody, and what TCP says about what it received.
+func (f *fit) wantsAnswer(p []byte) bool {
+	h, ip := tcpHeader(p)
+	if h == nil {
+		ours := len(p) >= 28 && p[0] == 0x45 && p[9] == 17 && p[22] == 0 && p[23] == discard && netip.AddrFrom4([4]byte(p[16:20])) == f.gateway
+		return !ours
+	}
+	const synOrFIN = 0x03
+	return h[13]&synOrFIN != 0 || len(p) > ip+len(h)
 }
 
 // Write implements [tun.Device].
@@ -101,9 +143,11 @@ func (f *fit) Write(bufs [][]byte, offset int) (int, error) {
 	bufs = slices.DeleteFunc(bufs, func(b []byte) bool {
 		p := b[offset:]
 		if n, ok := f.echoed(p); ok {
-			select {
-			case f.answers <- n:
-			default:
+			if n != callSize {
+				select {
+				case f.answers <- n:
+				default:
+				}
 			}
 			return true
 		}
@@ -327,8 +371,7 @@ func (f *fit) measure(ctx context.Context) int {
 func (f *fit) ask(ctx context.Context, size int) bool {
 	p := f.echo(size)
 	f.pending.Store(&p)
-	// Discard: nobody is there, and nothing comes back.
-	if f.push(netip.AddrPortFrom(f.gateway, 9)) != nil {
+	if f.push(netip.AddrPortFrom(f.gateway, discard)) != nil {
 		pause(ctx, f.patience)
 		return false
 	}

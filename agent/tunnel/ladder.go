@@ -16,10 +16,14 @@ type pace struct {
 	// handshake is how long UDP may leave a handshake unanswered. With the
 	// opening of a WebSocket it stays below 3 s.
 	handshake time.Duration
-	// silence is how long UDP may leave data unanswered.
-	silence time.Duration
-	// late is how much later than due the gateway may say something by UDP.
-	late time.Duration
+	// doubt is how long UDP may leave a question unanswered until the gateway is
+	// asked whether it is there, calm how long it may bring no data while the
+	// tunnel is in use, and late how much later than due the gateway may say
+	// something by UDP. inUse is how long after its last question a tunnel is.
+	doubt, calm, late, inUse time.Duration
+	// every is how often the gateway is asked, and silence for how long in vain:
+	// a path that loses every tenth datagram answers one of so many.
+	every, silence time.Duration
 	// open bounds the opening of a WebSocket.
 	open time.Duration
 	// again is how long after a failed opening the next one comes; it doubles
@@ -35,8 +39,13 @@ type pace struct {
 	steady time.Duration
 }
 
+// With the opening of a WebSocket, a tunnel in use stays below 3 s of silence,
+// and one that nobody used for a minute below one heartbeat and 2 s.
 var normalPace = pace{
-	handshake: 1500 * time.Millisecond, silence: 7 * time.Second, late: 1500 * time.Millisecond, open: 5 * time.Second, again: 500 * time.Millisecond, slow: 15 * time.Second,
+	handshake: 1500 * time.Millisecond,
+	doubt:     400 * time.Millisecond, calm: 800 * time.Millisecond, late: 100 * time.Millisecond, inUse: time.Minute,
+	every: 200 * time.Millisecond, silence: 1500 * time.Millisecond,
+	open: 5 * time.Second, again: 500 * time.Millisecond, slow: 15 * time.Second,
 	probe: 4 * time.Second, linger: 5 * time.Second, steady: time.Minute,
 }
 
@@ -58,6 +67,8 @@ type ladder struct {
 	// hail sends the gateway something at once: where that comes from is where
 	// it answers.
 	hail func()
+	// ask asks the gateway inside the tunnel whether it is there.
+	ask func()
 
 	streams sync.WaitGroup
 	counter uint64
@@ -93,12 +104,10 @@ func (l *ladder) run(ctx context.Context) {
 	l.probe = l.pace.probe
 	wait, back := l.pace.again, time.Time{}
 	for l.silent(ctx) {
-		if time.Since(back) > l.pace.steady {
-			l.probe = l.pace.probe
-		} else {
-			l.probe = min(2*l.probe, l.pace.slow)
-		}
 		s, err := l.open(ctx)
+		if errors.Is(err, errUDPWorks) {
+			continue
+		}
 		if err != nil {
 			l.say("UDP is not answered from this network, and a WebSocket cannot be opened either: %v", err)
 			l.log.Debug("opening a WebSocket", "err", err)
@@ -107,6 +116,11 @@ func (l *ladder) run(ctx context.Context) {
 			}
 			wait = min(2*wait, l.pace.slow)
 			continue
+		}
+		if time.Since(back) > l.pace.steady {
+			l.probe = l.pace.probe
+		} else {
+			l.probe = min(2*l.probe, l.pace.slow)
 		}
 		begun := time.Now()
 		switch {
@@ -124,14 +138,20 @@ func (l *ladder) run(ctx context.Context) {
 
 // silent waits until UDP is silent. It returns false when ctx ends.
 func (l *ladder) silent(ctx context.Context) bool {
+	var asked time.Time
 	for {
-		left, waiting := l.left()
-		if waiting && left <= 0 {
+		now := time.Now()
+		ask, over := l.patience(now)
+		if over <= 0 {
 			return true
 		}
 		// What is waited for now was sent after UDP last answered.
 		l.say("")
-		t := time.NewTimer(left)
+		if ask = max(ask, l.pace.every-now.Sub(asked)); ask <= 0 {
+			asked, ask = now, l.pace.every
+			l.ask()
+		}
+		t := time.NewTimer(min(ask, over))
 		select {
 		case <-ctx.Done():
 			t.Stop()
@@ -143,30 +163,70 @@ func (l *ladder) silent(ctx context.Context) bool {
 	}
 }
 
-// left is how long UDP has yet to answer what it was asked, if it was.
-func (l *ladder) left() (left time.Duration, waiting bool) {
-	left = time.Hour
-	look := func(since int64, patience time.Duration) {
-		if !l.road.known {
-			patience = 0
-		}
-		if since != 0 {
-			left, waiting = min(left, time.Until(time.Unix(0, since).Add(patience))), true
+// patience is how long UDP has yet until the gateway is asked, and until it is
+// silent.
+func (l *ladder) patience(now time.Time) (ask, over time.Duration) {
+	ask, over = time.Hour, time.Hour
+	since := func(at int64) time.Duration { return now.Sub(time.Unix(0, at)) }
+	doubt := func(at int64, allowed time.Duration) {
+		if at != 0 {
+			left := allowed - since(at)
+			ask, over = min(ask, left), min(over, left+l.pace.silence)
 		}
 	}
-	look(l.road.asked.Load(), l.pace.handshake)
-	look(l.road.sent.Load(), l.pace.silence)
+	asked, sent, data := l.road.asked.Load(), l.road.sent.Load(), l.road.data.Load()
+	if !l.road.known && (asked != 0 || sent != 0) {
+		return 0, 0
+	}
+	if asked != 0 { // what an older session brings is an answer, too
+		ask, over = l.pace.doubt-since(asked), l.pace.handshake-since(asked)
+	}
+	doubt(sent, l.pace.doubt)
+	if since(l.road.used.Load()) < l.pace.inUse {
+		doubt(data, l.pace.calm)
+	}
 	if l.heartbeat != 0 {
-		look(l.road.data.Load(), l.heartbeat+l.pace.late)
+		doubt(data, l.heartbeat+l.pace.late)
 	}
-	return left, waiting
+	return ask, over
 }
 
-// open opens a WebSocket and makes datagrams leave by it.
+// open opens a WebSocket and makes datagrams leave by it, unless UDP answers
+// first.
 func (l *ladder) open(ctx context.Context) (*transport.Stream, error) {
 	dialling, cancel := context.WithTimeout(ctx, l.pace.open)
 	defer cancel()
-	s, err := l.dial(dialling, ctx)
+	var s *transport.Stream
+	var err error
+	opened := make(chan struct{})
+	go func() {
+		defer close(opened)
+		s, err = l.dial(dialling, ctx)
+	}()
+	again := time.NewTicker(l.pace.every)
+	defer again.Stop()
+	answered := false
+	for waiting := true; waiting; {
+		select {
+		case <-opened:
+			waiting = false
+		case now := <-again.C:
+			if _, over := l.patience(now); over > 0 {
+				answered = true
+				cancel()
+			} else {
+				l.ask()
+			}
+		}
+	}
+	if _, over := l.patience(time.Now()); err == nil && (answered || over > 0) {
+		s.End(errUDPWorks)
+		l.carry(s)
+		err = errUDPWorks
+	}
+	if answered {
+		return nil, errUDPWorks
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -178,14 +238,19 @@ func (l *ladder) open(ctx context.Context) (*transport.Stream, error) {
 	} else {
 		l.say("the gateway's address for UDP cannot be found from this network")
 	}
-	l.streams.Go(func() {
-		err := r.inbox.Carry(s, r.ep, func([]byte) {})
-		l.log.Debug("a WebSocket ended", "err", err)
-	})
+	l.carry(s)
 	r.takeTo(s)
 	l.hail()
 	l.log.Info("the tunnel uses a WebSocket: UDP is not answered")
 	return s, nil
+}
+
+// carry runs a WebSocket until it ends.
+func (l *ladder) carry(s *transport.Stream) {
+	l.streams.Go(func() {
+		err := l.road.inbox.Carry(s, l.road.ep, func([]byte) {})
+		l.log.Debug("a WebSocket ended", "err", err)
+	})
 }
 
 // stay keeps to a WebSocket until UDP answers, and then says true, or the

@@ -255,12 +255,12 @@ func TestTransportChangesUnderAConnection(t *testing.T) {
 	}
 	talk := chatter(t, c)
 	for range 2 {
-		m.becomes(t, tunnel.TransportUDP, time.Second)
+		m.becomes(t, tunnel.TransportUDP, 10*time.Second)
 		m.valve.shut.Store(true)
-		m.becomes(t, tunnel.TransportWebSocket, 3*time.Second)
-		talk.goesOn(t, 3*time.Second) // whichever end lost something repeats it when its TCP thinks fit
+		m.becomes(t, tunnel.TransportWebSocket, 10*time.Second)
+		talk.goesOn(t, 10*time.Second) // whichever end lost something repeats it when its TCP thinks fit
 		m.valve.shut.Store(false)
-		m.becomes(t, tunnel.TransportUDP, 3*time.Second)
+		m.becomes(t, tunnel.TransportUDP, 10*time.Second)
 		before := m.valve.passed.Load()
 		time.Sleep(300 * time.Millisecond)
 		if m.valve.passed.Load()-before < 10 {
@@ -285,8 +285,8 @@ func TestOneWayUDPIsNoWay(t *testing.T) {
 	}
 	talk := chatter(t, c)
 	m.valve.mute.Store(true)
-	m.becomes(t, tunnel.TransportWebSocket, 3*time.Second)
-	talk.goesOn(t, 3*time.Second)
+	m.becomes(t, tunnel.TransportWebSocket, 10*time.Second)
+	talk.goesOn(t, 10*time.Second)
 	time.Sleep(1500 * time.Millisecond)
 	if s := m.Status(); s.Transport != tunnel.TransportWebSocket {
 		t.Errorf("went back: %+v", s)
@@ -308,7 +308,7 @@ func TestNoWayAtAll(t *testing.T) {
 	}
 	chatter(t, c)
 	m.valve.shut.Store(true)
-	for end := time.Now().Add(3 * time.Second); !strings.Contains(m.Status().TransportReason, "refused"); {
+	for end := time.Now().Add(10 * time.Second); !strings.Contains(m.Status().TransportReason, "refused"); {
 		if time.Now().After(end) {
 			t.Fatalf("status %+v", m.Status())
 		}
@@ -339,7 +339,7 @@ func TestLostWebSocketIsReplaced(t *testing.T) {
 		t.Fatal(err)
 	}
 	chatter(t, c)
-	m.becomes(t, tunnel.TransportWebSocket, time.Second)
+	m.becomes(t, tunnel.TransportWebSocket, 10*time.Second)
 	before := m.attempts.Load()
 	tunnel.EndWebSocket(m.Tunnel)
 	for end := time.Now().Add(3 * time.Second); m.attempts.Load() == before; {
@@ -348,7 +348,7 @@ func TestLostWebSocketIsReplaced(t *testing.T) {
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
-	m.becomes(t, tunnel.TransportWebSocket, time.Second)
+	m.becomes(t, tunnel.TransportWebSocket, 10*time.Second)
 	fresh, err := m.DialTCP(ctx(t), at(gatewayAddrs[1], 80))
 	if err != nil {
 		t.Fatal(err)

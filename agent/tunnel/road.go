@@ -34,15 +34,16 @@ type road struct {
 	// stream is what datagrams leave by, nil for UDP.
 	stream atomic.Pointer[transport.Stream]
 
-	// asked and sent are when the first handshake message and the first data
+	// asked and sent are when the first handshake message and the first question
 	// left by UDP that nothing came back for; Unix time in nanoseconds, 0 if
 	// something did.
 	asked, sent atomic.Int64
-	// data is when the last data came by UDP, 0 if none did since it is in use.
-	data    atomic.Int64
-	poke    chan struct{} // holds a token when one of them was set
-	answers chan uint64   // counters of probes that were answered
-	probe   atomic.Pointer[transport.ProbeKey]
+	// data is when the last data came by UDP, 0 if none did since it is in use;
+	// used is when the last question left.
+	data, used atomic.Int64
+	poke       chan struct{} // holds a token when one of them was set
+	answers    chan uint64   // counters of probes that were answered
+	probe      atomic.Pointer[transport.ProbeKey]
 
 	// doubt is how long UDP may owe an answer before what is sent is kept.
 	doubt time.Duration
@@ -65,7 +66,7 @@ type roadEndpoint struct{ conn.Endpoint }
 func newRoad(gateway netip.AddrPort, opts transport.UDPOptions) (*road, error) {
 	r := &road{
 		udp: transport.NewUDP(opts), inbox: transport.NewInbox(), known: !gateway.Addr().IsUnspecified(),
-		doubt: normalPace.silence / 7,
+		doubt: normalPace.doubt,
 		poke:  make(chan struct{}, 1), answers: make(chan uint64, 1),
 	}
 	to, err := r.udp.ParseEndpoint(gateway.String())
@@ -134,16 +135,11 @@ func (r *road) Send(datagrams [][]byte, _ conn.Endpoint) error {
 		return nil
 	}
 	for _, d := range datagrams {
-		switch kind(d) {
-		case device.MessageInitiationType:
+		if kind(d) == device.MessageInitiationType {
 			r.mu.Lock()
 			r.initiation = append(r.initiation[:0], d...)
 			r.mu.Unlock()
 			r.wait(&r.asked)
-		case device.MessageTransportType:
-			if len(d) > device.MessageKeepaliveSize {
-				r.wait(&r.sent)
-			}
 		}
 	}
 	if since := r.sent.Load(); since != 0 && time.Now().UnixNano()-since > int64(r.doubt) {
@@ -170,6 +166,18 @@ func (r *road) keep(since int64, datagrams [][]byte) {
 	if n := len(r.kept) - maxKept; n > 0 {
 		r.kept = slices.Delete(r.kept, 0, n)
 	}
+}
+
+// question notes that something is about to be sent that is to be answered, and
+// whether it is of somebody who uses the tunnel.
+func (r *road) question(used bool) {
+	if r.stream.Load() != nil {
+		return
+	}
+	if used {
+		r.used.Store(time.Now().UnixNano())
+	}
+	r.wait(&r.sent)
 }
 
 // wait notes that something was sent that is to be answered.

@@ -194,6 +194,7 @@ func start(cfg Config, inside network, dev tun.Device) (*Tunnel, error) {
 		_, err = u.Write([]byte{0})
 		return errors.Join(err, u.Close())
 	}
+	pathFit.question = road.question
 	paced, outside := transport.Pace(pathFit, road)
 	t := &Tunnel{
 		log:     cfg.Log,
@@ -207,7 +208,7 @@ func start(cfg Config, inside network, dev tun.Device) (*Tunnel, error) {
 		allowed: make(map[netip.Addr]struct{}),
 		conns:   make(map[netip.Addr]map[*tracked]struct{}),
 	}
-	t.ladder.heartbeat, t.ladder.hail = cfg.Heartbeat, t.hail
+	t.ladder.heartbeat, t.ladder.hail, t.ladder.ask = cfg.Heartbeat, t.hail, pathFit.call
 	if cfg.TUN != nil {
 		t.routes = cfg.TUN.Routes
 	}
@@ -386,24 +387,6 @@ func (t *Tunnel) ListenUDP(v6 bool, port uint16) (net.PacketConn, error) {
 	return nil, &net.OpError{Op: "listen", Net: "udp", Err: syscall.ENETUNREACH}
 }
 
-// fenced is a socket that sends to allowed addresses only.
-type fenced struct {
-	net.PacketConn
-	tunnel *Tunnel
-}
-
-// WriteTo implements [net.PacketConn].
-func (f *fenced) WriteTo(b []byte, to net.Addr) (int, error) {
-	a, ok := to.(*net.UDPAddr)
-	if !ok {
-		return 0, fmt.Errorf("sending to a %T: not a UDP address", to)
-	}
-	if err := f.tunnel.reachable("udp", a.AddrPort()); err != nil {
-		return 0, err
-	}
-	return f.PacketConn.WriteTo(b, to)
-}
-
 // Close breaks every connection off and forgets the keys. It may be called
 // more than once.
 func (t *Tunnel) Close() error {
@@ -432,72 +415,4 @@ func (t *Tunnel) reachable(network string, dst netip.AddrPort) error {
 		addr = net.UDPAddrFromAddrPort(dst)
 	}
 	return &net.OpError{Op: "dial", Net: network, Addr: addr, Err: err}
-}
-
-// track notes c under its destination, unless that went away during the dial.
-func (t *Tunnel) track(network string, dst netip.AddrPort, c net.Conn) (net.Conn, error) {
-	tc := &tracked{Conn: c, tunnel: t, addr: dst.Addr().Unmap()}
-	t.mu.Lock()
-	_, ok := t.allowed[tc.addr]
-	if ok {
-		m := t.conns[tc.addr]
-		if m == nil {
-			m = make(map[*tracked]struct{})
-			t.conns[tc.addr] = m
-		}
-		m[tc] = struct{}{}
-	}
-	t.mu.Unlock()
-	if !ok {
-		tc.Reset()
-		return nil, t.reachable(network, dst)
-	}
-	return tc, nil
-}
-
-// tracked is a connection that ends with its destination's place in the
-// allowed set.
-type tracked struct {
-	net.Conn
-	tunnel *Tunnel
-	addr   netip.Addr
-}
-
-// Close implements [net.Conn].
-func (c *tracked) Close() error {
-	t := c.tunnel
-	t.mu.Lock()
-	delete(t.conns[c.addr], c)
-	if len(t.conns[c.addr]) == 0 {
-		delete(t.conns, c.addr)
-	}
-	t.mu.Unlock()
-	return c.Conn.Close()
-}
-
-// CloseWrite tells the other end of a TCP connection that nothing more is
-// coming.
-func (c *tracked) CloseWrite() error {
-	if cw, ok := c.Conn.(interface{ CloseWrite() error }); ok {
-		return cw.CloseWrite()
-	}
-	return errors.ErrUnsupported
-}
-
-// SetKeepAliveConfig sets when silence of a TCP connection is asked about.
-func (c *tracked) SetKeepAliveConfig(cfg net.KeepAliveConfig) error {
-	if k, ok := c.Conn.(interface {
-		SetKeepAliveConfig(net.KeepAliveConfig) error
-	}); ok {
-		return k.SetKeepAliveConfig(cfg)
-	}
-	return errors.ErrUnsupported
-}
-
-// Reset breaks the connection off, so that the other end sees it.
-func (c *tracked) Reset() {
-	if r, ok := c.Conn.(interface{ Reset() }); ok {
-		r.Reset()
-	}
-	_ = c.Close()
 }
