@@ -68,6 +68,7 @@ type gw struct {
 
 	beforeAdd func() // runs before the tunnel learns of a peer
 	locating  func() // runs in every look-up of an address
+	recording func() // runs before every record that is waited for
 	removing  func(key [32]byte)
 	over      func(inner [2]netip.Addr, session string)
 	left      []string // devices that are connected no more; guarded by mu
@@ -87,7 +88,12 @@ func newGateway(t testing.TB) *gw {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g.audit, err = audit.Open(audit.Options{Dir: g.auditDir, Now: clock})
+	g.audit, err = audit.Open(audit.Options{Dir: g.auditDir, Now: func() time.Time {
+		if g.recording != nil {
+			g.recording()
+		}
+		return clock()
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -418,6 +424,22 @@ func TestMovedLocationIsDecidedAgain(t *testing.T) {
 	recs := g.records(audit.KindLocation)
 	if last := recs[len(recs)-1]; last.Detail["country"] != "US" || last.Detail["before"] != "SE" || last.Remote != "198.51.100.7" {
 		t.Errorf("the record of the move: %+v", last)
+	}
+}
+
+// The same, at the one moment when only the comparison of epochs can see it: the
+// flow was decided and is not open yet.
+func TestChangeBetweenDecisionAndOpening(t *testing.T) {
+	g := newGateway(t)
+	l := g.ready("anna")
+	f := g.flow(l, "desk")
+	g.recording = func() {
+		g.recording = nil
+		g.report(l, "fail")
+	}
+	dec, err := f.Authorize(t.Context(), nil)
+	if err != nil || dec.Allow || dec.Reason != policy.ReasonPostureFailed {
+		t.Errorf("allowed on facts that no longer held: %+v %v", dec, err)
 	}
 }
 

@@ -1,0 +1,248 @@
+package main
+
+// mutant is one promise, broken on purpose.
+type mutant struct {
+	name string
+	// breaks says what no longer holds.
+	breaks string
+	edit
+	// The test that must fail.
+	pkg, test string
+	also      []edit // where a promise is kept in more than one place
+}
+
+// edit replaces what stands exactly once in a file of the product.
+type edit struct{ file, old, new string }
+
+// mutants are the builds that must not pass. Whoever moves a line that is named
+// here moves it here too: what cannot be found is an error.
+var mutants = []mutant{
+	{
+		name: "audit_dropped", breaks: "an allowed flow needs no record",
+		edit: edit{
+			"gateway/session/flow.go",
+			"	return f.m.cfg.Audit.Append(r)\n", "	return nil\n",
+		},
+		pkg: "./gateway/session", test: "TestUnrecordedIsNotAllowed",
+	},
+	{
+		name: "strict_not_synced", breaks: "a strict record need not be on the disk",
+		edit: edit{
+			"gateway/audit/append.go",
+			"	return l.syncTo(r.Seq)\n", "	return nil\n",
+		},
+		pkg: "./gateway/audit", test: "TestDurableRecordsShareASync",
+	},
+	{
+		name: "record_unescaped", breaks: "text of others may move a cursor in the log",
+		edit: edit{
+			"gateway/audit/encode.go",
+			"	return r >= 0x7F && unicode.In(", "	return false && unicode.In(",
+		},
+		pkg: "./gateway/audit", test: "TestNamesStayInTheirLine",
+	},
+	{
+		name: "changed_log_verifies", breaks: "a record may be another than was signed",
+		edit: edit{
+			"gateway/audit/notary/verify.go",
+			"			if h != was {", "			if h != was && was == h {",
+		},
+		pkg: "./gateway/audit/notary", test: "TestVerifyNamesTheFirstBadRecord",
+	},
+	{
+		name: "underscore_header", breaks: "X_Forwarded_For passes for another name than X-Forwarded-For",
+		edit: edit{
+			"gateway/proxy/headers.go",
+			"		return '-'\n	}, name)", "		return r\n	}, name)",
+		},
+		pkg: "./gateway/proxy", test: "TestCorpora/go",
+	},
+	{
+		name: "canonical_skipped", breaks: "dot segments and // pass",
+		edit: edit{
+			"gateway/proxy/canonical.go",
+			"	if err := checkPath(path); err != nil {", "	if err := checkPath(\"/\"); err != nil {",
+		},
+		pkg: "./gateway/proxy", test: "TestCorpora/go",
+	},
+	{
+		name: "forwarded_as_it_came", breaks: "the app gets another target than policy saw",
+		edit: edit{
+			"gateway/proxy/direct.go",
+			"	dst = append(dst, x.req.target.escaped...)", "	dst = append(dst, r.URL.EscapedPath()...)",
+		},
+		pkg: "./gateway/proxy", test: "TestCorpora/go",
+	},
+	{
+		name: "query_unhashed", breaks: "the record's hash is of a part of the request",
+		edit: edit{
+			"gateway/proxy/front.go",
+			"	if r.target.query != \"\" {\n		dst = append(dst, '?')", "	if r.target.query == \"?\" {\n		dst = append(dst, '?')",
+		},
+		pkg: "./gateway/proxy", test: "TestCorpora/go",
+	},
+	{
+		name: "cl_te_accepted", breaks: "a request may have two lengths",
+		edit: edit{
+			"gateway/http1/fields.go",
+			"	case lengths > 0 && encodings > 0:", "	case lengths > 2 && encodings > 2:",
+		},
+		pkg: "./gateway/proxy", test: "TestCorpora/go",
+	},
+	{
+		name: "any_host", breaks: "a request may name another host than the app's",
+		edit: edit{
+			"gateway/proxy/front.go",
+			"	if !ok {\n		return req, misdirected(r.Host, app)", "	if !ok && host == \"\" {\n		return req, misdirected(r.Host, app)",
+		},
+		pkg: "./gateway/proxy", test: "TestCorpora/go",
+	},
+	{
+		name: "cross_site", breaks: "another page may ask in the worker's name",
+		edit: edit{
+			"gateway/proxy/http.go",
+			"		rej = crossSite(r, req, &app)\n", "		_ = crossSite\n",
+		},
+		pkg: "./gateway/proxy", test: "TestCrossSite",
+	},
+	{
+		name: "page_unescaped", breaks: "invisible and turning characters reach the page",
+		edit: edit{
+			"gateway/proxy/front.go",
+			"unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp)", "unicode.In(r, unicode.Cc)",
+		},
+		pkg: "./gateway/proxy", test: "TestNamesAreText",
+	},
+	{
+		name: "shared_connection", breaks: "an app's connection serves another login",
+		edit: edit{
+			"gateway/http1/pool.go",
+			"		case c.holder != h:", "		case c.holder.Inner != h.Inner:",
+		},
+		pkg: "./gateway/http1", test: "TestNoConnectionForAnother",
+	},
+	{
+		name: "guarded_address_dialled", breaks: "a name may lead to the gateway's own loopback or a metadata service",
+		edit: edit{
+			"gateway/dial/dial.go",
+			"	if within(guarded, a) || within(forbidden, a) {", "	if within(forbidden, a) {",
+		},
+		pkg: "./gateway/dial", test: "TestDestinations",
+	},
+	{
+		name: "lease_not_checked", breaks: "a paused gateway lets bytes through afterwards",
+		edit: edit{
+			"gateway/session/flow.go",
+			"	if int64(f.m.cfg.Elapsed()) <= f.leaseEnd.Load() {", "	if f.leaseEnd.Load() >= 0 {",
+		},
+		pkg: "./gateway/session", test: "TestLapsedLeaseIsDecidedAgain",
+	},
+	{
+		name: "epoch_not_compared", breaks: "a change while a flow is decided is missed",
+		edit: edit{
+			"gateway/session/flow.go",
+			"		if f.d.epoch.Load() == epoch {", "		if f.d.epoch.Load() >= epoch {",
+		},
+		pkg: "./gateway/session", test: "TestChangeBetweenDecisionAndOpening",
+	},
+	{
+		name: "cut_without_reset", breaks: "a flow that is cut keeps its connections",
+		edit: edit{
+			"gateway/session/flow.go",
+			"	f.finish()\n	if fn != nil {\n		fn()", "	f.finish()\n	if fn != nil && dec.Allow {\n		fn()",
+		},
+		pkg: "./gateway/session", test: "TestChangeCuts",
+	},
+	{
+		name: "flow_inherited", breaks: "whoever logs in next gets the other's open flows",
+		edit: edit{
+			"gateway/session/flow.go",
+			"	case dec.Allow && !samePerson(owner, on.facts):", "	case dec.Allow && on == nil && !samePerson(owner, on.facts):",
+		},
+		pkg: "./gateway/session", test: "TestAnotherPersonInheritsNoFlow",
+	},
+	{
+		name: "audience_ignored", breaks: "an ID token for another client logs in here",
+		edit: edit{
+			"gateway/identity/token.go",
+			"	if !slices.Contains(aud, p.cfg.ClientID) {", "	if !slices.Contains(append(aud, p.cfg.ClientID), p.cfg.ClientID) {",
+		},
+		pkg: "./gateway/identity", test: "TestBadTokens",
+		also: []edit{{
+			"gateway/identity/discovery.go",
+			"		ClientID: p.cfg.ClientID, SupportedSigningAlgs", "		SkipClientIDCheck: true, SupportedSigningAlgs",
+		}},
+	},
+	{
+		name: "nonce_ignored", breaks: "an ID token of another login logs in",
+		edit: edit{
+			"gateway/identity/token.go",
+			"	if !sameText(c.text(\"nonce\"), nonce) {", "	if !sameText(nonce, nonce) {",
+		},
+		pkg: "./gateway/identity", test: "TestBadTokens",
+	},
+	{
+		name: "state_reused", breaks: "the state of a login counts twice",
+		edit: edit{
+			"gateway/identity/pending.go",
+			"	t.remove(k)\n	if !now.Before(l.expires) {", "	if !now.Before(l.expires) {",
+		},
+		pkg: "./gateway/identity", test: "TestState",
+	},
+	{
+		name: "code_used_twice", breaks: "an enrolment code enrols two devices",
+		edit: edit{
+			"gateway/store/device.go",
+			"	case used.Valid:", "	case used.Valid && used.Int64 == 0:",
+		},
+		pkg: "./gateway/store", test: "TestRedeem",
+	},
+	{
+		name: "revoked_accepted", breaks: "a revoked device connects",
+		edit: edit{
+			"gateway/control/public.go",
+			"	case d.Revoked():", "	case d.Revoked() && d.ID == \"\":",
+		},
+		pkg: "./gateway/control", test: "TestRevokedDeviceIsToldWhy",
+	},
+	{
+		name: "four_eyes_skipped", breaks: "who asks for the end of a lockdown approves it too",
+		edit: edit{
+			"gateway/admin/approvals.go",
+			"	if uidOf(a.RequestedBy) == uidOf(actor(r)) {", "	if uidOf(a.RequestedBy) == \"\" {",
+		},
+		pkg: "./gateway/admin", test: "TestTwoAdministrators",
+	},
+	{
+		name: "unknown_posture_passes", breaks: "a signal that is not known counts as sound",
+		edit: edit{
+			"policy/rego/access.rego",
+			"		input.posture.signals[name].state == \"pass\"\n", "		input.posture.signals[name].state != \"fail\"\n",
+		},
+		pkg: "./policy", test: "TestDecide",
+	},
+	{
+		name: "mac1_not_checked", breaks: "who does not know the gateway's key gets it to work",
+		edit: edit{
+			"gateway/tunnel/gate.go",
+			"	if !g.checker.CheckMAC1(d[:]) {", "	if len(d) == 0 {",
+		},
+		pkg: "./gateway/tunnel", test: "TestJunkIsSilent",
+	},
+	{
+		name: "segment_open", breaks: "a device reaches what its segment does not hold",
+		edit: edit{
+			"gateway/segment/table.go",
+			"	case !allowed:", "	case !allowed && port == 0:",
+		},
+		pkg: "./gateway/segment", test: "TestFilter",
+	},
+	{
+		name: "unknown_source_passes", breaks: "an address of no registered device passes",
+		edit: edit{
+			"gateway/segment/table.go",
+			"		return Drop, CauseSource\n", "		return Pass, CauseNone\n",
+		},
+		pkg: "./gateway/segment", test: "TestFilter",
+	},
+}
