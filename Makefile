@@ -15,7 +15,7 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 RACE = ./agent/... ./gateway/... ./internal/... ./certs/... ./policy/...
 FUZZTIME ?= 60s
 
-.PHONY: help build demo test test-kill e2e bench soak check fmt fuzz clean
+.PHONY: help build demo test test-kill e2e bench soak mutants check fmt fuzz clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/'
@@ -47,6 +47,9 @@ bench: ## the tunnel against stock wireguard-go (root; Debian's iperf3, nginx, w
 
 soak: ## two hours of 32 devices' tunnels in under two minutes, under the race detector (as root both modes)
 	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 3m -v -run '^TestSoak$$' ./gateway/tunnel -soak.hours 2
+
+mutants: ## break each promise and see its test fail; ARGS="-only cl_te"
+	cd deploy && $(GO) run ./mutants $(ARGS)
 
 check: ## formatting, vet, staticcheck, module files, cross-builds
 	@out="$$($(GO) run $(GOFUMPT) -l .)"; if [ -n "$$out" ]; then echo "gofumpt would change (run make fmt):"; echo "$$out"; exit 1; fi
