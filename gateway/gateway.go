@@ -131,6 +131,7 @@ func (g *gateway) build() (err error) {
 		UDPGSOOff:  cfg.Tunnel.UDPGSO == "off",
 		OnEndpoint: func(key [32]byte, ep netip.AddrPort) { g.sessions.Endpoint(key, ep) },
 		Held:       func(key [32]byte) bool { return g.sessions.Held(key) },
+		Awake:      func() bool { return g.sessions.Awake() },
 		Keep:       g.keepTunnels,
 		Log:        g.log,
 	})

@@ -29,16 +29,20 @@ const (
 )
 
 func TestMain(m *testing.M) {
-	if os.Getenv(roleEnv) == "site" {
-		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
-		defer stop()
-		if err := site(ctx); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		return
+	role := os.Getenv(roleEnv)
+	if role == "" {
+		os.Exit(m.Run())
 	}
-	os.Exit(m.Run())
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	defer stop()
+	play := site
+	if role == "laptop" {
+		play = func(ctx context.Context) error { return laptopRole(ctx, os.Args[1], os.Args[2], os.Args[3]) }
+	}
+	if err := play(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 }
 
 // site is what the company has besides the gateway: a Dex, a web app, and a
@@ -67,7 +71,8 @@ func site(ctx context.Context) error {
 		return err
 	}
 	defer home.Close()
-	failed := make(chan error, 4)
+	failed := make(chan error, 8)
+	endless(ctx, failed)
 	for addr, h := range map[string]http.Handler{"127.0.0.1:5556": dex, "127.0.0.1:8081": app, companyAddr + ":9999": browser, companyAddr + ":9998": home} {
 		srv := &http.Server{Addr: addr, Handler: h, ReadHeaderTimeout: 5 * time.Second}
 		go func() { failed <- srv.ListenAndServe() }()

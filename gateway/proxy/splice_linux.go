@@ -58,7 +58,7 @@ func (s *splice) run(check func() error, count *atomic.Int64) (end, reading bool
 			p.close() // the chunk dies with it
 			return false, false, err
 		}
-		moved, err := s.give(p, n)
+		moved, err := s.give(p, n, check)
 		count.Add(int64(moved))
 		if err != nil {
 			p.close()
@@ -89,10 +89,18 @@ func (s *splice) take() (n int, p pipe, err error) {
 	return n, p, errors.Join(err, failed)
 }
 
-// give moves n bytes out of the pipe.
-func (s *splice) give(p pipe, n int) (moved int, err error) {
+// give moves n bytes out of the pipe. It may wait for long, so check is asked
+// again whenever it has.
+func (s *splice) give(p pipe, n int, check func() error) (moved int, err error) {
 	var failed error
+	waited := false
 	err = s.dst.Write(func(fd uintptr) bool {
+		if waited {
+			if failed = check(); failed != nil {
+				return true
+			}
+		}
+		waited = true
 		for moved < n {
 			var m int
 			if m, failed = move(p.r, int(fd), n-moved); failed != nil {

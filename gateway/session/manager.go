@@ -105,6 +105,8 @@ type Manager struct {
 
 	books books
 
+	beat atomic.Int64 // Elapsed when the gateway was last known to run
+
 	flows   atomic.Int64
 	refused atomic.Uint64
 	crowded atomic.Uint64
@@ -148,15 +150,17 @@ func New(cfg Config) *Manager {
 	m := &Manager{cfg: cfg, log: cfg.Log, devices: map[string]*device{}, inner: map[netip.Addr]*device{}, keys: map[[32]byte]*device{}}
 	m.catalogue.Store(&catalogue{})
 	m.lockdowns.Store(&lockdownSet{})
+	m.beat.Store(int64(cfg.Elapsed()))
 	return m
 }
 
 // Run confirms open Flows before their leases end and acts on the edges of
 // time: sessions that expire, reports that grow old, hours that begin or end.
 func (m *Manager) Run(ctx context.Context) error {
-	var books sync.WaitGroup
-	books.Go(func() { m.keepBooks(ctx) })
-	defer books.Wait()
+	var beside sync.WaitGroup
+	beside.Go(func() { m.keepBooks(ctx) })
+	beside.Go(func() { m.watchLapses(ctx) })
+	defer beside.Wait()
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	minute := m.cfg.Now().Truncate(time.Minute)

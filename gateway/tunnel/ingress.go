@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -174,6 +175,15 @@ func (g *ingress) Send(bufs [][]byte, ep conn.Endpoint) error {
 			g.t.gate.responded(b, c)
 		case device.MessageInitiationType:
 			g.calling(b, ep, c)
+		}
+	}
+	if awake := g.t.cfg.Awake; awake != nil && !awake() {
+		// The tunnel itself goes on; what it carries does not.
+		bufs = slices.DeleteFunc(slices.Clone(bufs), func(b []byte) bool {
+			return len(b) > device.MessageKeepaliveSize && kind(b) == device.MessageTransportType
+		})
+		if len(bufs) == 0 {
+			return nil
 		}
 	}
 	if c != nil {

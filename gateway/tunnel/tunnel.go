@@ -70,6 +70,9 @@ type Config struct {
 	// Held tells whether something needs a key's peer though it is idle. It is
 	// asked once a second for idle peers only. May be nil.
 	Held func(key [32]byte) bool
+	// Awake says whether what is queued may leave (see session.Manager.Awake):
+	// while it does not, data is dropped at the socket. It must not block. May be nil.
+	Awake func() bool
 	// Keep stores what must outlive the process: a handshake initiation that
 	// was accepted once must not be after a restart. It is called from one
 	// goroutine, at most ten times a second and when Run ends. May be nil.

@@ -1,0 +1,39 @@
+package session
+
+import (
+	"context"
+	"time"
+)
+
+// A lapse is a time in which nothing of the gateway ran: the process was
+// stopped, or the machine suspended. What was queued before it could leave
+// after it although its leases are over, so whoever sends asks Awake.
+
+// lapse is how long nothing may have run before everything is decided again:
+// shorter than what is left of any lease, which is renewed every confirmEvery.
+func (m *Manager) lapse() time.Duration { return m.cfg.Lease / 2 }
+
+// Awake says whether the gateway has run without a lapse, or has decided every
+// open Flow again after the last one. While it has not, no byte of a Flow may
+// leave, not even one that was let through before.
+func (m *Manager) Awake() bool {
+	return m.cfg.Elapsed()-time.Duration(m.beat.Load()) <= m.lapse()
+}
+
+// watchLapses notes every second that the gateway runs, until ctx ends.
+func (m *Manager) watchLapses(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		if gap := m.cfg.Elapsed() - time.Duration(m.beat.Load()); gap > m.lapse() {
+			m.log.Warn("the gateway stood still; deciding everything again before a byte passes", "for", gap.Round(time.Second).String())
+			m.tick(m.cfg.Now(), true)
+		}
+		m.beat.Store(int64(m.cfg.Elapsed()))
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
