@@ -123,8 +123,9 @@ func (g *gateway) metrics() *prometheus.Registry {
 	gauge("websockets", "WebSockets of devices whose network blocks UDP.", func() float64 { _, s := g.tunnel.Outside(); return float64(s.Open) })
 	reg.MustRegister(&causes{func() map[string]uint64 {
 		u, s := g.tunnel.Outside()
-		return map[string]uint64{"udp_unreadable": u.Lost, "udp_empty": u.Empty, "udp_kernel_queue": u.Overflowed, "websocket_queue": s.Dropped, "websocket_oversized": s.Oversized}
-	}, prometheus.NewDesc("portvakt_outer_dropped_total", "Datagrams from and to devices that went no further at the sockets.", []string{"cause"}, nil)})
+		noSession, barren := g.tunnel.Unopened()
+		return map[string]uint64{"no_session": noSession, "no_packet": barren, "udp_unreadable": u.Lost, "udp_empty": u.Empty, "udp_kernel_queue": u.Overflowed, "websocket_queue": s.Dropped, "websocket_oversized": s.Oversized}
+	}, prometheus.NewDesc("portvakt_outer_dropped_total", "Datagrams from and to devices that went no further at the sockets or in WireGuard.", []string{"cause"}, nil)})
 	gauge("udp_flows", "UDP flows that are open or being decided.", func() float64 { return float64(g.media.Stats().Flows) })
 	gauge("udp_sockets", "UDP sockets towards apps.", func() float64 { return float64(g.media.Stats().Sockets) })
 	reg.MustRegister(&causes{g.media.Dropped, prometheus.NewDesc("portvakt_udp_dropped_total", "UDP datagrams of devices and apps that went no further.", []string{"cause"}, nil)})

@@ -195,7 +195,7 @@ func start(cfg Config, inside network, dev tun.Device) (*Tunnel, error) {
 		return errors.Join(err, u.Close())
 	}
 	pathFit.question = road.question
-	paced, outside := transport.Pace(pathFit, road)
+	paced, outside, _ := transport.Pace(pathFit, road)
 	t := &Tunnel{
 		log:     cfg.Log,
 		fit:     pathFit,

@@ -135,6 +135,16 @@ func TestBadDeviceDisturbsNoOther(t *testing.T) {
 	}
 	close(done)
 	wg.Wait()
+	_ = conn.Close() // so that nothing comes for a second
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		if noSession, barren := in.Unopened(); noSession > 0 && barren > 0 {
+			break
+		}
+		if time.Now().After(end) {
+			noSession, barren := in.Unopened()
+			t.Fatalf("%d messages without a session and %d without a packet are counted", noSession, barren)
+		}
+	}
 	// WireGuard's queues of both ends, of 1,024 buffers of 64 KiB each, run empty.
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		grown := settled() - before

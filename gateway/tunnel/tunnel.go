@@ -137,6 +137,7 @@ type Tunnel struct {
 	counters counters
 	stack    atomic.Pointer[stack] // nil before Run
 	withheld counter               // resets
+	tally    atomic.Pointer[transport.Tally]
 
 	// mu guards what follows and serialises changes of the device's peers. It
 	// is never taken on a goroutine that carries packets.
@@ -231,6 +232,15 @@ func (t *Tunnel) Outside() (transport.Stats, transport.StreamStats) {
 	return t.outside.Stats(), t.outside.StreamStats()
 }
 
+// Unopened counts transport messages that brought no packet, see
+// [transport.Tally.Refused].
+func (t *Tunnel) Unopened() (noSession, barren uint64) {
+	if tally := t.tally.Load(); tally != nil {
+		return tally.Refused()
+	}
+	return 0, 0
+}
+
 // Port is the UDP port listened on; 0 before Ready.
 func (t *Tunnel) Port() uint16 { return uint16(t.port.Load()) }
 
@@ -285,7 +295,8 @@ func (t *Tunnel) start(sockets conn.Bind) error {
 	}
 	t.stack.Store(&st)
 	t.bind = newIngress(t, sockets)
-	inside, outside := transport.Pace(&egress{st.Device(), t}, t.bind)
+	inside, outside, tally := transport.Pace(&egress{st.Device(), t}, t.bind)
+	t.tally.Store(tally)
 	dev := device.NewDevice(inside, outside, logger(t.log))
 	fail := func(err error) error {
 		t.state = closed

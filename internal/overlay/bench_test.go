@@ -42,7 +42,7 @@ func tunnelled(b *testing.B, o overlay.Options) (agent *overlay.Stack) {
 	}
 	var devices [2]*wireguard.Device
 	for i, s := range []*overlay.Stack{g, a} {
-		inside, outside := transport.Pace(s.Device(), transport.NewUDP(transport.UDPOptions{Listen: netip.MustParseAddrPort("127.0.0.1:0")}))
+		inside, outside, _ := transport.Pace(s.Device(), transport.NewUDP(transport.UDPOptions{Listen: netip.MustParseAddrPort("127.0.0.1:0")}))
 		d := wireguard.NewDevice(inside, outside, &wireguard.Logger{
 			Verbosef: wireguard.DiscardLogf, Errorf: wireguard.DiscardLogf,
 		})

@@ -31,11 +31,12 @@ const (
 // and falls out of the processor's caches between one stage and the next.
 // Outwards, Read waits until enough of what it handed out has been given to
 // Send. Inwards, receiving waits until enough of what it handed out has been
-// given to Write, and what comes meanwhile waits in the kernel's socket.
-func Pace(inside tun.Device, outside conn.Bind) (tun.Device, conn.Bind) {
+// given to Write, and what comes meanwhile waits in the kernel's socket. The
+// Tally is of what comes in.
+func Pace(inside tun.Device, outside conn.Bind) (tun.Device, conn.Bind, *Tally) {
 	limit := underWay * max(2, runtime.GOMAXPROCS(0))
 	out, in := newPace(limit, outPatience), newPace(limit, inPatience)
-	return &pacedDevice{inside, out, in}, &pacedBind{outside, out, in}
+	return &pacedDevice{inside, out, in}, &pacedBind{outside, out, in}, &in.tally
 }
 
 // pace counts the packets that are under way in one direction.
@@ -43,6 +44,7 @@ type pace struct {
 	limit    int
 	patience time.Duration
 	free     chan struct{} // holds a token when a reader that waits may go on
+	tally    Tally         // of the way in
 
 	mu      sync.Mutex
 	count   int  // packets between one end and the other
@@ -55,7 +57,7 @@ type pace struct {
 }
 
 func newPace(limit int, patience time.Duration) *pace {
-	return &pace{limit: limit, patience: patience, free: make(chan struct{}, 1)}
+	return &pace{limit: limit, patience: patience, free: make(chan struct{}, 1), tally: Tally{now: time.Now}}
 }
 
 // wait returns when there is room.
@@ -143,6 +145,7 @@ func (d *pacedDevice) Read(bufs [][]byte, sizes []int, offset int) (int, error) 
 func (d *pacedDevice) Write(bufs [][]byte, offset int) (int, error) {
 	written := len(bufs)
 	n, err := d.Device.Write(bufs, offset)
+	d.in.tally.write(written)
 	d.in.left(written)
 	return n, err
 }
@@ -175,6 +178,7 @@ func (p *pace) receive(fn conn.ReceiveFunc) conn.ReceiveFunc {
 			}
 		}
 		given = given[:0]
+		p.tally.back(refused)
 		p.left(refused)
 		p.wait()
 		n, err := fn(packets, sizes, eps)
@@ -187,6 +191,7 @@ func (p *pace) receive(fn conn.ReceiveFunc) conn.ReceiveFunc {
 				given = append(given, nil)
 			}
 		}
+		p.tally.enter(count)
 		p.entered(count)
 		return n, err
 	}

@@ -41,7 +41,7 @@ func messages(n int, kind byte, more int) [][]byte {
 func TestPace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const batch = 128
-		inside, outside := transport.Pace(endless{}, sink{})
+		inside, outside, _ := transport.Pace(endless{}, sink{})
 		read := func() (waited time.Duration) {
 			start := time.Now()
 			if n, err := inside.Read(make([][]byte, batch), make([]int, batch), 16); n != batch || err != nil {
@@ -125,7 +125,7 @@ func TestPaceInwards(t *testing.T) {
 	limit := 128 * max(2, runtime.GOMAXPROCS(0))
 	// taken says whether WireGuard takes what it is given, or refuses it.
 	start := func(t *testing.T, message []byte) (write func(n int), receive [2]func(taken bool) (waited time.Duration)) {
-		inside, outside := transport.Pace(endless{}, source{message: message})
+		inside, outside, _ := transport.Pace(endless{}, source{message: message})
 		fns, _, err := outside.Open(0)
 		if err != nil || len(fns) != len(receive) {
 			t.Fatalf("Open: %d, %v", len(fns), err)
@@ -208,7 +208,7 @@ func TestPaceInwards(t *testing.T) {
 }
 
 func TestPacePassesErrorsOn(t *testing.T) {
-	inside, _ := transport.Pace(endless{err: io.EOF}, sink{})
+	inside, _, _ := transport.Pace(endless{err: io.EOF}, sink{})
 	if _, err := inside.Read(nil, nil, 0); !errors.Is(err, io.EOF) {
 		t.Errorf("Read: %v", err)
 	}
