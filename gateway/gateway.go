@@ -130,6 +130,7 @@ func (g *gateway) build() (err error) {
 		TCP:  g.handleTCP, UDP: func(packet []byte) bool { return g.media.Take(packet) },
 		UDPGSOOff:  cfg.Tunnel.UDPGSO == "off",
 		OnEndpoint: func(key [32]byte, ep netip.AddrPort) { g.sessions.Endpoint(key, ep) },
+		OnMove:     func(key [32]byte, ep netip.AddrPort) { g.sessions.Moved(key, ep) },
 		Held:       func(key [32]byte) bool { return g.sessions.Held(key) },
 		Awake:      func() bool { return g.sessions.Awake() },
 		Keep:       g.keepTunnels,

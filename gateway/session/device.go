@@ -41,6 +41,8 @@ type device struct {
 	nonce     string         // of the next posture report
 	outer     netip.AddrPort // where the tunnel's packets come from
 	location  policy.Location
+	moved     bool             // location changed, and what is open was not decided again yet
+	movedFrom policy.Location  // then: what it was
 	prepared  *prepared        // nil: none
 	gone      *policy.Decision // set once; nothing is allowed any more
 	supposed  supposed

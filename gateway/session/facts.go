@@ -153,6 +153,31 @@ func (m *Manager) Endpoint(key [32]byte, outer netip.AddrPort) {
 	}
 }
 
+// Moved tells where a packet of the peer with that tunnel key came from before
+// anything is decided about it: whatever is decided from here on is about the new
+// place. It waits for nothing; Endpoint has to follow, which decides again what is
+// open.
+func (m *Manager) Moved(key [32]byte, outer netip.AddrPort) {
+	m.mu.RLock()
+	d := m.keys[key]
+	m.mu.RUnlock()
+	if d == nil || !outer.IsValid() {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	loc := m.cfg.Locate(outer.Addr().Unmap())
+	d.outer = outer
+	if d.location == loc {
+		return
+	}
+	if !d.moved {
+		d.moved, d.movedFrom = true, d.location
+	}
+	d.location = loc
+	d.epoch.Add(1)
+}
+
 // setLocation looks up where a device is; an outer that is not valid stands for
 // the one it has. The look-up is made with mu held, so that what is stored last
 // has the newer address and the newer database.
@@ -166,20 +191,24 @@ func (m *Manager) setLocation(d *device, outer netip.AddrPort) {
 		return
 	}
 	loc := m.cfg.Locate(outer.Addr().Unmap())
-	old := d.location
-	d.outer, d.location = outer, loc
+	old, moved := d.location, d.moved
+	if moved {
+		old = d.movedFrom
+	}
+	d.outer, d.location, d.moved = outer, loc, false
 	session := d.session
 	d.mu.Unlock()
-	if old == loc {
-		return
+	if old != loc {
+		r := audit.Record{
+			Kind: audit.KindLocation, Device: d.record.ID, Remote: loc.Address,
+			Detail: map[string]string{"country": orUnknown(loc.Country), "before": orUnknown(old.Country), "before_address": old.Address},
+		}
+		noteSession(&r, session)
+		m.cfg.Audit.Note(r)
 	}
-	r := audit.Record{
-		Kind: audit.KindLocation, Device: d.record.ID, Remote: loc.Address,
-		Detail: map[string]string{"country": orUnknown(loc.Country), "before": orUnknown(old.Country), "before_address": old.Address},
+	if old != loc || moved {
+		m.refresh(d)
 	}
-	noteSession(&r, session)
-	m.cfg.Audit.Note(r)
-	m.refresh(d)
 }
 
 func orUnknown(s string) string {

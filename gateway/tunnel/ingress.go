@@ -202,11 +202,10 @@ func (g *ingress) calling(b []byte, ep conn.Endpoint, c *claim) {
 	g.t.known.called(r, binary.LittleEndian.Uint32(b[4:]), time.Now())
 }
 
-// where asks the device where a peer is, and on which device's WebSocket if on
-// any: WireGuard tells nobody, but it sends to there. proven is false while the place is one that a handshake message only
-// claimed. It is for the tunnel's own goroutines.
-func (g *ingress) where(dev *device.Device, key [32]byte) (ep netip.AddrPort, streamed string, proven bool) {
-	p := dev.LookupPeer(key)
+// where asks WireGuard where a peer is, and on which device's WebSocket if on
+// any: it tells nobody, but it sends to there. proven is false while the place is
+// one that a handshake message only claimed. p may be nil.
+func (g *ingress) where(p *device.Peer) (ep netip.AddrPort, streamed string, proven bool) {
 	if p == nil {
 		return ep, "", false
 	}

@@ -101,7 +101,7 @@ func (t *Tunnel) raiseLocked(r *registration, toLast bool) (held [][]byte, err e
 			}
 		}
 	}
-	held, ok = t.known.wake(r, time.Now())
+	held, ok = t.known.wake(r, t.dev.LookupPeer(r.key), time.Now())
 	if !ok {
 		t.lowerLocked(r)
 		return nil, nil
@@ -200,10 +200,36 @@ func (t *Tunnel) hailOne(r *registration) {
 }
 
 // egress is the stack's device. It sees every packet to a device before
-// WireGuard does, and keeps those to a dormant one until its peer is made.
+// WireGuard does, and keeps those to a dormant one until its peer is made; and
+// every packet from a device before the stack does.
 type egress struct {
 	tun.Device
 	t *Tunnel
+}
+
+// Write implements [tun.Device]. It runs on the receiving goroutine of the peer
+// whose packets these are, after WireGuard noted where they came from. Where that
+// may be a new place it is looked at before any of them counts for anything.
+func (e *egress) Write(bufs [][]byte, offset int) (int, error) {
+	if len(bufs) > 0 && e.t.known.unsure.Load() > 0 {
+		if src, ok := source(bufs[0][offset:]); ok {
+			e.t.arrived(src)
+		}
+	}
+	return e.Device.Write(bufs, offset)
+}
+
+// arrived tells the owner where the packets of a device come from now. It takes
+// no lock that is held while a peer is removed: that waits for this goroutine.
+func (t *Tunnel) arrived(inner netip.Addr) {
+	r, p := t.known.arrived(inner)
+	if p == nil || t.cfg.OnMove == nil {
+		return
+	}
+	ep, streamed, proven := t.bind.where(p)
+	if proven && t.known.arrive(r, ep, streamed, time.Now()) {
+		t.cfg.OnMove(r.key, ep)
+	}
 }
 
 // Read implements [tun.Device].

@@ -5,6 +5,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.zx2c4.com/wireguard/device"
 )
 
 // registration is a key that may have a tunnel. There are as many as laptops
@@ -42,9 +44,11 @@ type peer struct {
 	passing *claim    // an initiation that WireGuard has unopened and has not answered
 	vouched bool      // WireGuard knows the time stamp of an initiation that was opened here
 
-	// suspect is set while the watcher is to look where the peer is.
-	suspect atomic.Bool
-	resets  resets
+	// suspect is set while the watcher is to look where the peer is, moved until
+	// the peer's next packet is let in, which has to look itself.
+	suspect, moved atomic.Bool
+	wireguard      *device.Peer // never changes
+	resets         resets
 }
 
 // registry finds registrations. Its mu is held for moments only, also on the
@@ -62,6 +66,7 @@ type registry struct {
 	heldTotal  int
 	dirty      []*registration
 	changed    chan struct{} // something is dirty
+	unsure     atomic.Int64  // peers with moved set
 
 	// former keeps the newest initiations of keys that are registered no more,
 	// should one be again: a device that connects anew keeps its key.
@@ -185,14 +190,14 @@ func (g *registry) drop(r *registration) {
 
 // wake notes that a registration has a peer now, and returns the packets that
 // waited for it. It is false when the registration was dropped meanwhile.
-func (g *registry) wake(r *registration, now time.Time) (held [][]byte, ok bool) {
+func (g *registry) wake(r *registration, wireguard *device.Peer, now time.Time) (held [][]byte, ok bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.byKey[r.key] != r {
 		return nil, false
 	}
 	if r.peer == nil {
-		r.peer = &peer{touched: now}
+		r.peer = &peer{touched: now, wireguard: wireguard}
 		g.live[r] = struct{}{}
 		if r.endpoint.IsValid() {
 			g.byEndpoint[r.endpoint] = r
@@ -214,6 +219,9 @@ func (g *registry) sleepLocked(r *registration) {
 	}
 	if g.byEndpoint[r.endpoint] == r {
 		delete(g.byEndpoint, r.endpoint)
+	}
+	if r.peer.moved.Swap(false) {
+		g.unsure.Add(-1)
 	}
 	r.peer = nil
 	delete(g.live, r)
@@ -250,10 +258,29 @@ func (g *registry) heard(index uint32, src netip.AddrPort) *registration {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
 	r := g.byIndex[index]
-	if r == nil || r.peer == nil || (r.peer.settled && r.endpoint == src) || r.peer.suspect.Swap(true) {
+	if r == nil || r.peer == nil || r.peer.settled && r.endpoint == src {
+		return nil
+	}
+	if !r.peer.moved.Swap(true) {
+		g.unsure.Add(1)
+	}
+	if r.peer.suspect.Swap(true) {
 		return nil
 	}
 	return r
+}
+
+// arrived is the registration of an inner address, with its peer, if a message
+// that may be the peer's came from elsewhere since the last packet of it.
+func (g *registry) arrived(inner netip.Addr) (*registration, *device.Peer) {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	r := g.byAddress[inner]
+	if r == nil || r.peer == nil || !r.peer.moved.Swap(false) {
+		return nil, nil
+	}
+	g.unsure.Add(-1)
+	return r, r.peer.wireguard
 }
 
 // index notes an index that WireGuard gave a handshake with a registration.
@@ -303,6 +330,23 @@ func (g *registry) asked(index uint32) (r *registration, ok bool) {
 func (g *registry) settle(r *registration, endpoint netip.AddrPort, streamed string, now time.Time) (tell bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if !g.settleLocked(r, endpoint, streamed, now) {
+		return false
+	}
+	tell = !r.told
+	r.told = true
+	return tell
+}
+
+// arrive is settle for the packet itself: somebody else tells the owner the rest.
+func (g *registry) arrive(r *registration, endpoint netip.AddrPort, streamed string, now time.Time) (moved bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.settleLocked(r, endpoint, streamed, now) && !r.told
+}
+
+// settleLocked is false for a registration that has no peer. Callers hold mu.
+func (g *registry) settleLocked(r *registration, endpoint netip.AddrPort, streamed string, now time.Time) bool {
 	if r.peer == nil || g.byKey[r.key] != r {
 		return false
 	}
@@ -322,9 +366,7 @@ func (g *registry) settle(r *registration, endpoint netip.AddrPort, streamed str
 		g.dirtyLocked(r)
 	}
 	g.byEndpoint[endpoint] = r
-	tell = !r.told
-	r.told = true
-	return tell
+	return true
 }
 
 func (g *registry) markDirty(r *registration) {

@@ -67,6 +67,10 @@ type Config struct {
 	// from one goroutine and must not block. The key may have been removed
 	// meanwhile.
 	OnEndpoint func(key [32]byte, endpoint netip.AddrPort)
+	// OnMove is told of a new place before the first packet from there is let in,
+	// on the goroutine that carries it: it must be done in a moment, and must not
+	// wait for a peer to be removed. OnEndpoint follows. May be nil.
+	OnMove func(key [32]byte, endpoint netip.AddrPort)
 	// Held tells whether something needs a key's peer though it is idle. It is
 	// asked once a second for idle peers only. May be nil.
 	Held func(key [32]byte) bool

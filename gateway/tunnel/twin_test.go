@@ -117,6 +117,7 @@ func startConfig(t testing.TB, cfg tunnel.Config, change func(*tunnel.Config)) *
 		}
 		return back != nil
 	}
+	cfg.OnMove = func([32]byte, netip.AddrPort) {}
 	cfg.OnEndpoint = func(key [32]byte, ep netip.AddrPort) { in.located <- place{key, ep, time.Now()} }
 	if change != nil {
 		change(&cfg)

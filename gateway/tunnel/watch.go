@@ -27,7 +27,8 @@ const (
 // watcher tells the owner where peers are. Upstream has no event for it. The
 // ingress reports transport messages whose index is a peer's and whose source is
 // not; the watcher then asks WireGuard, which believes only what it could
-// decrypt, where that peer is.
+// decrypt, where that peer is. The first packet from there does not wait for it:
+// see egress.Write.
 type watcher struct {
 	t        *Tunnel
 	suspects chan *registration
@@ -92,7 +93,7 @@ func (w *watcher) run(ctx context.Context, dev *device.Device) {
 // that was only claimed: before a packet of its new session it proves nothing.
 func (w *watcher) look(dev *device.Device, r *registration) (proven bool) {
 	w.t.known.trust(r)
-	ep, streamed, proven := w.t.bind.where(dev, r.key)
+	ep, streamed, proven := w.t.bind.where(dev.LookupPeer(r.key))
 	if proven && w.t.known.settle(r, ep, streamed, time.Now()) && w.t.cfg.OnEndpoint != nil {
 		w.t.cfg.OnEndpoint(r.key, ep)
 	}
