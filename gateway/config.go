@@ -118,7 +118,15 @@ type PolicyConfig struct {
 
 // AuditConfig says where the decision log goes besides its own file.
 type AuditConfig struct {
-	Sinks []SinkConfig `yaml:"sinks"`
+	Retention RetentionConfig `yaml:"retention"`
+	Sinks     []SinkConfig    `yaml:"sinks"`
+}
+
+// RetentionConfig says for how long the decision log can be read.
+type RetentionConfig struct {
+	// Personal is for how long personal data can be opened; default: until it is
+	// erased.
+	Personal Days `yaml:"personal"`
 }
 
 // AdminConfig says where administrators reach the gateway.
@@ -159,6 +167,22 @@ func (d *Duration) UnmarshalYAML(b []byte) error {
 		v = -1 // problems says where; an error from here would not know
 	}
 	*d = Duration(v)
+	return nil
+}
+
+// Days is a time.Duration written as in "90d".
+type Days time.Duration
+
+// UnmarshalYAML reads "90d". What is no such thing becomes negative.
+func (d *Days) UnmarshalYAML(b []byte) error {
+	var s string
+	err := yaml.Unmarshal(b, &s)
+	digits, ok := strings.CutSuffix(s, "d")
+	n, nerr := strconv.ParseUint(digits, 10, 16)
+	*d = Days(time.Duration(n) * 24 * time.Hour)
+	if err != nil || nerr != nil || !ok || n == 0 {
+		*d = -1 // problems says where; an error from here would not know
+	}
 	return nil
 }
 
@@ -303,6 +327,7 @@ func (c *Config) problems() []problem {
 	c.checkIdentity(bad)
 	c.checkChoices(bad)
 	c.checkDurations(bad)
+	c.checkRetention(bad)
 	c.checkFiles(bad)
 	c.checkAdmin(bad)
 	if len(out) == 0 {
@@ -353,6 +378,12 @@ func (c *Config) checkDurations(bad func(key, format string, args ...any)) {
 		bad("posture.max_age", durations)
 	} else if a < 45*time.Second || a > 10*time.Minute {
 		bad("posture.max_age", "expected between 45s and 10m (agents report every 30 s), got %s", a)
+	}
+}
+
+func (c *Config) checkRetention(bad func(key, format string, args ...any)) {
+	if c.Audit.Retention.Personal < 0 {
+		bad("audit.retention.personal", "expected a number of days such as 90d")
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/portvakt/portvakt/gateway/assertion"
 	"github.com/portvakt/portvakt/gateway/audit"
 	"github.com/portvakt/portvakt/gateway/audit/notary"
+	"github.com/portvakt/portvakt/gateway/audit/people"
 	"github.com/portvakt/portvakt/gateway/store"
 )
 
@@ -25,6 +26,7 @@ type dirs struct{ root string }
 func (d dirs) ca() string       { return filepath.Join(d.root, "ca") }
 func (d dirs) keys() string     { return filepath.Join(d.root, "keys") }
 func (d dirs) audit() string    { return filepath.Join(d.root, "audit") }
+func (d dirs) people() string   { return filepath.Join(d.root, "people") }
 func (d dirs) tree() string     { return filepath.Join(d.root, "audit", "tree") }
 func (d dirs) bundles() string  { return filepath.Join(d.root, "revisions") }
 func (d dirs) lastGood() string { return filepath.Join(d.root, "policy") }
@@ -58,7 +60,11 @@ func (g *gateway) openData(ctx context.Context) (unlock func() error, err error)
 			return nil, fmt.Errorf("preparing data_dir: %w", err)
 		}
 	}
-	if g.audit, err = audit.Open(audit.Options{Dir: g.dirs.audit(), Log: g.log}); err != nil {
+	keys, err := people.Open(g.dirs.people())
+	if err != nil {
+		return nil, err
+	}
+	if g.audit, err = audit.Open(audit.Options{Dir: g.dirs.audit(), People: keys, Log: g.log}); err != nil {
 		return nil, err
 	}
 	g.notary, err = notary.New(notary.Config{LogFile: g.audit.Path(), Dir: g.dirs.tree(), KeyFile: filepath.Join(g.dirs.keys(), "checkpoint.key"), Log: g.log})

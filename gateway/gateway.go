@@ -219,6 +219,9 @@ func (g *gateway) run(ctx context.Context) error {
 	})
 	grp.Go(func() error { return g.audit.Run(base) })
 	grp.Go(func() error { return g.notary.Run(base) })
+	if keep := g.cfg.Audit.Retention.Personal; keep > 0 {
+		grp.Go(func() error { return g.audit.Retain(base, time.Duration(keep)) })
+	}
 	for _, s := range g.sinks {
 		grp.Go(func() error { return s.Run(base) })
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/portvakt/portvakt/certs"
 	"github.com/portvakt/portvakt/gateway/admin"
 	"github.com/portvakt/portvakt/gateway/audit"
+	"github.com/portvakt/portvakt/gateway/audit/people"
 	"github.com/portvakt/portvakt/gateway/segment"
 	"github.com/portvakt/portvakt/gateway/session"
 	"github.com/portvakt/portvakt/gateway/store"
@@ -77,7 +78,9 @@ func newGateway(t *testing.T) *gw {
 		IPv6: netip.MustParsePrefix("fd70:7674:766b::/64"), SealKey: [32]byte{1}, Now: clock,
 	})
 	g.must(err)
-	g.audit, err = audit.Open(audit.Options{Dir: filepath.Join(dir, "audit"), Now: clock})
+	keys, err := people.Open(filepath.Join(dir, "people"))
+	g.must(err)
+	g.audit, err = audit.Open(audit.Options{Dir: filepath.Join(dir, "audit"), People: keys, Now: clock})
 	g.must(err)
 	g.engine = policy.NewEngine(policy.EngineOptions{Now: clock, Timeout: 5 * time.Second})
 	locate := func(a netip.Addr) policy.Location {
@@ -168,7 +171,11 @@ func (g *gw) records() (out []audit.Record) {
 	for deadline := time.Now().Add(5 * time.Second); g.audit.Pending() > 0 && time.Now().Before(deadline); {
 		time.Sleep(time.Millisecond)
 	}
-	g.must(audit.Scan(g.audit.Path(), func(_ []byte, r *audit.Record) bool {
+	g.must(audit.Scan(g.audit.Path(), func(line []byte, r *audit.Record) bool {
+		if _, err := g.audit.Reveal(line, r); err != nil {
+			g.t.Error(err)
+		}
+		r.Person = ""
 		if strings.HasPrefix(r.Actor, "os:") {
 			out = append(out, *r)
 		}

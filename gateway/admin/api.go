@@ -97,6 +97,15 @@ type Revoke struct {
 	Reason string `json:"reason,omitempty"`
 }
 
+// Erase asks that the log's personal data of one subject (ISS#SUB, or a name
+// that logged in), or of one device whose user was not known, can be opened by
+// nobody any more.
+type Erase struct {
+	Subject string `json:"subject,omitempty"`
+	Device  string `json:"device,omitempty"`
+	Reason  string `json:"reason,omitempty"`
+}
+
 // Why asks what policy would say. What is not given comes from the Subject's
 // live session.
 type Why struct {

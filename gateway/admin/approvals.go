@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -22,8 +23,8 @@ import (
 // for it and another who approves, within actLife.
 type Act struct {
 	ID          string     `json:"id"`
-	Kind        string     `json:"kind"`   // lockdown_off
-	Target      string     `json:"target"` // the lockdown's ID
+	Kind        string     `json:"kind"`   // lockdown_off or audit_erase
+	Target      string     `json:"target"` // the lockdown's ID, or what the log calls a person
 	Reason      string     `json:"reason,omitempty"`
 	RequestedBy string     `json:"requested_by"`
 	RequestedAt time.Time  `json:"requested_at"`
@@ -43,6 +44,7 @@ type BreakGlass struct {
 
 const (
 	kindLockdownOff = "lockdown_off"
+	kindAuditErase  = "audit_erase"
 
 	actPending  = "pending"
 	actApproved = "approved"
@@ -100,16 +102,55 @@ func (s *Server) liftLockdown(w http.ResponseWriter, r *http.Request) {
 		s.failed(w, "lockdown "+r.PathValue("id"), store.ErrNotFound)
 		return
 	}
+	s.ask(w, r, kindLockdownOff, r.PathValue("id"), req.Reason)
+}
+
+// eraseAudit asks for the destruction of what opens the personal data of
+// somebody in the log.
+func (s *Server) eraseAudit(w http.ResponseWriter, r *http.Request) {
+	var req Erase
+	if err := decode(w, r, &req); err != nil {
+		s.fail(w, http.StatusBadRequest, "bad_request", err.Error())
+		return
+	}
+	scope, value := store.ScopeSubject, req.Subject
+	if req.Device != "" {
+		scope, value = store.ScopeDevice, req.Device
+	}
+	if (req.Subject == "") == (req.Device == "") {
+		s.fail(w, http.StatusBadRequest, "bad_request", "Name one subject or one device.")
+		return
+	}
+	value, err := s.scopeValue(r.Context(), scope, value)
+	if err != nil {
+		s.asked(w, "erasing personal data of "+req.Subject+req.Device, err)
+		return
+	}
+	req.Subject, req.Device = value, ""
+	if scope == store.ScopeDevice {
+		req.Subject, req.Device = "", value
+	}
+	id, err := s.cfg.Audit.PersonOf(req.Subject, req.Device)
+	if err != nil {
+		s.fail(w, http.StatusNotFound, "not_found", "The log holds no personal data of "+value+", or none any more.")
+		return
+	}
+	s.ask(w, r, kindAuditErase, id, req.Reason)
+}
+
+// ask stores and records that an administrator asks for an act; in a
+// break-glass time of that administrator, it happens.
+func (s *Server) ask(w http.ResponseWriter, r *http.Request, kind, target, reason string) {
 	var id [4]byte // short, because people type it
 	rand.Read(id[:])
 	now := s.cfg.Now()
 	asked := store.Act{
-		ID: "act-" + hex.EncodeToString(id[:]), Kind: kindLockdownOff, Target: r.PathValue("id"), Reason: req.Reason,
+		ID: "act-" + hex.EncodeToString(id[:]), Kind: kind, Target: target, Reason: reason,
 		RequestedBy: actor(r), RequestedAt: now, ExpiresAt: now.Add(actLife),
 	}
 	a, err := s.cfg.Store.PutAct(r.Context(), asked)
 	if err != nil {
-		s.failed(w, "asking for the end of a lockdown", err)
+		s.failed(w, "asking for a second administrator", err)
 		return
 	}
 	if a.ID == asked.ID {
@@ -132,11 +173,18 @@ func (s *Server) do(w http.ResponseWriter, r *http.Request, a store.Act, outcome
 	if !s.decide(ctx, w, r, a, outcome) {
 		return
 	}
-	lift := session.Lift{ID: a.Target, By: actor(r), At: now, Detail: map[string]string{"act": a.ID, "requested_by": a.RequestedBy, "why": a.Reason}}
-	for k, v := range detail {
-		lift.Detail[k] = v
+	all := map[string]string{"act": a.ID, "requested_by": a.RequestedBy, "why": a.Reason}
+	maps.Copy(all, detail)
+	var err error
+	switch a.Kind {
+	case kindLockdownOff:
+		_, err = s.cfg.Sessions.LiftLockdown(ctx, session.Lift{ID: a.Target, By: actor(r), At: now, Detail: all})
+	case kindAuditErase:
+		err = s.cfg.Audit.Erase(a.Target, actor(r), all)
+	default:
+		err = fmt.Errorf("this gateway knows no act %q", a.Kind)
 	}
-	if _, err := s.cfg.Sessions.LiftLockdown(ctx, lift); err != nil {
+	if err != nil {
 		s.noteAct(actor(r), "failed", a)
 		s.failed(w, fmt.Sprintf("%s was approved but did not happen; ask for it anew", a.ID), err)
 		return
@@ -200,8 +248,12 @@ func (s *Server) approve(w http.ResponseWriter, r *http.Request) {
 		}
 		outcome, detail = actAlone, map[string]string{"break_glass": glass.Reason}
 	}
-	if a.Pending(s.cfg.Now()) && !s.lockedDown(a.Target) {
+	if a.Pending(s.cfg.Now()) && a.Kind == kindLockdownOff && !s.lockedDown(a.Target) {
 		s.fail(w, http.StatusConflict, "lifted", a.Target+" is not in force any more; reject "+a.ID+" or let it expire.")
+		return
+	}
+	if a.Pending(s.cfg.Now()) && a.Kind == kindAuditErase && !s.cfg.Audit.Holds(a.Target) {
+		s.fail(w, http.StatusConflict, "erased", a.Target+" was erased already; reject "+a.ID+" or let it expire.")
 		return
 	}
 	s.do(w, r, a, outcome, detail)
@@ -244,6 +296,11 @@ func (s *Server) breakGlass(w http.ResponseWriter, r *http.Request) {
 	req.By, req.Until = actor(r), &until
 	s.glass.put(req)
 	s.answer(w, req)
+}
+
+// Erase asks for the erasure of personal data in the log.
+func (c *Client) Erase(ctx context.Context, req Erase) (out Act, err error) {
+	return out, c.call(ctx, http.MethodPost, "/v1/audit/erase", req, &out)
 }
 
 // Approvals lists the acts of the last 30 days, the latest first.

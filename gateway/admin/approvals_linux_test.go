@@ -105,6 +105,71 @@ func code(err error) string {
 	return fmt.Sprint(err)
 }
 
+// What is recorded about somebody is erased by two administrators, under a name
+// that tells nobody who it was.
+func TestErasureTakesTwo(t *testing.T) {
+	needRoot(t)
+	g := newGateway(t)
+	socket := g.serveGroup(func() time.Time { return now })
+	as := func(uid int) *admin.Client { return admin.NewClientDialling(dialAs(socket, uid, groupID)) }
+	ctx, e, m := t.Context(), as(erik), as(maja)
+	device := g.connect("laptop-1")
+	x := g.login(device.ID, "Anna Berg", "sales")
+	tail := func() string {
+		t.Helper()
+		var b strings.Builder
+		if err := e.AuditTail(ctx, &b, 0, false, false); err != nil {
+			t.Fatal(err)
+		}
+		return b.String()
+	}
+	if s := tail(); !strings.Contains(s, x.Subject.Key()) || !strings.Contains(s, "Anna Berg") || strings.Contains(s, `"sealed"`) {
+		t.Fatalf("before: %s", s)
+	}
+	for _, bad := range []admin.Erase{{}, {Subject: "a", Device: "b"}} {
+		if _, err := e.Erase(ctx, bad); code(err) != "bad_request" {
+			t.Errorf("%+v: %v", bad, err)
+		}
+	}
+	if _, err := e.Erase(ctx, admin.Erase{Subject: "https://idp#nobody"}); code(err) != "not_found" {
+		t.Errorf("of nobody: %v", err)
+	}
+	act, err := e.Erase(ctx, admin.Erase{Subject: "Anna Berg", Reason: "she asked"})
+	if err != nil || act.Status != "pending" || !strings.HasPrefix(act.Target, "p-") {
+		t.Fatalf("%+v %v", act, err)
+	}
+	if _, err := e.Approve(ctx, act.ID); code(err) != "same_person" {
+		t.Errorf("approved alone: %v", err)
+	}
+	if s := tail(); !strings.Contains(s, "Anna Berg") {
+		t.Error("erased before it was approved")
+	}
+	if done, err := m.Approve(ctx, act.ID); err != nil || done.Status != "approved" {
+		t.Errorf("%+v %v", done, err)
+	}
+	s := tail()
+	if strings.Contains(s, x.Subject.Key()) || strings.Contains(s, "Anna Berg") || !strings.Contains(s, `"erased":true`) {
+		t.Errorf("after: %s", s)
+	}
+	if !strings.Contains(s, `"kind":"erase","actor":"os:54102:`) || !strings.Contains(s, `"why":"she asked"`) || !strings.Contains(s, `"person":"`+act.Target+`"`) {
+		t.Errorf("no record of it: %s", s)
+	}
+	if _, err := e.Erase(ctx, admin.Erase{Subject: x.Subject.Key()}); code(err) != "not_found" {
+		t.Errorf("again: %v", err)
+	}
+	// Of a device there is what came before the login; two ask, one happens.
+	act, err = e.Erase(ctx, admin.Erase{Device: device.ID})
+	if err != nil || act.Status != "pending" {
+		t.Fatalf("%+v %v", act, err)
+	}
+	if err := g.audit.Erase(act.Target, "os:0:root", nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Approve(ctx, act.ID); code(err) != "erased" {
+		t.Errorf("what is erased already: %v", err)
+	}
+}
+
 func TestTwoAdministrators(t *testing.T) {
 	needRoot(t)
 	g := newGateway(t)

@@ -30,7 +30,8 @@ func (s *Server) auditTail(w http.ResponseWriter, r *http.Request) {
 	s.looked(r, "audit log")
 	// What was refused before policy was asked is a refusal too.
 	wanted := func(rec *audit.Record) bool {
-		return !denied || (rec.Allow != nil && !*rec.Allow) || strings.HasSuffix(string(rec.Kind), "_refused")
+		return !denied || (rec.Allow != nil && !*rec.Allow) || strings.HasSuffix(string(rec.Kind), "_refused") ||
+			(rec.Kind == audit.KindFolded && strings.HasSuffix(rec.Detail["kind"], "_refused"))
 	}
 
 	var last [][]byte
@@ -52,7 +53,16 @@ func (s *Server) auditTail(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	rc := http.NewResponseController(w)
 	write := func(line []byte) bool {
-		_, err := w.Write(append(line[:len(line):len(line)], '\n'))
+		var rec audit.Record
+		err := json.Unmarshal(line, &rec)
+		if err == nil {
+			line, err = s.cfg.Audit.Reveal(line, &rec)
+		}
+		if err != nil {
+			s.log.Error("reading the audit log", "err", err)
+			return false
+		}
+		_, err = w.Write(append(line[:len(line):len(line)], '\n'))
 		return err == nil
 	}
 	for _, line := range last {
@@ -75,16 +85,15 @@ func (s *Server) auditTail(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Server) auditShow(w http.ResponseWriter, r *http.Request) {
-	line, err := audit.Find(s.cfg.Audit.Path(), r.PathValue("id"))
+	line, rec, err := s.cfg.Audit.Find(r.PathValue("id"))
 	if err != nil {
 		s.fail(w, http.StatusNotFound, "not_found", err.Error())
 		return
 	}
 	s.looked(r, "record "+r.PathValue("id"))
 	if r.URL.Query().Get("input") != "" {
-		var rec audit.Record
-		if err := json.Unmarshal(line, &rec); err != nil {
-			s.failed(w, "reading the record", err)
+		if rec.Erased {
+			s.fail(w, http.StatusNotFound, "erased", "What that decision was made on was erased.")
 			return
 		}
 		if rec.Input == nil {
@@ -126,7 +135,7 @@ func (s *Server) export(w http.ResponseWriter, r *http.Request) {
 	}
 	s.looked(r, "audit log, exported as "+q.Get("format"))
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	if _, err := export.Write(w, s.cfg.Audit.Path(), node, within, format, q.Get("format")); err != nil {
+	if _, err := export.Write(w, export.Log{File: s.cfg.Audit.Path(), Reveal: s.cfg.Audit.Reveal}, node, within, format, q.Get("format")); err != nil {
 		if r.Context().Err() == nil {
 			s.log.Error("exporting the audit log", "err", err)
 		}

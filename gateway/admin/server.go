@@ -125,6 +125,7 @@ func (s *Server) handler() http.Handler {
 	mux.HandleFunc("POST /v1/why", s.why)
 	mux.HandleFunc("GET /v1/audit", s.auditTail)
 	mux.HandleFunc("GET /v1/audit/{id}", s.auditShow)
+	mux.HandleFunc("POST /v1/audit/erase", s.eraseAudit)
 	mux.HandleFunc("GET /v1/export", s.export)
 	mux.HandleFunc("GET /v1/policy/bundle", s.bundle)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

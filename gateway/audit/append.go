@@ -21,7 +21,7 @@ func (l *Log) Append(r *Record) error {
 	}
 	r.Time = l.now().UTC().Round(0)
 	var err error
-	if a.body, err = appendBody(a.body[:0], r); err != nil {
+	if a.body, err = appendRecord(a.body[:0], r, l.people); err != nil {
 		return err
 	}
 	l.gmu.Lock()

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -11,11 +12,12 @@ import (
 	"time"
 
 	"github.com/portvakt/portvakt/gateway/audit"
+	"github.com/portvakt/portvakt/gateway/audit/people"
 	"github.com/portvakt/portvakt/policy"
 )
 
 // BenchmarkAppend writes allowed requests of ordinary size with their Input,
-// while Run syncs. Run it with -cpu 1 for the records that one core writes.
+// their personal data sealed, while Run syncs. Run it with -cpu 1 for the records that one core writes.
 func BenchmarkAppend(b *testing.B) {
 	one := request(b)
 	l := running(b)
@@ -113,7 +115,11 @@ func request(b *testing.B) func() audit.Record {
 // running is a log on a real file whose Run goes until the benchmark ends.
 func running(b *testing.B) *audit.Log {
 	b.Helper()
-	l, err := audit.Open(audit.Options{Dir: b.TempDir()})
+	keys, err := people.Open(filepath.Join(b.TempDir(), "people"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	l, err := audit.Open(audit.Options{Dir: b.TempDir(), People: keys})
 	if err != nil {
 		b.Fatal(err)
 	}

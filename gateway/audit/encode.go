@@ -52,6 +52,15 @@ func appendBody(dst []byte, r *Record) ([]byte, error) {
 	}
 	dst = append(dst, '"')
 	dst = appendMember(dst, `,"kind":`, string(r.Kind))
+	if dst, err = appendMembers(dst, r); err != nil {
+		return dst, err
+	}
+	return append(dst, '}'), nil
+}
+
+// appendMembers appends all members but seq, time and kind, each with a comma
+// in front.
+func appendMembers(dst []byte, r *Record) (_ []byte, err error) {
 	dst = appendMember(dst, `,"decision":`, r.Decision)
 	if r.Allow != nil {
 		dst = append(dst, `,"allow":`...)
@@ -93,7 +102,14 @@ func appendBody(dst []byte, r *Record) ([]byte, error) {
 			return dst, fmt.Errorf("encoding an audit record of kind %q: %w", r.Kind, err)
 		}
 	}
-	return append(dst, '}'), nil
+	dst = appendMember(dst, `,"person":`, r.Person)
+	if r.Sealed != "" {
+		dst = appendQuoted(append(dst, `,"sealed":`...), r.Sealed)
+	}
+	if r.Erased {
+		dst = append(dst, `,"erased":true`...)
+	}
+	return dst, nil
 }
 
 func appendMember(dst []byte, name, s string) []byte {

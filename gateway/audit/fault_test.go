@@ -184,7 +184,7 @@ func TestRunRecovers(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
-	line, err := Find(l.path, "1")
+	line, _, err := l.Find("1")
 	if err != nil || !strings.Contains(string(line), `"refused":"3"`) || !strings.Contains(string(line), "no space left") {
 		t.Errorf("%s %v", line, err)
 	}

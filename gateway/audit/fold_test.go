@@ -148,7 +148,7 @@ func TestAFoldSaysWhatItIsOf(t *testing.T) {
 		t.Error("something is left")
 	}
 	l.drain()
-	line, err := Find(l.path, strconv.Itoa(refusalsBurst+1))
+	line, _, err := l.Find(strconv.Itoa(refusalsBurst + 1))
 	want := `"kind":"folded","allow":false,"reason":"posture_failed","app":"crm","subject":"iss#anna","device":"dev","remote":"192.0.2.1",` +
 		`"detail":{"count":"3","first":"2026-03-04T08:00:00.5Z","first_decision":"d-500","kind":"decision","last":"2026-03-04T08:00:00.502Z","last_decision":"d-502"}}`
 	if err != nil || !strings.HasSuffix(string(line), want) {

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/portvakt/portvakt/gateway/audit/people"
 )
 
 const (
@@ -33,6 +35,8 @@ type Log struct {
 	now  func() time.Time
 	log  *slog.Logger
 	f    *os.File
+	// people seal personal data; nil leaves it in the open.
+	people *people.Keys
 	// How bytes reach f. Tests put a failing disk here before first use.
 	write    func([]byte) (int, error)
 	truncate func(int64) error
@@ -216,12 +220,15 @@ func (l *Log) flush() error {
 	if err := l.usable(); err != nil {
 		return err
 	}
-	if err := l.recover(); err != nil {
-		return err
-	}
 	l.qmu.Lock()
 	left := len(l.queue.notes) // not more: others may go on noting
 	l.qmu.Unlock()
+	if err := l.saveKeys(); err != nil {
+		return err
+	}
+	if err := l.recover(); err != nil {
+		return err
+	}
 	for left > 0 {
 		l.qmu.Lock()
 		batch := l.queue.batch(left)
@@ -236,6 +243,18 @@ func (l *Log) flush() error {
 		left -= n
 	}
 	return l.tellLost()
+}
+
+// saveKeys stores the keys of what is about to be written: a record whose key
+// is lost is as good as erased. mu is held.
+func (l *Log) saveKeys() error {
+	if l.people == nil {
+		return nil
+	}
+	if err := l.people.Save(); err != nil {
+		return l.failed(err)
+	}
+	return nil
 }
 
 // recover writes that the log was unwritable, which proves that it no longer

@@ -14,6 +14,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/portvakt/portvakt/gateway/audit/people"
 )
 
 // FileName is the name of the log inside its directory.
@@ -29,6 +31,8 @@ type Options struct {
 	Dir string
 	// Now is the clock of the records; nil means time.Now.
 	Now func() time.Time
+	// People seal the personal data in records; nil leaves it in the open.
+	People *people.Keys
 	// Log is told of trouble with the log itself; nil means nobody.
 	Log *slog.Logger
 }
@@ -39,7 +43,7 @@ type Options struct {
 // another process has open is refused.
 func Open(opt Options) (*Log, error) {
 	l := &Log{
-		path: filepath.Join(opt.Dir, FileName), now: opt.Now, log: opt.Log,
+		path: filepath.Join(opt.Dir, FileName), now: opt.Now, log: opt.Log, people: opt.People,
 		wake: make(chan struct{}, 1), folders: map[*Refusals]struct{}{},
 	}
 	l.done = sync.NewCond(&l.smu)

@@ -55,7 +55,7 @@ func (l *Log) note(r *Record, limit int) bool {
 		// Ten thousand ends may wait at once; their Inputs need not.
 		r.Input, r.InputCompact = cutInput(r.Input), true
 	}
-	body, err := encode(r)
+	body, err := appendRecord(make([]byte, 0, 512+2*len(r.Input)), r, l.people)
 	if err != nil {
 		// The fact that it happened matters more than the part that cannot be
 		// written.
@@ -67,7 +67,7 @@ func (l *Log) note(r *Record, limit int) bool {
 		if r.Kind == "" {
 			r.Kind = KindAdmin
 		}
-		if body, err = encode(r); err != nil {
+		if body, err = appendRecord(nil, r, l.people); err != nil {
 			return false
 		}
 	}

@@ -194,35 +194,34 @@ func (fl *follower) place() error {
 	return nil
 }
 
-// Find returns the line with that sequence number or decision ID. Several
-// records may name one decision; the one that carries its Input is preferred,
-// then the earliest.
-func Find(path, idOrSeq string) ([]byte, error) {
+// Find returns the record with that sequence number or decision ID, and its
+// line, both revealed. Several records may name one decision; the one that
+// carries its Input is preferred, then the earliest.
+func (l *Log) Find(idOrSeq string) ([]byte, *Record, error) {
 	seq, err := strconv.ParseUint(idOrSeq, 10, 64)
 	isSeq := err == nil && seq > 0
 	var found []byte
-	err = Scan(path, func(line []byte, r *Record) bool {
-		if isSeq && r.Seq == seq {
-			found = bytes.Clone(line)
-			return false
-		}
-		if idOrSeq == "" || r.Decision != idOrSeq {
+	var record *Record
+	var revealing error
+	err = Scan(l.path, func(line []byte, r *Record) bool {
+		isIt := isSeq && r.Seq == seq
+		if !isIt && (idOrSeq == "" || r.Decision != idOrSeq) {
 			return true
 		}
-		if r.Input != nil {
-			found = bytes.Clone(line)
+		var shown []byte
+		if shown, revealing = l.Reveal(line, r); revealing != nil {
 			return false
 		}
-		if found == nil {
-			found = bytes.Clone(line)
+		if found == nil || isIt || r.Input != nil {
+			found, record = bytes.Clone(shown), r
 		}
-		return true
+		return !isIt && r.Input == nil
 	})
-	if err != nil {
-		return nil, err
+	if err := errors.Join(err, revealing); err != nil {
+		return nil, nil, err
 	}
 	if found == nil {
-		return nil, fmt.Errorf("finding an audit record: none in %s has the number or decision %q", path, idOrSeq)
+		return nil, nil, fmt.Errorf("finding an audit record: none in %s has the number or decision %q", l.path, idOrSeq)
 	}
-	return found, nil
+	return found, record, nil
 }

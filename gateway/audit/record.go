@@ -52,6 +52,7 @@ const (
 	KindWhy            Kind = "why"             // somebody asked what policy would say
 	KindAdmin          Kind = "admin"           // an administrator looked at what is recorded
 	KindUpstreamError  Kind = "upstream_error"  // an allowed request or flow did not reach its app
+	KindErase          Kind = "erase"           // what opens personal data was destroyed
 	KindStart          Kind = "start"           // the gateway started
 	KindStop           Kind = "stop"            // the gateway stopped in order
 
@@ -106,6 +107,13 @@ type Record struct {
 	// Input is the policy.Input that was decided on, enough to reproduce the
 	// Decision.
 	Input json.RawMessage `json:"input,omitempty"`
+	// Person stands for whoever the sealed members are about, and Sealed holds
+	// them; see [Log.Reveal]. The log sets both.
+	Person string `json:"person,omitempty"`
+	Sealed string `json:"sealed,omitempty"`
+	// Erased says that the key of what was sealed was destroyed. It is never
+	// in the log.
+	Erased bool `json:"erased,omitempty"`
 	// InputCompact says that Input is known to be valid JSON without spaces, as
 	// policy.Facts writes it, and needs no look at that.
 	InputCompact bool `json:"-"`

@@ -18,7 +18,7 @@ func severity(r *audit.Record) int {
 	switch kindOf(r) {
 	case audit.KindLost, audit.KindTorn, audit.KindRecovered:
 		return 9
-	case audit.KindLockdown, audit.KindBreakGlass:
+	case audit.KindLockdown, audit.KindBreakGlass, audit.KindErase:
 		return 8
 	case audit.KindRevoke, audit.KindApproval, audit.KindFlowCut, audit.KindEnrollRefused, audit.KindConnectRefused, audit.KindLoginRefused, audit.KindLogoutRefused, audit.KindPostureRefused, audit.KindPolicyRefused:
 		return 6
@@ -78,10 +78,10 @@ func CEF(to []byte, node string, _ []byte, r *audit.Record) ([]byte, error) {
 	put("reason", r.Reason)
 	put("outcome", r.Outcome)
 	if r.Actor == "" {
-		put("suser", r.Subject)
+		put("suser", subject(r))
 	} else {
 		put("suser", r.Actor)
-		put("duser", r.Subject)
+		put("duser", subject(r))
 	}
 	put("src", r.Remote)
 	put("deviceExternalId", r.Device)

@@ -36,18 +36,31 @@ func (r Range) holds(t time.Time) bool {
 	return (r.Since.IsZero() || !t.Before(r.Since)) && (r.Until.IsZero() || t.Before(r.Until))
 }
 
+// Log is the decision log to export: the name of its file, and what opens the
+// personal data of a line and completes its record (nil leaves both).
+type Log struct {
+	File   string
+	Reveal func(line []byte, r *audit.Record) ([]byte, error)
+}
+
 // Write writes the records of a log that are within a Range, and returns how
 // many.
-func Write(w io.Writer, logFile, node string, within Range, f Format, name string) (n int, err error) {
+func Write(w io.Writer, log Log, node string, within Range, f Format, name string) (n int, err error) {
 	if name == "csv" {
 		if _, err := io.WriteString(w, csvHeader()); err != nil {
 			return 0, fmt.Errorf("exporting: %w", err)
 		}
 	}
 	var buf []byte
-	scanErr := audit.Scan(logFile, func(line []byte, r *audit.Record) bool {
+	scanErr := audit.Scan(log.File, func(line []byte, r *audit.Record) bool {
 		if !within.holds(r.Time) {
 			return true
+		}
+		if log.Reveal != nil {
+			if line, err = log.Reveal(line, r); err != nil {
+				err = fmt.Errorf("exporting: %w", err)
+				return false
+			}
 		}
 		if buf, err = f(buf[:0], node, line, r); err != nil {
 			err = fmt.Errorf("exporting record %d: %w", r.Seq, err)
@@ -66,7 +79,7 @@ func Write(w io.Writer, logFile, node string, within Range, f Format, name strin
 	return n, err
 }
 
-// JSONLines is the stored line with the node in front of it.
+// JSONLines is the line with the node in front of it.
 func JSONLines(to []byte, node string, line []byte, _ *audit.Record) ([]byte, error) {
 	to = append(to, `{"node":`...)
 	name, err := json.Marshal(node)
@@ -93,7 +106,7 @@ var columns = []struct {
 	}},
 	{"reason", func(r *audit.Record) string { return r.Reason }},
 	{"app", func(r *audit.Record) string { return r.App }},
-	{"subject", func(r *audit.Record) string { return r.Subject }},
+	{"subject", subject},
 	{"device", func(r *audit.Record) string { return r.Device }},
 	{"session", func(r *audit.Record) string { return r.Session }},
 	{"flow", func(r *audit.Record) string { return r.Flow }},
@@ -118,12 +131,21 @@ var columns = []struct {
 	{"bytes_out", func(r *audit.Record) string { return number(r.BytesOut) }},
 	{"duration_ms", func(r *audit.Record) string { return number(r.DurationMS) }},
 	{"message", func(r *audit.Record) string { return r.Message }},
+	{"person", func(r *audit.Record) string { return r.Person }},
 	{"count", func(r *audit.Record) string {
 		if r.Kind != audit.KindFolded {
 			return ""
 		}
 		return r.Detail["count"]
 	}},
+}
+
+// subject is who a record is about, or that this was erased.
+func subject(r *audit.Record) string {
+	if r.Erased {
+		return "erased"
+	}
+	return r.Subject
 }
 
 // kindOf is what a record is about: of a folded one, what was folded.

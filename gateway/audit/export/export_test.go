@@ -45,7 +45,7 @@ func documented(t *testing.T) string {
 func write(t *testing.T, log, name string, within export.Range) (string, int) {
 	t.Helper()
 	var b bytes.Buffer
-	n, err := export.Write(&b, log, "gw1", within, export.Formats[name], name)
+	n, err := export.Write(&b, export.Log{File: log}, "gw1", within, export.Formats[name], name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -149,7 +149,7 @@ func FuzzFormats(f *testing.F) {
 			switch name {
 			case "csv":
 				rows, err := csv.NewReader(strings.NewReader(text)).ReadAll()
-				if err != nil || len(rows) != 1 || len(rows[0]) != 28 {
+				if err != nil || len(rows) != 1 || len(rows[0]) != 29 {
 					t.Fatalf("%v: %v", err, rows)
 				}
 				for _, cell := range rows[0] {

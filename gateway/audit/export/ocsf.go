@@ -29,7 +29,7 @@ const (
 
 	logon, logoff = 1, 2
 
-	entityCreate, entityRead, entityUpdate, entityEnroll, entityEnable, entityDisable = 1, 2, 3, 6, 8, 9
+	entityCreate, entityRead, entityUpdate, entityDelete, entityEnroll, entityEnable, entityDisable = 1, 2, 3, 4, 6, 8, 9
 
 	appStart, appStop, appUpdate = 3, 4, 8
 
@@ -85,6 +85,8 @@ func classOf(r *audit.Record) class {
 		return entity(entityUpdate)
 	case audit.KindBreakGlass:
 		return entity(entityEnable)
+	case audit.KindErase:
+		return entity(entityDelete)
 	case audit.KindAdmin, audit.KindWhy:
 		return entity(entityRead)
 	case audit.KindPosture, audit.KindPostureRefused, audit.KindLocation:
@@ -164,7 +166,7 @@ func OCSF(to []byte, node string, _ []byte, r *audit.Record) ([]byte, error) {
 		e["http_request"] = object{"http_method": r.Method, "url": object{"hostname": r.Host, "path": r.Path}}
 	}
 	set("http_response", object{"code": r.Status}, r.Status != 0)
-	rest := pairs("decision", r.Decision, "session", r.Session, "flow", r.Flow, "remedy", r.Remedy, "request_hash", r.RequestHash)
+	rest := pairs("person", r.Person, "decision", r.Decision, "session", r.Session, "flow", r.Flow, "remedy", r.Remedy, "request_hash", r.RequestHash)
 	if r.Fact != nil {
 		rest["fact"] = r.Fact
 	}
@@ -197,10 +199,10 @@ func person(r *audit.Record) object {
 	if r.Actor != "" {
 		return object{"uid": r.Actor, "type_id": 2} // admin
 	}
-	if r.Subject == "" {
+	if subject(r) == "" {
 		return nil
 	}
-	user := object{"uid": r.Subject, "type_id": 1}
+	user := object{"uid": subject(r), "type_id": 1}
 	if name := r.Detail["name"]; name != "" && r.Kind == audit.KindLogin {
 		user["name"] = name
 	}

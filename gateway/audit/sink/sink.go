@@ -44,9 +44,9 @@ type Config struct {
 	// bearer token for otlp and webhook. Both are optional.
 	CAFile, TokenFile string
 
-	LogFile string // of the decision log
-	Dir     string // keeps the position
-	Node    string
+	Decisions export.Log // the decision log
+	Dir       string     // keeps the position
+	Node      string
 	// Retry is the first pause after a failure; zero means 1 s. It doubles up to
 	// a minute.
 	Retry time.Duration
@@ -248,7 +248,7 @@ func (s *Sink) keep() error {
 
 // read returns the next records behind the position, and where they end.
 func (s *Sink) read() (batch []record, end int64, err error) {
-	f, err := os.Open(s.cfg.LogFile)
+	f, err := os.Open(s.cfg.Decisions.File)
 	if err != nil {
 		return nil, 0, fmt.Errorf("reading the decision log: %w", err)
 	}
@@ -280,9 +280,15 @@ func (s *Sink) read() (batch []record, end int64, err error) {
 		if err := json.Unmarshal(line, r); err != nil || r.Seq != s.at.Seq+uint64(len(batch))+1 {
 			return nil, 0, fmt.Errorf("behind record %d the decision log does not go on with record %d", s.at.Seq+uint64(len(batch)), s.at.Seq+uint64(len(batch))+1)
 		}
+		shown := line
+		if s.cfg.Decisions.Reveal != nil {
+			if shown, err = s.cfg.Decisions.Reveal(line, r); err != nil {
+				return nil, 0, fmt.Errorf("reading the decision log: %w", err)
+			}
+		}
 		out := record{Record: r}
 		if f := export.Formats[s.cfg.Format]; f != nil {
-			if out.text, err = f(nil, s.cfg.Node, line, r); err != nil {
+			if out.text, err = f(nil, s.cfg.Node, shown, r); err != nil {
 				return nil, 0, fmt.Errorf("writing record %d as %s: %w", r.Seq, s.cfg.Format, err)
 			}
 		}

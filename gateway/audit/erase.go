@@ -1,0 +1,89 @@
+package audit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+)
+
+// ErrNobody is returned for somebody of whom the log holds nothing personal, or
+// nothing any more.
+var ErrNobody = errors.New("the log holds no personal data of them")
+
+// PersonOf returns what the log calls a subject (ISS#SUB), or a device whose
+// user was not known.
+func (l *Log) PersonOf(subject, device string) (id string, err error) {
+	name := subject
+	if name == "" {
+		name = deviceName(device)
+	}
+	if l.people != nil {
+		if id, ok := l.people.ID(name); ok {
+			return id, nil
+		}
+	}
+	return "", ErrNobody
+}
+
+// Holds says whether the log can open personal data of a person of that ID.
+func (l *Log) Holds(id string) bool { return l.people != nil && l.people.Has(id) }
+
+// Erase destroys what opens the personal data of a person: recorded first,
+// because it cannot be undone.
+func (l *Log) Erase(id, actor string, detail map[string]string) error {
+	if !l.Holds(id) {
+		return ErrNobody
+	}
+	if err := l.Append(&Record{Kind: KindErase, Person: id, Actor: actor, Detail: detail}); err != nil {
+		return err
+	}
+	if err := l.people.Erase(id); err != nil {
+		return fmt.Errorf("erasing %s: %w", id, err)
+	}
+	return nil
+}
+
+const (
+	retainEvery = time.Hour
+	retainAgain = time.Minute // after a failure
+)
+
+// Retain destroys what opens personal data of days that ended longer ago than
+// keep, now and every hour, until ctx ends. What it does is recorded first.
+func (l *Log) Retain(ctx context.Context, keep time.Duration) error {
+	for {
+		wait := retainEvery
+		if err := l.expire(l.now().Add(-keep)); err != nil {
+			l.log.Error("destroying the keys of old personal data in the audit log; trying again", "err", err)
+			wait = retainAgain
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-timer.C:
+		}
+	}
+}
+
+func (l *Log) expire(before time.Time) error {
+	if l.people == nil {
+		return nil
+	}
+	days, persons := l.people.Due(before)
+	if len(days) == 0 && len(persons) == 0 {
+		return nil
+	}
+	err := l.Append(&Record{Kind: KindErase, Actor: "retention", Detail: map[string]string{
+		"before": before.UTC().Format(time.DateOnly), "days": strconv.Itoa(len(days)), "people": strconv.Itoa(len(persons)),
+	}})
+	if err != nil {
+		return err
+	}
+	return l.people.Expire(days, persons)
+}
+
+func deviceName(id string) string { return "device:" + id }

@@ -1,0 +1,268 @@
+package people_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/portvakt/portvakt/gateway/audit/people"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var monday = time.Date(2026, 3, 2, 8, 0, 0, 0, time.UTC)
+
+func open(t *testing.T, dir string) *people.Keys {
+	t.Helper()
+	k, err := people.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+// sealed is something of somebody.
+type sealed struct {
+	id   string
+	at   time.Time
+	text []byte
+}
+
+func seal(k *people.Keys, name string, at time.Time) sealed {
+	s := k.For(name, at)
+	return sealed{s.ID, at, s.Seal(nil, []byte("about "+name))}
+}
+
+func check(t *testing.T, k *people.Keys, s sealed, want string) {
+	t.Helper()
+	got, err := k.Open(s.id, s.at, s.text)
+	switch {
+	case want == "" && !errors.Is(err, people.ErrErased):
+		t.Errorf("%s of %s: %q %v, want it erased", s.id, s.at.Format(time.DateOnly), got, err)
+	case want != "" && (err != nil || string(got) != want):
+		t.Errorf("%s of %s: %q %v, want %q", s.id, s.at.Format(time.DateOnly), got, err, want)
+	}
+}
+
+func TestSealedSurvivesARestart(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "people")
+	k := open(t, dir)
+	anna, ben := seal(k, "iss#anna", monday), seal(k, "iss#ben", monday)
+	later := seal(k, "iss#anna", monday.AddDate(0, 0, 1))
+	if again := seal(k, "iss#anna", monday); again.id != anna.id || bytes.Equal(again.text, anna.text) {
+		t.Error("another name for the same person, or the same bytes for the same data")
+	}
+	if anna.id == ben.id || strings.Contains(anna.id, "anna") {
+		t.Errorf("names %s and %s", anna.id, ben.id)
+	}
+	if err := k.Save(); err != nil {
+		t.Fatal(err)
+	}
+	k = open(t, dir)
+	check(t, k, anna, "about iss#anna")
+	check(t, k, ben, "about iss#ben")
+	check(t, k, later, "about iss#anna")
+	if seal(k, "iss#anna", monday).id != anna.id {
+		t.Error("another name after a restart")
+	}
+	swapped := anna
+	swapped.id = ben.id
+	if _, err := k.Open(swapped.id, swapped.at, swapped.text); err == nil || errors.Is(err, people.ErrErased) {
+		t.Errorf("another's data: %v", err)
+	}
+	moved := anna
+	moved.at = later.at
+	if _, err := k.Open(moved.id, moved.at, moved.text); err == nil || errors.Is(err, people.ErrErased) {
+		t.Errorf("another day's data: %v", err)
+	}
+	for _, damage := range [][]byte{nil, anna.text[:11], anna.text[:len(anna.text)-1], append(bytes.Clone(anna.text), 0)} {
+		if _, err := k.Open(anna.id, anna.at, damage); err == nil {
+			t.Errorf("%d of %d bytes were opened", len(damage), len(anna.text))
+		}
+	}
+}
+
+func TestErase(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "people")
+	k := open(t, dir)
+	anna, ben := seal(k, "iss#anna", monday), seal(k, "iss#ben", monday)
+	if err := k.Save(); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.Erase(anna.id); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.Erase(anna.id); !errors.Is(err, people.ErrErased) {
+		t.Errorf("twice: %v", err)
+	}
+	after := seal(k, "iss#anna", monday) // she comes back
+	if after.id == anna.id {
+		t.Error("the same name as before")
+	}
+	if err := k.Save(); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		check(t, k, anna, "")
+		check(t, k, ben, "about iss#ben")
+		check(t, k, after, "about iss#anna")
+		k = open(t, dir)
+	}
+	unsaved := seal(k, "iss#cleo", monday)
+	if err := k.Erase(unsaved.id); err != nil {
+		t.Error(err)
+	}
+	if err := k.Save(); err != nil {
+		t.Error(err)
+	}
+	check(t, open(t, dir), unsaved, "")
+}
+
+// After so many days nothing of them can be opened, and who was not there since
+// is forgotten by name too.
+func TestExpire(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "people")
+	k := open(t, dir)
+	var of []sealed
+	for day := range 5 {
+		of = append(of, seal(k, "iss#anna", monday.AddDate(0, 0, day)))
+		if day < 2 {
+			seal(k, "iss#gone", monday.AddDate(0, 0, day))
+		}
+		if err := k.Save(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	k = open(t, dir)
+	days, persons := k.Due(monday.AddDate(0, 0, 3))
+	if len(days) != 3 || len(persons) != 1 {
+		t.Fatalf("due are %v and %v", days, persons)
+	}
+	if err := k.Expire(days, persons); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		for day, s := range of {
+			want := "about iss#anna"
+			if day < 3 {
+				want = ""
+			}
+			check(t, k, s, want)
+		}
+		if _, known := k.ID("iss#gone"); known {
+			t.Error("who was not there since is still known")
+		}
+		if days, persons := k.Due(monday.AddDate(0, 0, 3)); len(days)+len(persons) != 0 {
+			t.Errorf("still due: %v %v", days, persons)
+		}
+		k = open(t, dir)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 3 { // two days, one person
+		t.Errorf("left are %v, %v", entries, err)
+	}
+}
+
+func TestDestroyedKeysAreOverwritten(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "people")
+	k := open(t, dir)
+	s := seal(k, "iss#anna", monday)
+	if err := k.Save(); err != nil {
+		t.Fatal(err)
+	}
+	kept, err := os.Open(filepath.Join(dir, s.id+".key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer kept.Close()
+	if err := k.Erase(s.id); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 4096)
+	n, _ := kept.Read(b)
+	if n == 0 || len(bytes.Trim(b[:n], "\x00")) != 0 {
+		t.Errorf("what was removed still holds %q", b[:n])
+	}
+}
+
+func TestDamagedFilesAreSaid(t *testing.T) {
+	for name, text := range map[string]string{
+		"p-00.key": "{}", "p-01.key": `{"name":"x","key":"AAAA"}`, "day-2026-03-02.key": "AAAA", "day-nonsense.key": strings.Repeat("A", 43) + "=", "else.key": "x",
+	} {
+		dir := filepath.Join(t.TempDir(), "people")
+		open(t, dir)
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := people.Open(dir); err == nil || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), "backup") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	dir := filepath.Join(t.TempDir(), "people")
+	open(t, dir)
+	if err := os.Chmod(dir, 0o750); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := people.Open(dir); err == nil || !strings.Contains(err.Error(), "chmod 700") {
+		t.Errorf("a directory others may read: %v", err)
+	}
+}
+
+// What cannot be stored stays to be stored.
+func TestSaveFails(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "people")
+	k := open(t, dir)
+	s := seal(k, "iss#anna", monday)
+	away := dir + ".away"
+	if err := os.Rename(dir, away); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := k.Save(); err == nil {
+			t.Fatal("stored in a directory that is not there")
+		}
+	}
+	if err := os.Rename(away, dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.Save(); err != nil {
+		t.Fatal(err)
+	}
+	check(t, open(t, dir), s, "about iss#anna")
+}
+
+func TestManyAtOnce(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "people")
+	k := open(t, dir)
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var all []sealed
+	var names []string
+	for worker := range 8 {
+		wg.Go(func() {
+			for i := range 40 {
+				name := fmt.Sprintf("iss#%d", (worker+i)%20)
+				s := seal(k, name, monday.AddDate(0, 0, i%3))
+				if err := k.Save(); err != nil {
+					t.Error(err)
+				}
+				mu.Lock()
+				all, names = append(all, s), append(names, "about "+name)
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	k = open(t, dir)
+	for i, s := range all {
+		check(t, k, s, names[i])
+	}
+}

@@ -1,0 +1,225 @@
+package audit_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/portvakt/portvakt/gateway/audit"
+	"github.com/portvakt/portvakt/gateway/audit/people"
+	"github.com/portvakt/portvakt/policy"
+)
+
+// sealing opens a log whose personal data is sealed.
+func sealing(t *testing.T, dir string, now func() time.Time) *audit.Log {
+	t.Helper()
+	keys, err := people.Open(filepath.Join(dir, "people"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := audit.Open(audit.Options{Dir: filepath.Join(dir, "audit"), People: keys, Now: now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	return l
+}
+
+// everyPersonal is a record of each sort that says something about somebody.
+func everyPersonal() []audit.Record {
+	fact := &policy.Fact{Name: "address", Value: "secret-fact", Wanted: "another"}
+	return []audit.Record{
+		{Kind: audit.KindDecision, Subject: "iss#secret-anna", Device: "dev-1", Remote: "192.0.2.66", Fact: fact, Path: "/p", Input: json.RawMessage(`{"subject":{"name":"secret-name"}}`)},
+		{Kind: audit.KindLogin, Subject: "iss#secret-anna", Device: "dev-1", Remote: "192.0.2.66", Detail: map[string]string{"name": "secret-name"}},
+		{Kind: audit.KindLocation, Device: "dev-1", Remote: "192.0.2.66", Detail: map[string]string{"before_address": "secret-place"}},
+		{Kind: audit.KindEnrollRefused, Remote: "192.0.2.66", Reason: "code_used"},
+		{Kind: audit.KindLockdown, Actor: "os:0:root", Detail: map[string]string{"scope": "subject", "value": "iss#secret-anna"}},
+		{Kind: audit.KindLockdown, Actor: "os:0:root", Detail: map[string]string{"scope": "app", "value": "crm"}},
+		{Kind: audit.KindStop},
+	}
+}
+
+func TestPersonalDataIsSealedAndRevealed(t *testing.T) {
+	at := time.Date(2026, 3, 4, 8, 0, 0, 5, time.UTC)
+	dir := t.TempDir()
+	l := sealing(t, dir, func() time.Time { return at })
+	var want []audit.Record
+	for i, r := range everyPersonal() {
+		if i%2 == 0 {
+			if err := l.Append(&r); err != nil {
+				t.Fatal(err)
+			}
+		} else {
+			l.Note(r)
+		}
+		r.Seq, r.Time = uint64(i)+1, at
+		want = append(want, r)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(l.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, secret := range []string{"secret", "192.0.2.66"} {
+		if strings.Contains(string(b), secret) {
+			t.Errorf("the file holds %q:\n%s", secret, b)
+		}
+	}
+	for _, open := range []string{`"path":"/p"`, `"device":"dev-1"`, `"reason":"code_used"`, `"value":"crm"`} {
+		if !strings.Contains(string(b), open) {
+			t.Errorf("the file lacks %s", open)
+		}
+	}
+	l = sealing(t, dir, nil) // its keys are stored
+	persons := map[string]int{}
+	var got []audit.Record
+	err = audit.Scan(l.Path(), func(line []byte, r *audit.Record) bool {
+		shown, err := l.Reveal(line, r)
+		var again audit.Record
+		if err != nil || json.Unmarshal(shown, &again) != nil || cmp.Diff(*r, again) != "" {
+			t.Errorf("%v: %s", err, shown)
+		}
+		persons[r.Person]++
+		again.Person = ""
+		got = append(got, again)
+		return true
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+	if len(persons) != 4 || persons[""] != 2 { // anna, her laptop before the login, strangers; and nobody
+		t.Errorf("whose they are: %v", persons)
+	}
+}
+
+func TestErasureLeavesTheLogAsItIs(t *testing.T) {
+	l := sealing(t, t.TempDir(), nil)
+	for _, who := range []string{"iss#anna", "iss#ben"} {
+		if err := l.Append(&audit.Record{Kind: audit.KindDecision, Decision: who, Subject: who, App: "crm", Input: json.RawMessage(`{}`)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before, err := os.ReadFile(l.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := l.PersonOf("iss#anna", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Erase(id, "os:0:root", map[string]string{"why": "asked"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Erase(id, "os:0:root", nil); !errors.Is(err, audit.ErrNobody) {
+		t.Errorf("twice: %v", err)
+	}
+	if _, err := l.PersonOf("iss#anna", ""); !errors.Is(err, audit.ErrNobody) || l.Holds(id) {
+		t.Errorf("still known: %v", err)
+	}
+	after, err := os.ReadFile(l.Path())
+	if err != nil || !strings.HasPrefix(string(after), string(before)) {
+		t.Errorf("the log was changed: %v", err)
+	}
+	line, r, err := l.Find("iss#anna")
+	if err != nil || !r.Erased || r.Subject != "" || r.App != "crm" || r.Person != id || !strings.HasSuffix(string(line), `"person":"`+id+`","erased":true}`) {
+		t.Errorf("%v %s", err, line)
+	}
+	if _, r, err := l.Find("iss#ben"); err != nil || r.Erased || r.Subject != "iss#ben" || string(r.Input) != "{}" {
+		t.Errorf("another's: %v %+v", err, r)
+	}
+	if _, r, err := l.Find("3"); err != nil || r.Kind != audit.KindErase || r.Person != id || r.Actor != "os:0:root" {
+		t.Errorf("its record: %v %+v", err, r)
+	}
+}
+
+// Without the record of it nothing is erased; without its key nothing is
+// recorded.
+func TestErasureNeedsItsRecordAndRecordsNeedTheirKey(t *testing.T) {
+	dir := t.TempDir()
+	l := sealing(t, dir, nil)
+	if err := l.Append(&audit.Record{Kind: audit.KindDecision, Subject: "iss#anna"}); err != nil {
+		t.Fatal(err)
+	}
+	keys, away := filepath.Join(dir, "people"), filepath.Join(dir, "away")
+	if err := os.Rename(keys, away); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Append(&audit.Record{Kind: audit.KindDecision, Subject: "iss#ben"}); err == nil {
+		t.Error("recorded under a key that is nowhere")
+	}
+	if l.Healthy() == nil {
+		t.Error("healthy")
+	}
+	if err := os.Rename(away, keys); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Append(&audit.Record{Kind: audit.KindDecision, Subject: "iss#ben"}); err != nil {
+		t.Errorf("when it can be stored again: %v", err)
+	}
+	id, err := l.PersonOf("iss#anna", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Erase(id, "os:0:root", nil); err == nil || !l.Holds(id) {
+		t.Errorf("erased without a record: %v", err)
+	}
+}
+
+func TestRetentionOfPersonalData(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		l := sealing(t, dir, nil)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- l.Retain(ctx, 48*time.Hour) }()
+		for range 5 {
+			if err := l.Append(&audit.Record{Kind: audit.KindDecision, Subject: "iss#anna"}); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(24 * time.Hour)
+		}
+		synctest.Wait()
+		erased, open := 0, 0
+		if err := audit.Scan(l.Path(), func(line []byte, r *audit.Record) bool {
+			if _, err := l.Reveal(line, r); err != nil {
+				t.Error(err)
+			}
+			switch {
+			case r.Kind == audit.KindErase && r.Actor == "retention" && r.Detail["days"] != "":
+			case r.Erased:
+				erased++
+			case r.Subject == "iss#anna":
+				open++
+			}
+			return true
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if erased != 3 || open != 2 { // the third day ended 48 hours ago
+			t.Errorf("%d are erased, %d can be opened", erased, open)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
