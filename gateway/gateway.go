@@ -167,7 +167,7 @@ func (g *gateway) build() (err error) {
 	names := dns.New(dns.Config{Resolve: g.sessions.Resolve})
 	g.media, err = media.New(media.Config{
 		Sessions: g.sessions, AppByAddr: g.sessions.AppByAddr, Inject: g.tunnel.Inject, MTU: cfg.Tunnel.MTU,
-		Gateway: own, DNS: names.Answer, Forbidden: g.forbidden(), Log: g.log,
+		Gateway: own, DNS: names.Answer, Device: g.tunnel.FirstAddress, Forbidden: g.forbidden(), Log: g.log,
 	})
 	if err != nil {
 		return err

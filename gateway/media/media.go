@@ -43,6 +43,9 @@ type Config struct {
 	// questions (port 53): see dns.Server.Answer. Without DNS they are silent.
 	Gateway [2]netip.Addr
 	DNS     func(device netip.Addr, query []byte, limit int) []byte
+	// Device returns the address that an inner address counts with, the same for
+	// all of one device. Nil lets each count by itself.
+	Device func(inner netip.Addr) netip.Addr
 	// Forbidden are prefixes where no app is, unless it allows them itself.
 	Forbidden []netip.Prefix
 	Limits    Limits
@@ -57,7 +60,7 @@ type Config struct {
 type Limits struct {
 	DeviceFlows   int // of one inner address; 1,024
 	DeviceOpening int // flows of one inner address that are not decided yet; 256
-	DevicePorts   int // of the gateway's that sockets of one inner address have or that rest after them; 2,048
+	DevicePorts   int // of the gateway's that sockets of one device have or that rest after them; 2,048
 	Flows         int // of all; 65,536
 	Sockets       int // of all, towards apps; 16,384, at most half of the files the process may open
 	Opening       int // of all, waiting for a worker; 1,024
@@ -100,6 +103,9 @@ func (c *Config) defaults() {
 	setDefault(&c.Timeouts.Drain, 5*time.Second)
 	if c.Now == nil {
 		c.Now = time.Now
+	}
+	if c.Device == nil {
+		c.Device = func(inner netip.Addr) netip.Addr { return inner }
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -147,7 +153,7 @@ func New(cfg Config) (*Relay, error) {
 		devices:   map[netip.Addr]*device{},
 		resolving: map[string]int{},
 	}
-	r.ports.init(cfg.Timeouts.Rest, cfg.Limits.DevicePorts)
+	r.ports.init(cfg.Timeouts.Rest, cfg.Limits.DevicePorts, cfg.Device)
 	return r, nil
 }
 

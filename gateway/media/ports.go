@@ -21,12 +21,13 @@ const (
 type ports struct {
 	low, high uint16
 	rest      time.Duration
-	most      int // held by or resting for one inner address
+	most      int // held by or resting for one device
+	device    func(netip.Addr) netip.Addr
 
 	mu     sync.Mutex // guards what follows
 	held   map[portKey]hold
-	last   map[mapping]uint16 // the port of a mapping that rests
-	owners map[netip.Addr]*owner
+	last   map[mapping]uint16    // the port of a mapping that rests
+	owners map[netip.Addr]*owner // by what device says of an inner address
 }
 
 // mapping names a device's port and what family of apps it speaks to.
@@ -43,18 +44,19 @@ type portKey struct {
 // hold says whose a port is, or was until a moment ago.
 type hold struct {
 	by    mapping
-	until time.Time // zero while a socket has it
+	owner netip.Addr // addresses may change hands while it is held
+	until time.Time  // zero while a socket has it
 }
 
-// owner is what one inner address keeps from the others.
+// owner is what one device keeps from the others.
 type owner struct {
 	ports   int       // held or resting
 	resting []portKey // the longest first
 }
 
-func (p *ports) init(rest time.Duration, most int) {
+func (p *ports) init(rest time.Duration, most int, device func(netip.Addr) netip.Addr) {
 	p.low, p.high = portRange()
-	p.rest, p.most = rest, most
+	p.rest, p.most, p.device = rest, most, device
 	p.held, p.last, p.owners = map[portKey]hold{}, map[mapping]uint16{}, map[netip.Addr]*owner{}
 }
 
@@ -105,11 +107,12 @@ func (p *ports) random() uint16 { return p.low + uint16(rand.IntN(int(p.high-p.l
 func (p *ports) take(port uint16, by mapping, now time.Time) (fd int, err error) {
 	k := portKey{port, by.key.ip6}
 	h, known := p.held[k]
-	o := p.owners[by.addr]
+	device := p.device(by.addr)
+	o := p.owners[device]
 	switch {
 	case port < p.low || port > p.high,
 		known && (h.until.IsZero() || h.by != by && now.Before(h.until)),
-		o != nil && o.ports >= p.most && h.by.addr != by.addr:
+		o != nil && o.ports >= p.most && h.owner != device:
 		return -1, errNoPort
 	}
 	return p.open(k, by)
@@ -119,7 +122,7 @@ func (p *ports) take(port uint16, by mapping, now time.Time) (fd int, err error)
 // device that suit: what its app still sends reaches no other device. mu is
 // held.
 func (p *ports) reuse(by mapping, suits func(portKey) bool, now time.Time) (fd int, port uint16, err error) {
-	o := p.owners[by.addr]
+	o := p.owners[p.device(by.addr)]
 	if o == nil {
 		return -1, 0, errNoPort
 	}
@@ -148,11 +151,12 @@ func (p *ports) open(k portKey, by mapping) (fd int, err error) {
 		return -1, err
 	}
 	p.forget(k)
-	p.held[k] = hold{by: by}
-	o := p.owners[by.addr]
+	device := p.device(by.addr)
+	p.held[k] = hold{by: by, owner: device}
+	o := p.owners[device]
 	if o == nil {
 		o = &owner{}
-		p.owners[by.addr] = o
+		p.owners[device] = o
 	}
 	o.ports++
 	delete(p.last, by)
@@ -169,12 +173,12 @@ func (p *ports) forget(k portKey) {
 	if p.last[h.by] == k.port {
 		delete(p.last, h.by)
 	}
-	o := p.owners[h.by.addr]
+	o := p.owners[h.owner]
 	if i := slices.Index(o.resting, k); i >= 0 {
 		o.resting = slices.Delete(o.resting, i, i+1)
 	}
 	if o.ports--; o.ports == 0 {
-		delete(p.owners, h.by.addr)
+		delete(p.owners, h.owner)
 	}
 }
 
@@ -183,8 +187,10 @@ func (p *ports) release(port uint16, by mapping, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	k := portKey{port, by.key.ip6}
-	p.held[k] = hold{by: by, until: now.Add(p.rest)}
-	o := p.owners[by.addr]
+	h := p.held[k]
+	h.until = now.Add(p.rest)
+	p.held[k] = h
+	o := p.owners[h.owner]
 	o.resting = append(o.resting, k)
 	p.last[by] = port
 }

@@ -60,7 +60,7 @@ func TestNoPortIsCounted(t *testing.T) {
 // that has rested longest for it, of its parity first.
 func TestPortsReuse(t *testing.T) {
 	var p ports
-	p.init(time.Minute, 4)
+	p.init(time.Minute, 4, itself)
 	now := time.Unix(1e9, 0)
 	addr := netip.MustParseAddr("100.64.0.9")
 	open := func(device uint16) uint16 {
@@ -98,5 +98,37 @@ func TestPortsReuse(t *testing.T) {
 	p.sweep(now.Add(time.Minute))
 	if len(p.held)+len(p.last)+len(p.owners) != 0 {
 		t.Errorf("something stays: %v %v %v", p.held, p.last, p.owners)
+	}
+}
+
+func itself(a netip.Addr) netip.Addr { return a }
+
+// Both addresses of a device share its ports.
+func TestPortsOfBothAddresses(t *testing.T) {
+	four, six := netip.MustParseAddr("100.64.0.2"), netip.MustParseAddr("fd00::2")
+	var p ports
+	p.init(time.Minute, 4, func(netip.Addr) netip.Addr { return four })
+	now := time.Now()
+	by := func(a netip.Addr, i int) mapping { return mapping{a, socketKey{port: uint16(4000 + 2*i)}} }
+	for i := range 4 {
+		a := []netip.Addr{four, six}[i%2]
+		fd, port, err := p.bind(by(a, i), 0, now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			closeSocket(fd)
+			p.release(port, by(a, i), now)
+			p.sweep(now.Add(time.Hour))
+			if i == 0 && len(p.held)+len(p.owners)+len(p.last) != 0 {
+				t.Errorf("%d ports, %d owners and %d mappings are left", len(p.held), len(p.owners), len(p.last))
+			}
+		}()
+	}
+	for _, a := range []netip.Addr{four, six} {
+		if fd, port, err := p.bind(by(a, 9), 0, now); err == nil {
+			closeSocket(fd)
+			t.Errorf("%v gets port %d beyond the device's share", a, port)
+		}
 	}
 }

@@ -90,7 +90,7 @@ func TestPortPairs(t *testing.T) {
 // same mapping at once.
 func TestPortsRest(t *testing.T) {
 	var p ports
-	p.init(time.Minute, 10)
+	p.init(time.Minute, 10, itself)
 	isFree := func(port uint16) bool {
 		fd, err := openSocket(port, false)
 		if err == nil {

@@ -54,6 +54,10 @@ func (t *Tunnel) newStack() (stack, error) {
 	return nil, fmt.Errorf("tunnel mode %q: expected %s or %s", t.cfg.Mode, Userspace, TUN)
 }
 
+// FirstAddress is the first inner address of the device that has inner, which is
+// inner itself where no device has it: what is bounded by device counts with it.
+func (t *Tunnel) FirstAddress(inner netip.Addr) netip.Addr { return t.known.first(inner) }
+
 // first is the first inner address of the device that has inner, which is
 // inner itself where no device has it.
 func (g *registry) first(inner netip.Addr) netip.Addr {
