@@ -206,7 +206,7 @@ func (r *responder) confirm(tb testing.TB, f *fleet) {
 	}
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		r.tunnel.known.mu.RLock()
-		n := len(r.tunnel.known.byEndpoint)
+		n := len(r.tunnel.known.byPlace)
 		r.tunnel.known.mu.RUnlock()
 		if n == len(f.devices) {
 			return
@@ -309,7 +309,7 @@ func BenchmarkFirstContact(b *testing.B) {
 			if err := r.tunnel.AddPeer(p); err != nil {
 				b.Fatal(err)
 			}
-			j := &job{datagram: datagram(g.initiations[i].b), src: g.initiations[i].src.AddrPort}
+			j := &job{datagram: datagram(g.initiations[i].b), src: place{addr: g.initiations[i].src.AddrPort}}
 			begun := time.Now()
 			reg, _, cause := r.tunnel.gate.judge(j)
 			open += time.Since(begun)

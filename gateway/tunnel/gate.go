@@ -4,15 +4,12 @@ import (
 	"context"
 	"encoding/binary"
 	"hash/maphash"
-	"net/netip"
 	"runtime"
 	"sync"
 	"time"
 
 	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
-
-	"github.com/portvakt/portvakt/internal/transport"
 )
 
 const (
@@ -61,8 +58,8 @@ type gate struct {
 type job struct {
 	datagram datagram
 	ep       conn.Endpoint
-	src      netip.AddrPort
-	proven   bool // the source address was: mac2 is good, or it came by a WebSocket
+	src      place
+	standing standing
 	reserved bool // it has a token of a live peer's place
 }
 
@@ -81,8 +78,9 @@ func newGate(t *Tunnel) *gate {
 // admit looks at an initiation on the receiving goroutine. It returns a claim if
 // WireGuard may have it at once; it keeps nothing of d.
 func (g *gate) admit(d *datagram, ep conn.Endpoint) *claim {
-	c, src := &g.t.counters, transport.Remote(ep)
-	if a := src.Addr(); src.Port() == 0 || !a.IsValid() || a.IsUnspecified() || a.IsMulticast() {
+	c, src := &g.t.counters, placeOf(ep)
+	addr := src.addr.Addr()
+	if a := addr; src.addr.Port() == 0 || !a.IsValid() || a.IsUnspecified() || a.IsMulticast() {
 		c.badSource.Add(1)
 		return nil
 	}
@@ -91,7 +89,7 @@ func (g *gate) admit(d *datagram, ep conn.Endpoint) *claim {
 		return nil
 	}
 	now := time.Now()
-	r, expected := g.t.known.at(src)
+	r, known := g.t.known.at(src)
 	if r != nil {
 		if claim := g.pass(r, d, ep, src, now); claim != nil {
 			return claim
@@ -102,17 +100,17 @@ func (g *gate) admit(d *datagram, ep conn.Endpoint) *claim {
 		return nil
 	}
 	j := job{datagram: *d, ep: ep, src: src}
-	_, streamed := ep.(*transport.StreamEndpoint) // TCP and a certificate proved who sends
 	j.reserved = r != nil && g.limiter.reserve(src, now)
 	switch {
-	case j.reserved || expected && !g.limiter.sourceSpent(src.Addr(), false, now):
-	case streamed || g.checker.CheckMAC2(d[:], ep.DstToBytes()):
-		j.proven = true
-		if g.limiter.sourceSpent(src.Addr(), true, now) || g.limiter.allSpent(true, now) {
+	case j.reserved || known && !g.limiter.sourceSpent(addr, expected, now) && !g.limiter.allSpent(expected, now):
+		j.standing = expected
+	case src.device != "" || g.checker.CheckMAC2(d[:], ep.DstToBytes()): // TCP and a certificate proved who sends
+		j.standing = proven
+		if g.limiter.sourceSpent(addr, proven, now) || g.limiter.allSpent(proven, now) {
 			c.limited.Add(1)
 			return nil
 		}
-	case len(g.strangers) >= strangersQueue/2, g.limiter.sourceSpent(src.Addr(), false, now), g.limiter.allSpent(false, now):
+	case len(g.strangers) >= strangersQueue/2, g.limiter.sourceSpent(addr, stranger, now), g.limiter.allSpent(stranger, now):
 		g.queue(g.cookies, j)
 		return nil
 	default:
@@ -133,7 +131,7 @@ func (g *gate) queue(q chan job, j job) {
 
 // pass lets WireGuard have an initiation unopened that comes from where a live
 // peer is, one at a time and if it is not busy.
-func (g *gate) pass(r *registration, d *datagram, ep conn.Endpoint, src netip.AddrPort, now time.Time) *claim {
+func (g *gate) pass(r *registration, d *datagram, ep conn.Endpoint, src place, now time.Time) *claim {
 	if len(g.known) > 0 {
 		return nil
 	}
@@ -207,7 +205,7 @@ func (g *gate) overdue(now time.Time) {
 			continue
 		}
 		g.t.known.passed(c)
-		g.queue(g.known, job{datagram: *c.datagram, ep: c.Endpoint, src: c.src})
+		g.queue(g.known, job{datagram: *c.datagram, ep: c.Endpoint, src: c.src, standing: expected})
 	}
 }
 
@@ -253,7 +251,7 @@ func (g *gate) open(ctx context.Context, j *job) {
 	if cause != nil {
 		cause.Add(1)
 		g.refused.add(&j.datagram)
-		g.limiter.failed(j.src.Addr(), j.proven, time.Now())
+		g.limiter.failed(j.src.addr.Addr(), j.standing, time.Now())
 		return
 	}
 	if j.reserved {

@@ -3,7 +3,6 @@ package tunnel
 import (
 	"encoding/binary"
 	"net"
-	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -11,8 +10,6 @@ import (
 
 	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
-
-	"github.com/portvakt/portvakt/internal/transport"
 )
 
 // ingress is the device's bind: the sockets, and in front of them everything a
@@ -41,7 +38,7 @@ type ingress struct {
 // at. WireGuard keeps it as the peer's until a packet proves one.
 type claim struct {
 	conn.Endpoint
-	src      netip.AddrPort
+	src      place
 	reg      *registration
 	datagram *datagram // nil where the gateway calls
 	passed   bool      // unopened
@@ -117,7 +114,7 @@ func (g *ingress) inspect(packets [][]byte, sizes []int, eps []conn.Endpoint) {
 				continue
 			}
 			lastIndex, last = index, eps[i]
-			if r := g.t.known.heard(index, transport.Remote(last)); r != nil {
+			if r := g.t.known.heard(index, placeOf(last)); r != nil {
 				g.t.watch.suspect(r)
 			}
 		case device.MessageInitiationType:
@@ -197,29 +194,26 @@ func (g *ingress) calling(b []byte, ep conn.Endpoint, c *claim) {
 	if c != nil {
 		r = c.reg
 	} else {
-		r, _ = g.t.known.at(transport.Remote(ep))
+		r, _ = g.t.known.at(placeOf(ep))
 	}
 	g.t.known.called(r, binary.LittleEndian.Uint32(b[4:]), time.Now())
 }
 
-// where asks WireGuard where a peer is, and on which device's WebSocket if on
-// any: it tells nobody, but it sends to there. proven is false while the place is
-// one that a handshake message only claimed. p may be nil.
-func (g *ingress) where(p *device.Peer) (ep netip.AddrPort, streamed string, proven bool) {
+// where asks WireGuard where a peer is: it tells nobody, but it sends to there.
+// proven is false while the place is one that a handshake message only claimed. p
+// may be nil.
+func (g *ingress) where(p *device.Peer) (at place, proven bool) {
 	if p == nil {
-		return ep, "", false
+		return at, false
 	}
 	g.probeMu.Lock()
 	defer g.probeMu.Unlock()
 	g.answer = nil
 	if p.SendBuffers([][]byte{nil}) != nil || g.answer == nil {
-		return ep, "", false // it has never been anywhere
+		return at, false // it has never been anywhere
 	}
 	if c, ok := g.answer.(*claim); ok {
-		return c.src, "", false
+		return c.src, false
 	}
-	if s, ok := g.answer.(*transport.StreamEndpoint); ok {
-		streamed = s.Device()
-	}
-	return transport.Remote(g.answer), streamed, true
+	return placeOf(g.answer), true
 }

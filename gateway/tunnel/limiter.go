@@ -10,19 +10,31 @@ import (
 // rate is a token bucket's: tokens a second, and how many it holds.
 type rate struct{ perSecond, burst float64 }
 
+// standing is what is known of the source of an initiation.
+type standing uint8
+
+const (
+	stranger standing = iota
+	expected          // a registered device was there, or connected from there
+	proven            // mac2 is good, or it came by a WebSocket
+)
+
 // What failed openings may cost: one is about 50 us of one core. Openings that
 // succeed cost no token, so that any number of devices behind one address come
-// in. Sources that proved their address (mac2) have buckets of their own, which
-// nobody else can empty.
+// in. Each standing has buckets of its own: nobody else can empty those of
+// sources that proved their address, and strangers around a device that is
+// expected leave it its own.
 var (
-	unprovenNarrow = rate{50, 200}    // IPv4 /32, IPv6 /64
-	unprovenWide   = rate{100, 400}   // IPv4 /24, IPv6 /48
-	unprovenAll    = rate{1000, 2000} // everyone together
+	strangerNarrow = rate{50, 200}    // IPv4 /32, IPv6 /64
+	strangerWide   = rate{100, 400}   // IPv4 /24, IPv6 /48
+	strangerAll    = rate{1000, 2000} // everyone together
+	expectedNarrow = rate{50, 200}
+	expectedAll    = rate{1000, 2000}
 	provenNarrow   = rate{200, 800}
 	provenWide     = rate{400, 1600}
 	provenAll      = rate{4000, 10000}
-	// livePlace is what one address and port may have waiting, and have fail,
-	// while a live peer is there. Its own initiations need none.
+	// livePlace is what one place may have waiting, and have fail, while a live
+	// peer is there. Its own initiations need none.
 	livePlace = rate{5, 8}
 )
 
@@ -35,16 +47,16 @@ type limiter struct {
 	seed maphash.Seed
 	made time.Time // its monotonic reading counts: a wall clock set back fills no bucket
 
-	mu       sync.Mutex
-	unproven class
-	proven   class
-	places   bucketTable // by address and port
+	mu      sync.Mutex
+	classes [proven + 1]class
+	places  bucketTable
 }
 
 type class struct {
-	narrow, wide bucketTable
-	all          bucket
-	allRate      rate
+	narrow  bucketTable
+	wide    bucketTable // without a rate, it is never empty
+	all     bucket
+	allRate rate
 }
 
 type bucketTable struct {
@@ -60,11 +72,14 @@ type bucket struct {
 
 func newLimiter() *limiter {
 	return &limiter{
-		seed:     maphash.MakeSeed(),
-		made:     time.Now(),
-		unproven: class{bucketTable{rate: unprovenNarrow}, bucketTable{rate: unprovenWide}, bucket{}, unprovenAll},
-		proven:   class{bucketTable{rate: provenNarrow}, bucketTable{rate: provenWide}, bucket{}, provenAll},
-		places:   bucketTable{rate: livePlace},
+		seed: maphash.MakeSeed(),
+		made: time.Now(),
+		classes: [proven + 1]class{
+			stranger: {bucketTable{rate: strangerNarrow}, bucketTable{rate: strangerWide}, bucket{}, strangerAll},
+			expected: {bucketTable{rate: expectedNarrow}, bucketTable{}, bucket{}, expectedAll},
+			proven:   {bucketTable{rate: provenNarrow}, bucketTable{rate: provenWide}, bucket{}, provenAll},
+		},
+		places: bucketTable{rate: livePlace},
 	}
 }
 
@@ -84,16 +99,12 @@ func (b *bucket) empty(r rate, at time.Duration) bool {
 }
 
 func (b *bucket) spend(r rate, at time.Duration) {
+	if r == (rate{}) {
+		return
+	}
 	b.fill(r, at)
 	// Those that were queued before it was empty make a debt.
 	b.missing = min(2*r.burst, b.missing+1)
-}
-
-func (l *limiter) class(proven bool) *class {
-	if proven {
-		return &l.proven
-	}
-	return &l.unproven
 }
 
 // buckets are those of an address. The seed is secret, so that nobody chooses
@@ -115,26 +126,26 @@ func (l *limiter) buckets(c *class, src netip.Addr) (narrow, wide *bucket) {
 
 // sourceSpent tells whether a source's buckets are empty, allSpent whether
 // everyone's is. Neither costs a token.
-func (l *limiter) sourceSpent(src netip.Addr, proven bool, now time.Time) bool {
+func (l *limiter) sourceSpent(src netip.Addr, of standing, now time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	c := l.class(proven)
+	c := &l.classes[of]
 	narrow, wide := l.buckets(c, src)
 	return narrow.empty(c.narrow.rate, now.Sub(l.made)) || wide.empty(c.wide.rate, now.Sub(l.made))
 }
 
-func (l *limiter) allSpent(proven bool, now time.Time) bool {
+func (l *limiter) allSpent(of standing, now time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	c := l.class(proven)
+	c := &l.classes[of]
 	return c.all.empty(c.allRate, now.Sub(l.made))
 }
 
 // failed takes the tokens of one failed opening.
-func (l *limiter) failed(src netip.Addr, proven bool, now time.Time) {
+func (l *limiter) failed(src netip.Addr, of standing, now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	c := l.class(proven)
+	c := &l.classes[of]
 	narrow, wide := l.buckets(c, src)
 	at := now.Sub(l.made)
 	narrow.spend(c.narrow.rate, at)
@@ -145,10 +156,10 @@ func (l *limiter) failed(src netip.Addr, proven bool, now time.Time) {
 // reserve takes a token of a live peer's place, if there is one, for an
 // initiation that is to wait there: anyone can write that place as a sender.
 // release gives it back, for one that was opened.
-func (l *limiter) reserve(src netip.AddrPort, now time.Time) bool {
+func (l *limiter) reserve(src place, now time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	b, at := l.place(src), now.Sub(l.made)
+	b, at := l.at(src), now.Sub(l.made)
 	if b.empty(livePlace, at) {
 		return false
 	}
@@ -156,14 +167,14 @@ func (l *limiter) reserve(src netip.AddrPort, now time.Time) bool {
 	return true
 }
 
-func (l *limiter) release(src netip.AddrPort) {
+func (l *limiter) release(src place) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	b := l.place(src)
+	b := l.at(src)
 	b.missing = max(0, b.missing-1)
 }
 
-func (l *limiter) place(src netip.AddrPort) *bucket {
+func (l *limiter) at(src place) *bucket {
 	return &l.places.slots[maphash.Comparable(l.seed, src)%limiterSlots]
 }
 

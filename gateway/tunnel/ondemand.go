@@ -72,14 +72,14 @@ func (t *Tunnel) raiseLocked(r *registration, toLast bool) (held [][]byte, err e
 	if t.state != running {
 		return nil, ErrClosed
 	}
-	endpoint, streamed, ok := t.known.where(r)
+	at, ok := t.known.where(r)
 	if !ok {
 		return nil, nil // removed meanwhile
 	}
 	if !t.known.awake(r) {
 		var last conn.Endpoint
 		if toLast {
-			if last, err = t.place(endpoint, streamed); err != nil {
+			if last, err = t.endpoint(at); err != nil {
 				return nil, err
 			}
 		}
@@ -97,7 +97,7 @@ func (t *Tunnel) raiseLocked(r *registration, toLast bool) (held [][]byte, err e
 		}
 		if toLast {
 			if p := t.dev.LookupPeer(r.key); p != nil {
-				p.SetEndpointFromPacket(&claim{Endpoint: last, src: endpoint, reg: r})
+				p.SetEndpointFromPacket(&claim{Endpoint: last, src: at, reg: r})
 			}
 		}
 	}
@@ -109,19 +109,19 @@ func (t *Tunnel) raiseLocked(r *registration, toLast bool) (held [][]byte, err e
 	return held, nil
 }
 
-// place is where datagrams to a former place of a peer go; nil where nothing
+// endpoint is where datagrams to a former place of a peer go; nil where nothing
 // can: it never had one, or that was a WebSocket that has ended.
-func (t *Tunnel) place(endpoint netip.AddrPort, streamed string) (conn.Endpoint, error) {
-	if streamed != "" {
-		if s, ok := t.outside.Stream(streamed, endpoint); ok {
+func (t *Tunnel) endpoint(at place) (conn.Endpoint, error) {
+	if at.device != "" {
+		if s, ok := t.outside.Stream(at.device, at.addr); ok {
 			return s, nil
 		}
 		return nil, nil
 	}
-	if !endpoint.IsValid() {
+	if !at.addr.IsValid() {
 		return nil, nil
 	}
-	ep, err := t.bind.ParseEndpoint(endpoint.String())
+	ep, err := t.bind.ParseEndpoint(at.addr.String())
 	if err != nil {
 		return nil, fmt.Errorf("reading a peer's endpoint: %w", err)
 	}
@@ -226,9 +226,9 @@ func (t *Tunnel) arrived(inner netip.Addr) {
 	if p == nil || t.cfg.OnMove == nil {
 		return
 	}
-	ep, streamed, proven := t.bind.where(p)
-	if proven && t.known.arrive(r, ep, streamed, time.Now()) {
-		t.cfg.OnMove(r.key, ep)
+	at, proven := t.bind.where(p)
+	if proven && t.known.arrive(r, at, time.Now()) {
+		t.cfg.OnMove(r.key, at.addr)
 	}
 }
 

@@ -41,7 +41,7 @@ func TestPlaceOfAnotherDevice(t *testing.T) {
 	defer c.CloseNow()
 	at := <-from
 	for end := time.Now().Add(3 * time.Second); ; time.Sleep(time.Millisecond) {
-		if ep, err := tun.place(at, "b"); err != nil {
+		if ep, err := tun.endpoint(place{at, "b"}); err != nil {
 			t.Fatal(err)
 		} else if e, ok := ep.(*transport.StreamEndpoint); ok && e.Device() == "b" {
 			break
@@ -50,15 +50,15 @@ func TestPlaceOfAnotherDevice(t *testing.T) {
 			t.Fatal("b's WebSocket is not found")
 		}
 	}
-	if ep, err := tun.place(at, ""); err != nil || transport.Remote(ep) != at {
+	if ep, err := tun.endpoint(place{at, ""}); err != nil || transport.Remote(ep) != at {
 		t.Errorf("UDP: %v, %v", ep, err)
 	} else if _, ok := ep.(*transport.StreamEndpoint); ok {
 		t.Error("UDP: it is b's WebSocket")
 	}
-	if ep, err := tun.place(at, "a"); ep != nil || err != nil {
+	if ep, err := tun.endpoint(place{at, "a"}); ep != nil || err != nil {
 		t.Errorf("a WebSocket of a's that has ended: %v, %v", ep, err)
 	}
-	if ep, err := tun.place(netip.AddrPort{}, ""); ep != nil || err != nil {
+	if ep, err := tun.endpoint(place{}); ep != nil || err != nil {
 		t.Errorf("nowhere: %v, %v", ep, err)
 	}
 }

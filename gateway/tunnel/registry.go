@@ -6,7 +6,10 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
+
+	"github.com/portvakt/portvakt/internal/transport"
 )
 
 // registration is a key that may have a tunnel. There are as many as laptops
@@ -25,21 +28,36 @@ type registration struct {
 	replay replay
 
 	// The registry's mu guards what follows.
-	endpoint  netip.AddrPort // where its last authenticated packet came from
-	streamed  string         // the device whose WebSocket endpoint is; "" is UDP
-	from      netip.Addr     // where it connected from
-	handshake int64          // when the last handshake was complete, Unix nanoseconds
-	told      bool           // the owner knows endpoint
-	dirty     bool           // the store does not know endpoint, handshake or initiation
-	peer      *peer          // while WireGuard has one
-	held      [][]byte       // packets that wait for it, at most heldPackets
+	place     place      // where its last authenticated packet came from
+	from      netip.Addr // where it connected from
+	handshake int64      // when the last handshake was complete, Unix nanoseconds
+	told      bool       // the owner knows place
+	dirty     bool       // the store does not know place, handshake or initiation
+	peer      *peer      // while WireGuard has one
+	held      [][]byte   // packets that wait for it, at most heldPackets
+}
+
+// place is where datagrams come from: an outer address and port by UDP, or a
+// device's WebSocket, whose TCP connection may have the address and port that
+// somebody else's UDP has.
+type place struct {
+	addr   netip.AddrPort
+	device string // whose WebSocket it is; "" is UDP
+}
+
+func placeOf(ep conn.Endpoint) place {
+	p := place{addr: transport.Remote(ep)}
+	if s, ok := ep.(*transport.StreamEndpoint); ok {
+		p.device = s.Device()
+	}
+	return p
 }
 
 // peer is what a live registration has besides.
 type peer struct {
 	// The registry's mu guards these.
 	indexes [6]uint32 // of WireGuard's own for this peer, the newest last
-	settled bool      // endpoint was confirmed since the last handshake message
+	settled bool      // the place was confirmed since the last handshake message
 	touched time.Time // of the last handshake message, either way
 	passing *claim    // an initiation that WireGuard has unopened and has not answered
 	vouched bool      // WireGuard knows the time stamp of an initiation that was opened here
@@ -54,19 +72,19 @@ type peer struct {
 // registry finds registrations. Its mu is held for moments only, also on the
 // goroutines that carry packets.
 type registry struct {
-	made       time.Time // its monotonic reading counts
-	mu         sync.RWMutex
-	byKey      map[[32]byte]*registration
-	byAddress  map[netip.Addr]*registration     // inner
-	byEndpoint map[netip.AddrPort]*registration // of live peers, confirmed
-	byIndex    map[uint32]*registration         // WireGuard's own indexes
-	calls      map[uint32]*call                 // initiations that the gateway sent
-	expected   map[netip.Addr]int               // outer addresses that registrations had or connected from
-	live       map[*registration]struct{}
-	heldTotal  int
-	dirty      []*registration
-	changed    chan struct{} // something is dirty
-	unsure     atomic.Int64  // peers with moved set
+	made      time.Time // its monotonic reading counts
+	mu        sync.RWMutex
+	byKey     map[[32]byte]*registration
+	byAddress map[netip.Addr]*registration // inner
+	byPlace   map[place]*registration      // of live peers, confirmed
+	byIndex   map[uint32]*registration     // WireGuard's own indexes
+	calls     map[uint32]*call             // initiations that the gateway sent
+	expected  map[netip.Addr]int           // outer addresses that registrations had or connected from
+	live      map[*registration]struct{}
+	heldTotal int
+	dirty     []*registration
+	changed   chan struct{} // something is dirty
+	unsure    atomic.Int64  // peers with moved set
 
 	// former keeps the newest initiations of keys that are registered no more,
 	// should one be again: a device that connects anew keeps its key.
@@ -88,16 +106,16 @@ const (
 
 func newRegistry() *registry {
 	return &registry{
-		made:       time.Now(),
-		byKey:      make(map[[32]byte]*registration),
-		byAddress:  make(map[netip.Addr]*registration),
-		byEndpoint: make(map[netip.AddrPort]*registration),
-		byIndex:    make(map[uint32]*registration),
-		calls:      make(map[uint32]*call),
-		live:       make(map[*registration]struct{}),
-		expected:   make(map[netip.Addr]int),
-		changed:    make(chan struct{}, 1),
-		former:     make(map[[32]byte]newest),
+		made:      time.Now(),
+		byKey:     make(map[[32]byte]*registration),
+		byAddress: make(map[netip.Addr]*registration),
+		byPlace:   make(map[place]*registration),
+		byIndex:   make(map[uint32]*registration),
+		calls:     make(map[uint32]*call),
+		live:      make(map[*registration]struct{}),
+		expected:  make(map[netip.Addr]int),
+		changed:   make(chan struct{}, 1),
+		former:    make(map[[32]byte]newest),
 	}
 }
 
@@ -133,7 +151,7 @@ func (g *registry) put(p *Peer, shared [32]byte) *registration {
 	defer g.mu.Unlock()
 	r := g.byKey[p.Key]
 	if r == nil {
-		r = &registration{key: p.Key, endpoint: p.Endpoint}
+		r = &registration{key: p.Key, place: place{addr: p.Endpoint}}
 		r.replay.shared = shared
 		if !p.Handshake.IsZero() {
 			r.handshake = p.Handshake.UnixNano()
@@ -144,7 +162,7 @@ func (g *registry) put(p *Peer, shared [32]byte) *registration {
 			r.replay.newest.accepted = (*datagram)(append([]byte(nil), p.Initiation...))
 		}
 		g.byKey[p.Key] = r
-		g.expect(r.endpoint.Addr(), 1)
+		g.expect(r.place.addr.Addr(), 1)
 	}
 	for _, a := range r.addresses {
 		delete(g.byAddress, a)
@@ -172,7 +190,7 @@ func (g *registry) drop(r *registration) {
 			delete(g.byAddress, a)
 		}
 	}
-	g.expect(r.endpoint.Addr(), -1)
+	g.expect(r.place.addr.Addr(), -1)
 	g.expect(r.from, -1)
 	last := r.replay.state()
 	if last == (newest{}) {
@@ -199,8 +217,8 @@ func (g *registry) wake(r *registration, wireguard *device.Peer, now time.Time) 
 	if r.peer == nil {
 		r.peer = &peer{touched: now, wireguard: wireguard}
 		g.live[r] = struct{}{}
-		if r.endpoint.IsValid() {
-			g.byEndpoint[r.endpoint] = r
+		if r.place.addr.IsValid() {
+			g.byPlace[r.place] = r
 		}
 	}
 	return g.releaseLocked(r), true
@@ -217,8 +235,8 @@ func (g *registry) sleepLocked(r *registration) {
 			delete(g.byIndex, i)
 		}
 	}
-	if g.byEndpoint[r.endpoint] == r {
-		delete(g.byEndpoint, r.endpoint)
+	if g.byPlace[r.place] == r {
+		delete(g.byPlace, r.place)
 	}
 	if r.peer.moved.Swap(false) {
 		g.unsure.Add(-1)
@@ -244,21 +262,21 @@ func (g *registry) expect(a netip.Addr, n int) {
 	}
 }
 
-// at is the live registration whose place an outer address and port is, and
-// whether any registration is known from that address.
-func (g *registry) at(src netip.AddrPort) (r *registration, expected bool) {
+// at is the live registration that is there, and whether any registration is
+// known from that outer address.
+func (g *registry) at(src place) (r *registration, expected bool) {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
-	return g.byEndpoint[src], g.expected[src.Addr()] > 0
+	return g.byPlace[src], g.expected[src.addr.Addr()] > 0
 }
 
 // heard notes a transport message. It returns the registration if it has to be
 // looked at where that is: the message proves nothing by itself.
-func (g *registry) heard(index uint32, src netip.AddrPort) *registration {
+func (g *registry) heard(index uint32, src place) *registration {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
 	r := g.byIndex[index]
-	if r == nil || r.peer == nil || r.peer.settled && r.endpoint == src {
+	if r == nil || r.peer == nil || r.peer.settled && r.place == src {
 		return nil
 	}
 	if !r.peer.moved.Swap(true) {
@@ -327,10 +345,10 @@ func (g *registry) asked(index uint32) (r *registration, ok bool) {
 
 // settle notes where an authenticated packet of a live registration came from.
 // It tells whether the owner has to be told.
-func (g *registry) settle(r *registration, endpoint netip.AddrPort, streamed string, now time.Time) (tell bool) {
+func (g *registry) settle(r *registration, at place, now time.Time) (tell bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if !g.settleLocked(r, endpoint, streamed, now) {
+	if !g.settleLocked(r, at, now) {
 		return false
 	}
 	tell = !r.told
@@ -339,14 +357,14 @@ func (g *registry) settle(r *registration, endpoint netip.AddrPort, streamed str
 }
 
 // arrive is settle for the packet itself: somebody else tells the owner the rest.
-func (g *registry) arrive(r *registration, endpoint netip.AddrPort, streamed string, now time.Time) (moved bool) {
+func (g *registry) arrive(r *registration, at place, now time.Time) (moved bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.settleLocked(r, endpoint, streamed, now) && !r.told
+	return g.settleLocked(r, at, now) && !r.told
 }
 
 // settleLocked is false for a registration that has no peer. Callers hold mu.
-func (g *registry) settleLocked(r *registration, endpoint netip.AddrPort, streamed string, now time.Time) bool {
+func (g *registry) settleLocked(r *registration, at place, now time.Time) bool {
 	if r.peer == nil || g.byKey[r.key] != r {
 		return false
 	}
@@ -355,17 +373,17 @@ func (g *registry) settleLocked(r *registration, endpoint netip.AddrPort, stream
 		g.dirtyLocked(r)
 	}
 	r.peer.settled = true
-	r.streamed = streamed
-	if r.endpoint != endpoint {
-		if g.byEndpoint[r.endpoint] == r {
-			delete(g.byEndpoint, r.endpoint)
+	if r.place != at {
+		if g.byPlace[r.place] == r {
+			delete(g.byPlace, r.place)
 		}
-		g.expect(r.endpoint.Addr(), -1)
-		r.endpoint, r.told = endpoint, false
-		g.expect(endpoint.Addr(), 1)
+		g.expect(r.place.addr.Addr(), -1)
+		r.told = r.told && r.place.addr == at.addr
+		r.place = at
+		g.expect(at.addr.Addr(), 1)
 		g.dirtyLocked(r)
 	}
-	g.byEndpoint[endpoint] = r
+	g.byPlace[at] = r
 	return true
 }
 
@@ -396,7 +414,7 @@ func (g *registry) takeDirty() []Kept {
 		if g.byKey[r.key] != r {
 			continue
 		}
-		k := Kept{Key: r.key, Endpoint: r.endpoint}
+		k := Kept{Key: r.key, Endpoint: r.place.addr}
 		if r.handshake != 0 {
 			k.Handshake = time.Unix(0, r.handshake)
 		}
@@ -426,7 +444,7 @@ func (g *registry) infos() []PeerInfo {
 	defer g.mu.RUnlock()
 	out := make([]PeerInfo, 0, len(g.byKey))
 	for _, r := range g.byKey {
-		i := PeerInfo{Key: r.key, Endpoint: r.endpoint, Live: r.peer != nil}
+		i := PeerInfo{Key: r.key, Endpoint: r.place.addr, Live: r.peer != nil}
 		if r.handshake != 0 {
 			i.LastHandshake = time.Unix(0, r.handshake)
 		}
@@ -471,10 +489,10 @@ func (g *registry) awake(r *registration) bool {
 }
 
 // where is the last proven place of a registration that is still one.
-func (g *registry) where(r *registration) (endpoint netip.AddrPort, streamed string, ok bool) {
+func (g *registry) where(r *registration) (at place, ok bool) {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
-	return r.endpoint, r.streamed, g.byKey[r.key] == r
+	return r.place, g.byKey[r.key] == r
 }
 
 func (g *registry) sleep(r *registration) {

@@ -93,9 +93,9 @@ func (w *watcher) run(ctx context.Context, dev *device.Device) {
 // that was only claimed: before a packet of its new session it proves nothing.
 func (w *watcher) look(dev *device.Device, r *registration) (proven bool) {
 	w.t.known.trust(r)
-	ep, streamed, proven := w.t.bind.where(dev.LookupPeer(r.key))
-	if proven && w.t.known.settle(r, ep, streamed, time.Now()) && w.t.cfg.OnEndpoint != nil {
-		w.t.cfg.OnEndpoint(r.key, ep)
+	at, proven := w.t.bind.where(dev.LookupPeer(r.key))
+	if proven && w.t.known.settle(r, at, time.Now()) && w.t.cfg.OnEndpoint != nil {
+		w.t.cfg.OnEndpoint(r.key, at.addr)
 	}
 	return proven
 }
