@@ -33,6 +33,7 @@ type Config struct {
 	Posture  PostureConfig  `yaml:"posture"`
 	Location LocationConfig `yaml:"location"`
 	Policy   PolicyConfig   `yaml:"policy"`
+	Proxy    ProxyConfig    `yaml:"proxy"`
 	Audit    AuditConfig    `yaml:"audit"`
 	Admin    AdminConfig    `yaml:"admin"`
 	Log      LogConfig      `yaml:"log"`
@@ -328,6 +329,7 @@ func (c *Config) problems() []problem {
 	c.checkChoices(bad)
 	c.checkDurations(bad)
 	c.checkRetention(bad)
+	c.Proxy.check(bad)
 	c.checkFiles(bad)
 	c.checkAdmin(bad)
 	if len(out) == 0 {

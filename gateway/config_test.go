@@ -95,6 +95,9 @@ func TestBadConfigSaysWhereAndWhat(t *testing.T) {
 		"bad retention":       {add("audit:\n  retention: {personal: 90}\n"), "audit.retention.personal: expected a number of days such as 90d"},
 		"long session":        {add("session:\n  lifetime: 48h\n"), "session.lifetime: at most 24h"},
 		"short posture":       {add("posture:\n  max_age: 5s\n"), "posture.max_age: expected between 45s and 10m"},
+		"timeout of nothing":  {add("proxy:\n  timeouts: {dial: 1ms}\n"), "gateway.yaml:10: proxy.timeouts.dial: expected a duration between 1s and 1h"},
+		"timeout":             {add("proxy:\n  timeouts: {idle: soon}\n"), "gateway.yaml:10: proxy.timeouts.idle: expected a duration"},
+		"limit":               {add("proxy:\n  limits: {websocket_message_bytes: -1}\n"), "gateway.yaml:10: proxy.limits.websocket_message_bytes: expected between 125 and 1099511627776, got -1"},
 		"log level":           {add("log:\n  level: loud\n"), "gateway.yaml:10: log.level: expected one of debug, info, warn, error"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -160,6 +160,7 @@ func (g *gateway) build() (err error) {
 		Session: g.sessions, AppByAddr: g.sessions.AppByAddr, Signer: g.signer, Log: g.log,
 		Certificate: func(names []string) (*tls.Certificate, error) { return g.ca.ServerCertificate(names, nil) },
 		Forbidden:   g.forbidden(),
+		Timeouts:    cfg.Proxy.timeouts(), Limits: cfg.Proxy.limits(),
 	})
 	if err != nil {
 		return err

@@ -130,6 +130,14 @@ var mutants = []mutant{
 		pkg: "./gateway/dial", test: "TestDestinations",
 	},
 	{
+		name: "websocket_unbounded", breaks: "a WebSocket message may be of any size",
+		edit: edit{
+			"gateway/frames/frames.go",
+			"		if length > r.limit || r.message > r.limit-length {", "		if length >= 1<<62 {",
+		},
+		pkg: "./gateway/proxy", test: "TestMessagesAreBounded",
+	},
+	{
 		name: "lease_not_checked", breaks: "a paused gateway lets bytes through afterwards",
 		edit: edit{
 			"gateway/session/flow.go",

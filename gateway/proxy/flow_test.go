@@ -3,9 +3,7 @@ package proxy_test
 import (
 	"bufio"
 	"context"
-	"crypto/sha256"
 	"crypto/tls"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -487,53 +485,6 @@ func TestCut(t *testing.T) {
 	res, _ := get(t, w.client(false), "https://crm.test/")
 	if res.StatusCode != 403 || res.Header.Get("Portvakt-Reason") != string(policy.ReasonSessionRevoked) {
 		t.Errorf("afterwards: %d %s", res.StatusCode, res.Header.Get("Portvakt-Reason"))
-	}
-}
-
-func TestWebSocketEcho(t *testing.T) {
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		c, err := websocket.Accept(w, r, &websocket.AcceptOptions{Subprotocols: []string{"v1"}, OriginPatterns: []string{"crm.test"}})
-		if err != nil {
-			return
-		}
-		defer c.CloseNow()
-		c.SetReadLimit(1 << 20)
-		for {
-			kind, b, err := c.Read(r.Context())
-			if err != nil || c.Write(r.Context(), kind, b) != nil {
-				return
-			}
-		}
-	}))
-	defer srv.Close()
-	w := newWorld(t, []string{crmYAML}, map[string]string{"crm": srv.URL})
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-	defer cancel()
-	c, _, err := websocket.Dial(ctx, "wss://crm.test/", &websocket.DialOptions{
-		HTTPClient: w.client(false), Subprotocols: []string{"v1"}, HTTPHeader: http.Header{"Origin": {"https://crm.test"}},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.SetReadLimit(1 << 20)
-	for _, size := range []int{0, 1, 125, 126, 65535, 65536, 500_000} {
-		want := strings.Repeat("w", size)
-		if err := c.Write(ctx, websocket.MessageText, []byte(want)); err != nil {
-			t.Fatal(err)
-		}
-		if _, got, err := c.Read(ctx); err != nil || string(got) != want {
-			t.Fatalf("%d: %d bytes, %v", size, len(got), err)
-		}
-	}
-	if err := c.Close(websocket.StatusNormalClosure, ""); err != nil {
-		t.Errorf("closing: %v", err)
-	}
-	if r := w.records(audit.KindFlowClose, 1)[0]; r.BytesIn < 500_000 || r.BytesOut < 500_000 || r.Status != 101 {
-		t.Errorf("closed with %+v", r)
-	}
-	sum := sha256.Sum256([]byte("portvakt-request-1\ncrm\nGET\nwss://crm.test:443/\n"))
-	if r := w.records(audit.KindFlowOpen, 1)[0]; r.RequestHash != hex.EncodeToString(sum[:]) {
-		t.Errorf("opened with %q", r.RequestHash)
 	}
 }
 

@@ -119,6 +119,8 @@ func (p *Proxy) response(res *http.Response) error {
 		if !ok || x.req.upgrade == "" {
 			return errors.New("the app switched protocols unasked")
 		}
+		x.deflate = compressed(res.Header)
+		x.ping, x.message = p.cfg.Timeouts.Ping, p.cfg.Limits.Message
 		res.Body = &upgraded{ReadWriteCloser: back, x: x}
 	} else {
 		res.Body = &responseBody{ReadCloser: res.Body, x: x, res: res}

@@ -23,6 +23,9 @@ const (
 	outcomeTimeout     = "upstream_timeout"
 	outcomeForbidden   = "upstream_forbidden"
 	outcomeBroke       = "upstream_broke_off"
+	outcomeTooLarge    = "message_too_large" // of a WebSocket, from either side
+	outcomeFrames      = "malformed_frames"  // likewise
+	outcomeSilent      = "device_silent"     // it answers no ping
 )
 
 // exchange is one HTTP request on its way, from the Decision on.
@@ -37,6 +40,12 @@ type exchange struct {
 	lane      *lane // nil on the direct road
 
 	in, out atomic.Int64 // body bytes from and to the device
+
+	// Of a WebSocket, from when the app accepts it: whether its messages may be
+	// compressed, how large they may be, and how often the device is pinged.
+	deflate bool
+	message int64
+	ping    time.Duration
 
 	held held // of direct
 

@@ -65,6 +65,7 @@ type Timeouts struct {
 	Idle           time.Duration // a device's connection between requests; 2 min
 	Dial           time.Duration // TCP and TLS with an app; 5 s
 	ResponseHeader time.Duration // of an app, after the request was sent; 60 s
+	Ping           time.Duration // to a device that says nothing on a WebSocket; 30 s
 	Drain          time.Duration // what is open when Run's context ends; 5 s
 }
 
@@ -73,6 +74,7 @@ type Timeouts struct {
 type Limits struct {
 	HeaderBytes         int   // request line and headers; 64 KiB
 	ResponseHeaderBytes int64 // of an app; 256 KiB
+	Message             int64 // of a WebSocket, from either side, as it is on the wire; 16 MiB
 	Streams             int   // concurrent HTTP/2 streams of one connection; 250
 	Pending             int   // connections that are not decided yet; 1,024
 	DevicePending       int   // those of one device address; 64
@@ -92,12 +94,14 @@ func (t *Timeouts) defaults() {
 	setDefault(&t.Idle, 2*time.Minute)
 	setDefault(&t.Dial, 5*time.Second)
 	setDefault(&t.ResponseHeader, time.Minute)
+	setDefault(&t.Ping, 30*time.Second)
 	setDefault(&t.Drain, 5*time.Second)
 }
 
 func (l *Limits) defaults() {
 	setDefault(&l.HeaderBytes, 64<<10)
 	setDefault(&l.ResponseHeaderBytes, 256<<10)
+	setDefault(&l.Message, 16<<20)
 	setDefault(&l.Streams, 250)
 	setDefault(&l.Pending, 1024)
 	setDefault(&l.DevicePending, 64)

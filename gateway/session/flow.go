@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,7 +31,7 @@ type Begin struct {
 
 // Result is how a Flow ended.
 type Result struct {
-	Outcome           string // "done", or what went wrong, for the record
+	Outcome           string // "done", or what went wrong, for the record; upstream_... is the app's fault
 	Status            int    // HTTP status given to the client, 0 for flows
 	BytesIn, BytesOut int64  // from the device, to the device
 }
@@ -469,7 +470,7 @@ func (f *Flow) End(res Result) {
 	}
 	f.d.mu.Unlock()
 	f.m.flows.Add(-1)
-	failed := res.Outcome != "" && res.Outcome != "done"
+	failed := strings.HasPrefix(res.Outcome, "upstream_")
 	if draining && !wasCut && !failed {
 		res.Outcome, long = "drained", true
 	}
