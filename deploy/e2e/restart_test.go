@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -122,6 +123,25 @@ func (c *company) session() string {
 	return ""
 }
 
+// metric is what the gateway counts under a name.
+func (c *company) metric(name string) float64 {
+	c.t.Helper()
+	req, err := http.NewRequestWithContext(c.t.Context(), http.MethodGet, c.Health+"/metrics", nil)
+	c.must(err)
+	resp, err := http.DefaultClient.Do(req)
+	c.must(err)
+	defer resp.Body.Close()
+	for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
+		if v, ok := strings.CutPrefix(lines.Text(), name+" "); ok {
+			n, err := strconv.ParseFloat(v, 64)
+			c.must(err)
+			return n
+		}
+	}
+	c.t.Fatalf("there is no metric %s", name)
+	return 0
+}
+
 func (c *company) must(err error) {
 	c.t.Helper()
 	if err != nil {
@@ -159,6 +179,10 @@ func TestCrashes(t *testing.T) {
 		t.Logf("back after %s", c.until(http.StatusOK, ""))
 		if got := c.session(); got != session {
 			t.Errorf("the session was %s, is %s", session, got)
+		}
+		// That they are back in no time is because they were called.
+		if n := c.metric("portvakt_tunnel_hailed_total"); n < 1 {
+			t.Error("the gateway called nobody")
 		}
 	})
 	t.Run("app", func(t *testing.T) {

@@ -323,42 +323,6 @@ func TestOnEndpoint(t *testing.T) {
 	}
 }
 
-// A restarted gateway that remembers where its peers are begins the handshake:
-// a stock client works on at once, with the tunnel it has.
-func TestRestartCallsRememberedPeers(t *testing.T) {
-	priv, _ := keyPair()
-	in := startAs(t, "127.0.0.1:0", priv)
-	listen := in.addr()
-	c := newClient()
-	in.admit(t, c, 1)
-	c.connect(t, in, listen, 1)
-	roundTrip(t, c.mustDial(t, at(app[0], 443)))
-	var there place
-	select {
-	case there = <-in.located:
-	case <-time.After(5 * time.Second):
-		t.Fatal("the client was never located")
-	}
-	in.stop()
-
-	again := startAs(t, listen, priv)
-	restarted := time.Now()
-	again.table.Set(inner(1), []segment.Entry{{Addr: app[0], Proto: segment.ProtoTCP, Port: 443}})
-	if err := again.AddPeer(tunnel.Peer{Key: c.pub, PresharedKey: c.psk, Addresses: inner(1), Endpoint: there.ep, Handshake: time.Now()}); err != nil {
-		t.Fatal(err)
-	}
-	select {
-	case got := <-again.located:
-		if got.ep != there.ep || got.key != c.pub {
-			t.Errorf("located %v, was %v", got, there)
-		}
-	case <-time.After(10 * time.Second):
-		t.Fatal("no handshake after the restart: a stock client notices by itself only after 15 s")
-	}
-	roundTrip(t, c.mustDial(t, at(app[0], 443)))
-	t.Logf("works again after %s", time.Since(restarted))
-}
-
 func TestResetReachesTheClient(t *testing.T) {
 	in := start(t, "127.0.0.1:0")
 	c := newClient()

@@ -343,6 +343,7 @@ type relay struct {
 	client   atomic.Pointer[netip.AddrPort]
 	answered atomic.Int64                 // datagrams that came back
 	seen     atomic.Pointer[func([]byte)] // told of every datagram to the gateway
+	came     atomic.Pointer[func([]byte)] // and of every one from it
 
 	mu   sync.Mutex
 	back io.ReadWriteCloser // a datagram a call
@@ -419,6 +420,9 @@ func (r *relay) change(back io.ReadWriteCloser) {
 				return // closed
 			}
 			r.answered.Add(1)
+			if came := r.came.Load(); err == nil && came != nil {
+				(*came)(b[:n])
+			}
 			if c := r.client.Load(); err == nil && c != nil {
 				_, _ = r.front.WriteToUDPAddrPort(b[:n], *c)
 			}
