@@ -176,7 +176,11 @@ func (s *Sink) Healthy() error {
 // fails is tried again, for ever and ever more rarely, from the first record
 // that is not known to have arrived.
 func (s *Sink) Run(ctx context.Context) error {
-	defer func() { s.tell(s.to.close()) }()
+	defer func() {
+		if err := s.to.close(); err != nil { // an end is no recovery
+			s.tell(err)
+		}
+	}()
 	backoff := s.cfg.Retry
 	for {
 		n, err := s.step(ctx)

@@ -2,6 +2,7 @@ package sink_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -9,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -420,6 +422,19 @@ func TestSyslogGetsEverything(t *testing.T) {
 		b.until("sending", func() bool { return s.Sent() == total })
 	})
 	b.until("reading", func() bool { return srv.missing(t, total) == 0 })
+}
+
+// A sink that cannot write says so once, and the gateway's end is no recovery.
+func TestTheEndIsNoRecovery(t *testing.T) {
+	b := newBench(t)
+	b.write(1)
+	var said bytes.Buffer
+	cfg := b.config("file", "jsonl", filepath.Join(b.dir, "missing", "out"))
+	cfg.Log = slog.New(slog.NewTextHandler(&said, nil))
+	b.during(cfg, func(s *sink.Sink) { b.until("a failure", func() bool { return s.Healthy() != nil }) })
+	if text := said.String(); !strings.Contains(text, "does not take records") || strings.Contains(text, "takes records again") {
+		t.Errorf("it said:\n%s", text)
+	}
 }
 
 func TestPositionThatCannotBe(t *testing.T) {
