@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"os"
 	"reflect"
+	"strconv"
 	"strings"
 
 	"github.com/goccy/go-yaml"
@@ -18,9 +19,8 @@ import (
 	"github.com/portvakt/portvakt/gateway/identity"
 	"github.com/portvakt/portvakt/gateway/location"
 	"github.com/portvakt/portvakt/internal/wire"
+	"github.com/portvakt/portvakt/policy"
 )
-
-const shownIn = " (deploy/config/gateway.yaml shows every key)"
 
 // checkRooms asks the rooms about values and files that only they can judge, by
 // making them: that reads files, opens no port and writes nothing. Each is asked
@@ -92,10 +92,11 @@ func yamlError(path string, data []byte, err error) error {
 	}
 	text := ye.GetMessage()
 	var (
-		typ  *yaml.TypeError
-		over *yaml.OverflowError
-		node *yaml.UnexpectedNodeTypeError
-		want string
+		typ     *yaml.TypeError
+		over    *yaml.OverflowError
+		node    *yaml.UnexpectedNodeTypeError
+		unknown *yaml.UnknownFieldError
+		want    string
 	)
 	switch {
 	case errors.As(err, &typ):
@@ -104,11 +105,48 @@ func yamlError(path string, data []byte, err error) error {
 		want = wanted(over.DstType)
 	case errors.As(err, &node):
 		want = map[ast.NodeType]string{ast.SequenceType: "a list", ast.MappingType: "keys of its own"}[node.Expected]
+	case errors.As(err, &unknown):
+		key := keyAt(data, ye.GetToken())
+		known := keysBeside(key)
+		text = fmt.Sprintf("%s: unknown key%s; the keys here are %s", key, policy.DidYouMean(ye.GetToken().Value, known...), strings.Join(known, ", "))
 	}
 	if want != "" {
-		text = fmt.Sprintf("%s: expected %s, got %q", keyAt(data, ye.GetToken()), want, ye.GetToken().Value)
+		text = fmt.Sprintf("%s: expected %s, got %s", keyAt(data, ye.GetToken()), want, short(ye.GetToken().Value))
 	}
-	return fmt.Errorf("%s:%d: %s%s", path, ye.GetToken().Position.Line, text, shownIn)
+	return fmt.Errorf("%s:%d: %s", path, ye.GetToken().Position.Line, text)
+}
+
+// short quotes the beginning of a value: a file that is no YAML is one value.
+func short(v string) string {
+	const most = 40
+	if r := []rune(v); len(r) > most {
+		return strconv.Quote(string(r[:most])) + "..."
+	}
+	return strconv.Quote(v)
+}
+
+// keysBeside are the keys that are known where a key is.
+func keysBeside(key string) []string {
+	typ := reflect.TypeFor[Config]()
+	parts := strings.Split(key, ".")
+	for _, part := range parts[:len(parts)-1] {
+		name, _, _ := strings.Cut(part, "[")
+		for i := range typ.NumField() {
+			f := typ.Field(i)
+			if f.Tag.Get("yaml") != name {
+				continue
+			}
+			if typ = f.Type; typ.Kind() == reflect.Slice {
+				typ = typ.Elem()
+			}
+			break
+		}
+	}
+	var keys []string
+	for i := range typ.NumField() {
+		keys = append(keys, typ.Field(i).Tag.Get("yaml"))
+	}
+	return keys
 }
 
 func wanted(t reflect.Type) string {
@@ -135,8 +173,11 @@ func keyAt(data []byte, tok *token.Token) string {
 	for _, doc := range file.Docs {
 		ast.Walk(f, doc)
 	}
-	if f.path == "" {
+	switch f.path {
+	case "":
 		return "the value"
+	case "$":
+		return "the file"
 	}
 	return strings.TrimPrefix(f.path, "$.")
 }

@@ -16,6 +16,8 @@ import (
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/parser"
+
+	"github.com/portvakt/portvakt/policy"
 )
 
 // Config is gateway.yaml. deploy/config/gateway.yaml shows every key with its
@@ -190,7 +192,8 @@ func (d *Days) UnmarshalYAML(b []byte) error {
 // LoadConfig reads and checks a configuration without opening or writing
 // anything else. Its errors name file, line, key and what was expected.
 func LoadConfig(path string) (*Config, error) {
-	data, err := os.ReadFile(path)
+	// Who writes it decides who gets in, as with the policy's files.
+	data, err := policy.ReadTrusted(path)
 	if err != nil {
 		return nil, fmt.Errorf("reading the configuration: %w", err)
 	}
@@ -296,6 +299,8 @@ func (c *Config) problems() []problem {
 	}
 	if c.DataDir == "" {
 		bad("data_dir", "is required: a directory that only the gateway's user may read")
+	} else if text := unfit(c.DataDir); text != "" {
+		bad("data_dir", "%s", text)
 	}
 	u, err := url.Parse(c.Public.URL)
 	if c.Public.URL == "" || err != nil || u.Scheme != "https" || u.Hostname() == "" || (u.Path != "" && u.Path != "/") || u.RawQuery != "" {

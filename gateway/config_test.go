@@ -53,12 +53,18 @@ func TestBadConfigSaysWhereAndWhat(t *testing.T) {
 		return strings.Replace(good, "client_id: portvakt\n", "client_id: portvakt\n  "+line+"\n", 1)
 	}
 	for name, c := range map[string]struct{ text, want string }{
-		"unknown key":         {add("tunel:\n  listen: x\n"), `gateway.yaml:9: unknown field "tunel"`},
+		"unknown key":         {add("tunel:\n  listen: x\n"), `gateway.yaml:9: tunel: unknown key; did you mean tunnel?; the keys here are data_dir, public, tls, tunnel, `},
 		"sink of no type":     {add("audit:\n  sinks:\n    - name: a\n      to: /x\n"), `audit.sinks[0].type: expected one of file, syslog, otlp, webhook, got ""`},
 		"sinks of one name":   {add("audit:\n  sinks:\n    - {name: a, type: file, to: /x}\n    - {name: a, type: file, to: /y}\n"), `audit.sinks[1].name: "a" is another sink's name already`},
 		"sink in the clear":   {add("audit:\n  sinks:\n    - {name: a, type: webhook, to: 'http://x/'}\n"), `audit.sinks[0].to: expected an https URL`},
 		"syslog without port": {add("audit:\n  sinks:\n    - {name: a, type: syslog, to: siem}\n"), `audit.sinks[0].to: expected HOST:PORT`},
-		"unknown nested key":  {add("tunnel:\n  lisen: x\n"), `gateway.yaml:10: unknown field "lisen"`},
+		"unknown nested key":  {add("tunnel:\n  lisen: x\n"), `gateway.yaml:10: tunnel.lisen: unknown key; did you mean listen?; the keys here are listen, endpoints, mode, `},
+		"unknown in a list":   {add("audit:\n  sinks:\n    - {name: a, typ: file}\n"), `gateway.yaml:11: audit.sinks[0].typ: unknown key; did you mean type?; the keys here are name, type, format, `},
+		"nothing like it":     {add("frobnicate: 1\n"), `gateway.yaml:9: frobnicate: unknown key; the keys here are`},
+		"not this file":       {"\x7fELF and " + strings.Repeat("so on ", 20), `gateway.yaml:1: the file: expected keys of its own, got "\x7fELF and so on so on so on so on so on s"...`},
+		"data in the kernel":  {strings.Replace(good, "$DIR/data", "/proc/x", 1), "gateway.yaml:1: data_dir: expected a directory that only the gateway's user may read; /proc holds the kernel's files"},
+		"data below a file":   {strings.Replace(good, "$DIR/data", "$DIR/gateway.yaml/x", 1), "gateway.yaml:1: data_dir: expected a directory that only the gateway's user may read; "},
+		"data open to others": {strings.Replace(good, "$DIR/data", "/etc", 1), "gateway.yaml:1: data_dir: /etc is open to others (mode 0755); run: chmod 700 /etc"},
 		"wrong type":          {add("tunnel:\n  mtu: many\n"), `gateway.yaml:10: tunnel.mtu: expected a whole number, got "many"`},
 		"list for a value":    {add("tunnel:\n  endpoints: a:1\n"), `gateway.yaml:10: tunnel.endpoints: expected a list, got "a:1"`},
 		"value for keys":      {add("tunnel: 7\n"), `gateway.yaml:9: tunnel: expected keys of its own, got "7"`},
@@ -129,7 +135,7 @@ func TestCheckLooksAtTheAppsFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	for file, want := range map[string]string{filepath.Join(other, "nowhere.pem"): "no such file", empty: "holds no certificate"} {
-		if err := app(file); err == nil || !strings.Contains(err.Error(), "app crm: upstream_ca_file") || !strings.Contains(err.Error(), want) {
+		if err := app(file); err == nil || !strings.Contains(err.Error(), "crm.yaml:6: upstream_ca_file: wanted a PEM file the gateway can read: ") || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", file, err)
 		}
 	}
@@ -144,6 +150,81 @@ func TestCheckLooksAtTheAppsFiles(t *testing.T) {
 	if err := app(good); err != nil {
 		t.Error(err)
 	}
+}
+
+// An address that every request would be refused at is said by check.
+func TestCheckLooksAtTheAppsAddresses(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ lines, want string }{
+		{"protocol: http\nhosts: [a.example.com]\nupstream: http://127.0.0.1\n", "a.yaml:4: upstream: 127.0.0.1 is an address no app may be on unless it says so; add allow: [127.0.0.1/32]"},
+		{"protocol: tcp\nports: [1]\nupstream: '[::1]:1'\n", `a.yaml:4: upstream: ::1 is an address no app may be on unless it says so; add allow: ["::1/128"]`},
+		{"protocol: udp\nports: [1, 2]\nupstream: 100.96.0.7\n", "add allow: [100.96.0.7/32]"},
+		{"protocol: tcp\nports: [1]\nupstream: 0.0.0.0\nallow: [0.0.0.0/0]\n", "0.0.0.0 is an address no app can be on"},
+		{"protocol: http\nhosts: [a.example.com]\nupstream: http://127.0.0.1:80\nallow: [127.0.0.0/8]\n", ""},
+		{"protocol: http\nhosts: [a.example.com]\nupstream: http://10.0.0.1\n", ""},
+		{"protocol: http\nhosts: [a.example.com]\nupstream: http://localhost\n", ""}, // a name's address may change
+	} {
+		if err := os.WriteFile(filepath.Join(dir, "a.yaml"), []byte("name: a\n"+c.lines+"access: [{anyone: true}]\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := gateway.LoadPolicy(&gateway.Config{Policy: gateway.PolicyConfig{Directory: dir}, Tunnel: gateway.TunnelConfig{IPv4: "100.96.0.0/16"}})
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", c.lines, err, c.want)
+		}
+	}
+}
+
+// Who may write gateway.yaml decides who gets in, as with the app files.
+func TestConfigThatOthersMayWrite(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "gateway.yaml")
+	if err := os.WriteFile(path, []byte(strings.ReplaceAll(good, "$DIR", dir)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(path, 0o664); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := gateway.LoadConfig(path); err == nil || !strings.Contains(err.Error(), "gateway.yaml: wanted a mode that only the owner may write, found 0664; run: chmod go-w ") {
+		t.Error(err)
+	}
+}
+
+// A rule about a claim that no login brings would never refuse anybody.
+func TestCheckKnowsWhichClaimsAreKept(t *testing.T) {
+	cfg := &gateway.Config{Policy: gateway.PolicyConfig{Directory: examples(t)}, Identity: gateway.IdentityConfig{KeepClaims: []string{"team"}}}
+	if _, err := gateway.LoadPolicy(cfg); err == nil || !strings.Contains(err.Error(), "temporary_staff.rego:18: input.subject.claims.employment: identity.keep_claims of gateway.yaml does not keep this claim, so a rule about it never refuses; write there: keep_claims: [team, employment]") {
+		t.Error(err)
+	}
+	cfg.Identity.KeepClaims = []string{"employment"}
+	if _, err := gateway.LoadPolicy(cfg); err != nil {
+		t.Error(err)
+	}
+}
+
+// examples is a copy of the example apps, with the modes a machine would have.
+func examples(t *testing.T) string {
+	t.Helper()
+	dir := filepath.Join(t.TempDir(), "apps")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	paths, err := filepath.Glob("../deploy/config/apps/*")
+	if err != nil || len(paths) == 0 {
+		t.Fatal(paths, err)
+	}
+	for _, p := range paths {
+		data, err := os.ReadFile(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, filepath.Base(p)), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
 }
 
 // The shipped example shows every key, commented out or not, and every key it
@@ -182,8 +263,14 @@ func TestShippedExampleShowsEveryKey(t *testing.T) {
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := gateway.LoadConfig(path); err != nil {
-		t.Errorf("the shipped example does not load: %v", err)
+	cfg, err := gateway.LoadConfig(path)
+	if err != nil {
+		t.Fatalf("the shipped example does not load: %v", err)
+	}
+	// So does a copy of the example apps beside it.
+	cfg.Policy.Directory = examples(t)
+	if _, err := gateway.LoadPolicy(cfg); err != nil {
+		t.Errorf("the shipped example apps do not load: %v", err)
 	}
 }
 

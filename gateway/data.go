@@ -8,10 +8,15 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/user"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 
 	"github.com/google/renameio/v2"
+	"golang.org/x/sys/unix"
+
 	"github.com/portvakt/portvakt/certs"
 	"github.com/portvakt/portvakt/gateway/assertion"
 	"github.com/portvakt/portvakt/gateway/audit"
@@ -105,17 +110,65 @@ func (g *gateway) closeData() error {
 }
 
 func privateDir(dir string) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	err := os.MkdirAll(dir, 0o700)
+	if errors.Is(err, os.ErrPermission) {
+		return fmt.Errorf("%w; run: install -d -m 700 -o %s %s", err, myName(), dir)
+	}
+	if err != nil {
 		return err
 	}
 	st, err := os.Stat(dir)
 	if err != nil {
 		return err
 	}
-	if st.Mode().Perm()&0o077 != 0 {
-		return fmt.Errorf("%s is open to others; run: chmod 700 %s", dir, dir)
+	if text := openToOthers(dir, st); text != "" {
+		return errors.New(text)
+	}
+	if owner := st.Sys().(*syscall.Stat_t).Uid; os.Geteuid() != 0 && int(owner) != os.Geteuid() {
+		return fmt.Errorf("%s belongs to uid %d, this program runs as %d; run: chown %s %[1]s", dir, owner, os.Geteuid(), myName())
 	}
 	return nil
+}
+
+func openToOthers(dir string, st os.FileInfo) string {
+	if st.Mode().Perm()&0o077 == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%s is open to others (mode %#o); run: chmod 700 %[1]s", dir, st.Mode().Perm())
+}
+
+// myName is whom a command has to name so that this process is meant.
+func myName() string {
+	if u, err := user.Current(); err == nil {
+		return u.Username
+	}
+	return strconv.Itoa(os.Geteuid())
+}
+
+// unfit says why a directory cannot be data_dir, as far as that can be seen
+// without making it. It may not be there yet, and who looks may be another user
+// than the gateway's.
+func unfit(dir string) string {
+	for _, system := range []string{"/proc", "/sys"} {
+		if dir == system || strings.HasPrefix(dir, system+"/") {
+			return "expected a directory that only the gateway's user may read; " + system + " holds the kernel's files and no others"
+		}
+	}
+	st, err := os.Stat(dir)
+	if err == nil && st.IsDir() {
+		return openToOthers(dir, st)
+	}
+	for parent := dir; ; parent = filepath.Dir(parent) {
+		st, err := os.Stat(parent)
+		switch {
+		case err == nil && !st.IsDir():
+			return "expected a directory that only the gateway's user may read; " + parent + " is a file"
+		case err == nil && errors.Is(unix.Access(parent, unix.W_OK), unix.EROFS):
+			return "expected a directory that can be written; " + parent + " is mounted read-only"
+		case err == nil, parent == filepath.Dir(parent), errors.Is(err, os.ErrPermission):
+			return ""
+		}
+	}
 }
 
 // lock keeps a second gateway off the directory. The kernel releases it with

@@ -5,14 +5,18 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
 	"github.com/google/renameio/v2"
 	"github.com/portvakt/portvakt/gateway/audit"
+	"github.com/portvakt/portvakt/gateway/dial"
 	"github.com/portvakt/portvakt/policy"
 )
 
@@ -21,9 +25,12 @@ import (
 // first is closed after the first look, whatever came of it.
 func (g *gateway) followPolicy(ctx context.Context, first chan<- struct{}) error {
 	var once sync.Once
-	src := &policy.Source{Dir: g.cfg.Policy.Directory, Load: policyOptions()}
+	src := &policy.Source{Dir: g.cfg.Policy.Directory, Load: g.cfg.policyOptions()}
 	return src.Run(ctx, func(rev *policy.Revision, err error) {
 		defer once.Do(func() { close(first) })
+		if err == nil {
+			err = g.cfg.checkApps(rev)
+		}
 		if err == nil {
 			err = g.publish(ctx, rev, "directory:"+g.cfg.Policy.Directory)
 		}
@@ -43,9 +50,6 @@ func (g *gateway) followPolicy(ctx context.Context, first chan<- struct{}) error
 
 // publish puts a revision in force.
 func (g *gateway) publish(ctx context.Context, rev *policy.Revision, actor string) error {
-	if err := checkFiles(rev); err != nil {
-		return err
-	}
 	if err := g.keepBundle(rev); err != nil {
 		return err
 	}
@@ -56,11 +60,15 @@ func (g *gateway) publish(ctx context.Context, rev *policy.Revision, actor strin
 	return nil
 }
 
-// checkFiles looks at what a revision names outside the policy directory: an app
-// whose CA cannot be read would be down, and nobody would know why.
-func checkFiles(rev *policy.Revision) error {
-	var errs []error
+// checkApps looks at what a revision names outside the policy directory: an app
+// whose CA cannot be read, or whose address may not be dialled, would be down,
+// and nobody would know why.
+func (c *Config) checkApps(rev *policy.Revision) error {
+	var problems policy.Problems
 	for _, a := range rev.Apps() {
+		if text := c.undialled(a); text != "" {
+			problems = append(problems, rev.Problem(a.Name, "upstream", text))
+		}
 		if a.UpstreamCAFile == "" {
 			continue
 		}
@@ -69,10 +77,35 @@ func checkFiles(rev *policy.Revision) error {
 			err = fmt.Errorf("%s holds no certificate in PEM", a.UpstreamCAFile)
 		}
 		if err != nil {
-			errs = append(errs, fmt.Errorf("app %s: upstream_ca_file: wanted a PEM file the gateway can read: %w", a.Name, err))
+			problems = append(problems, rev.Problem(a.Name, "upstream_ca_file", "wanted a PEM file the gateway can read: "+err.Error()))
 		}
 	}
-	return errors.Join(errs...)
+	if len(problems) > 0 {
+		return problems
+	}
+	return nil
+}
+
+// undialled says why the address an app's upstream names is never dialled. What
+// a name leads to, and the machine's own addresses, are looked at when they are.
+func (c *Config) undialled(a policy.App) string {
+	host, _, err := net.SplitHostPort(a.UpstreamFor(1))
+	if err != nil {
+		return ""
+	}
+	addr, err := netip.ParseAddr(host)
+	if err != nil || dial.Check(addr, a.Allow, c.forbidden()) == nil {
+		return ""
+	}
+	itself := netip.PrefixFrom(addr, addr.BitLen())
+	if dial.Check(addr, []netip.Prefix{itself}, nil) != nil {
+		return addr.String() + " is an address no app can be on"
+	}
+	text := itself.String()
+	if addr.Is6() {
+		text = strconv.Quote(text) // YAML takes the colons for keys
+	}
+	return fmt.Sprintf("%s is an address no app may be on unless it says so; add allow: [%s]", addr, text)
 }
 
 func (g *gateway) refusedPolicy(err error) {
@@ -88,9 +121,9 @@ func (g *gateway) refusedPolicy(err error) {
 // been broken since: a file with a mistake in it must not send a whole contact
 // centre home because a machine was restarted.
 func (g *gateway) resume(ctx context.Context) {
-	rev, err := policy.Load(g.dirs.lastGood(), policyOptions())
+	rev, err := policy.Load(g.dirs.lastGood(), g.cfg.policyOptions())
 	if errors.Is(err, os.ErrNotExist) {
-		rev, err = policy.Load(g.dirs.lastGood()+".before", policyOptions())
+		rev, err = policy.Load(g.dirs.lastGood()+".before", g.cfg.policyOptions())
 	}
 	if errors.Is(err, os.ErrNotExist) {
 		return // the first start: there is nothing good yet
@@ -130,7 +163,7 @@ func (g *gateway) keepFiles(rev *policy.Revision) error {
 			return err
 		}
 	}
-	if copied, err := policy.Load(next, policyOptions()); err != nil || copied.ID() != rev.ID() {
+	if copied, err := policy.Load(next, g.cfg.policyOptions()); err != nil || copied.ID() != rev.ID() {
 		return err
 	}
 	// A crash between the two renames leaves the copy of before, which resume

@@ -41,15 +41,18 @@ import (
 // LoadPolicy compiles the policy a configuration names, without activating it,
 // and looks at the files its apps name.
 func LoadPolicy(cfg *Config) (*policy.Revision, error) {
-	rev, err := policy.Load(cfg.Policy.Directory, policyOptions())
+	rev, err := policy.Load(cfg.Policy.Directory, cfg.policyOptions())
 	if err != nil {
 		return nil, err
 	}
-	return rev, checkFiles(rev)
+	return rev, cfg.checkApps(rev)
 }
 
-// Policy files decide who gets in, so who may write them is checked each time.
-func policyOptions() policy.LoadOptions { return policy.LoadOptions{CheckOwner: true} }
+// Policy files decide who gets in, so who may write them is checked each time;
+// and a rule about a claim that no login brings would never refuse.
+func (c *Config) policyOptions() policy.LoadOptions {
+	return policy.LoadOptions{CheckOwner: true, CheckClaims: true, KeptClaims: c.Identity.KeepClaims}
+}
 
 // gateway holds the rooms of one running gateway.
 type gateway struct {
@@ -159,7 +162,7 @@ func (g *gateway) build() (err error) {
 	g.proxy, err = proxy.New(proxy.Config{
 		Session: g.sessions, AppByAddr: g.sessions.AppByAddr, Signer: g.signer, Log: g.log,
 		Certificate: func(names []string) (*tls.Certificate, error) { return g.ca.ServerCertificate(names, nil) },
-		Forbidden:   g.forbidden(),
+		Forbidden:   cfg.forbidden(),
 		Timeouts:    cfg.Proxy.timeouts(), Limits: cfg.Proxy.limits(),
 	})
 	if err != nil {
@@ -168,7 +171,7 @@ func (g *gateway) build() (err error) {
 	names := dns.New(dns.Config{Resolve: g.sessions.Resolve})
 	g.media, err = media.New(media.Config{
 		Sessions: g.sessions, AppByAddr: g.sessions.AppByAddr, Inject: g.tunnel.Inject, MTU: cfg.Tunnel.MTU,
-		Gateway: own, DNS: names.Answer, Device: g.tunnel.FirstAddress, Forbidden: g.forbidden(), Log: g.log,
+		Gateway: own, DNS: names.Answer, Device: g.tunnel.FirstAddress, Forbidden: cfg.forbidden(), Log: g.log,
 	})
 	if err != nil {
 		return err
@@ -341,9 +344,9 @@ func (g *gateway) restore(ctx context.Context) error {
 
 // forbidden are the tunnel's pools: no app may live in one unless it names it.
 // The machine's own addresses are the proxy's to look at, at every dial.
-func (g *gateway) forbidden() []netip.Prefix {
+func (c *Config) forbidden() []netip.Prefix {
 	var out []netip.Prefix
-	for _, s := range []string{g.cfg.Tunnel.IPv4, g.cfg.Tunnel.IPv6} {
+	for _, s := range []string{c.Tunnel.IPv4, c.Tunnel.IPv6} {
 		if p, err := netip.ParsePrefix(s); err == nil {
 			out = append(out, p)
 		}

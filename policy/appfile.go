@@ -44,22 +44,25 @@ var (
 	zoneRE    = regexp.MustCompile(`^[A-Za-z0-9+_-]+(/[A-Za-z0-9+_-]+)*$`)
 )
 
-// parseApp decodes one file of the catalogue. The App is only good when there
-// are no Problems.
-func parseApp(path string, src []byte) (App, Problems) {
+// parseApp decodes one file of the catalogue, and says on which line each key
+// is. The App is only good when there are no Problems.
+func parseApp(path string, src []byte) (app App, lines map[string]int, problems Problems) {
 	f := &yamlFile{path: path}
 	body := f.parse(src)
 	if body == nil {
-		return App{}, f.problems
+		return App{}, nil, f.problems
 	}
 	fields := f.mapping(body, "", appKeys)
 	if fields == nil {
-		return App{}, f.problems
+		return App{}, nil, f.problems
 	}
-	app := App{}
+	lines = make(map[string]int, len(fields))
+	for key, fd := range fields {
+		lines[key] = lineOf(fd.key)
+	}
 	f.appWords(&app, fields, body)
 	if !slices.Contains([]string{ProtocolHTTP, ProtocolTCP, ProtocolUDP}, app.Protocol) {
-		return App{}, f.problems // what follows depends on it
+		return App{}, nil, f.problems // what follows depends on it
 	}
 	f.appAddress(&app, fields, body)
 	f.appWeb(&app, fields)
@@ -70,7 +73,7 @@ func parseApp(path string, src []byte) (App, Problems) {
 		f.access(&app, fd)
 	}
 	fillApp(&app)
-	return app, f.problems
+	return app, lines, f.problems
 }
 
 // appWords reads what names and presents the app.

@@ -63,8 +63,8 @@ var inputFacts = facts{
 
 // customModule checks one parsed module. seen maps module names to the file
 // that has them.
-func customModule(path string, m *ast.Module, seen map[string]string) Problems {
-	c := &moduleCheck{path: path}
+func customModule(path string, m *ast.Module, seen map[string]string, opt LoadOptions) Problems {
+	c := &moduleCheck{path: path, opt: opt}
 	name, ok := strings.CutPrefix(strings.TrimPrefix(m.Package.Path.String(), "data."), packagePrefix)
 	switch {
 	case !ok || !moduleNameRE.MatchString(name):
@@ -101,6 +101,7 @@ func customModule(path string, m *ast.Module, seen map[string]string) Problems {
 
 type moduleCheck struct {
 	path     string
+	opt      LoadOptions
 	absent   map[string]string // as the module declares it
 	problems Problems
 	said     map[string]bool // "line fact" that has a Problem
@@ -244,6 +245,24 @@ func (c *moduleCheck) fact(at *ast.Location, ref ast.Ref) {
 	for _, fact := range node.below(path) {
 		c.declared(at, fact)
 	}
+	if claim, ok := strings.CutPrefix(path, "subject.claims."); ok {
+		c.kept(at, claim)
+	}
+}
+
+// kept refuses a claim that no login brings.
+func (c *moduleCheck) kept(at *ast.Location, claim string) {
+	fact := "subject.claims." + claim
+	said := fmt.Sprintf("%d kept %s", at.Row, fact)
+	if !c.opt.CheckClaims || slices.Contains(c.opt.KeptClaims, claim) || c.said[said] {
+		return
+	}
+	c.said[said] = true
+	so := "so a rule about it never refuses"
+	if c.absent[fact] == "deny" {
+		so = `so it is absent for everyone, which "deny" refuses`
+	}
+	c.fail(at, "input."+fact, "identity.keep_claims of gateway.yaml does not keep this claim, %s; write there: keep_claims: [%s]", so, strings.Join(append(slices.Clone(c.opt.KeptClaims), claim), ", "))
 }
 
 // below returns the facts at or below path that may be absent.

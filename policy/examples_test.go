@@ -77,7 +77,7 @@ func TestExamplesShowEveryKey(t *testing.T) {
 		t.Fatalf("the loader names only %v (%v)", keys, err)
 	}
 	for _, key := range slices.Compact(keys) {
-		shown := regexp.MustCompile(`(?m)^[^#\n]*\b` + key + `:`)
+		shown := regexp.MustCompile(`(?m)^(?:# )?[^#\n]*\b` + key + `:`)
 		if slices.Contains(policy.Signals, key) {
 			shown = regexp.MustCompile(`\b` + key + `\b`)
 		}

@@ -90,10 +90,24 @@ func readDir(dir string, checkOwner bool) ([]sourceFile, error) {
 	return files, nil
 }
 
+// ReadTrusted reads a file that, like the policy's own, only this process's user
+// or root could have written.
+func ReadTrusted(path string) ([]byte, error) {
+	data, err := readPlain(path, true)
+	var problems Problems
+	if err != nil && !errors.As(err, &problems) {
+		err = Problem{File: path, Text: err.Error()}
+	}
+	return data, err
+}
+
 // readPlain reads a regular file whose owner and mode were checked on the very
 // file that is read.
 func readPlain(path string, checkOwner bool) ([]byte, error) {
 	f, err := openPlain(path)
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, fmt.Errorf("wanted a file that uid %d (this program's user) may read: %w", os.Geteuid(), pathless(err))
+	}
 	if err != nil {
 		return nil, fmt.Errorf("wanted a readable file: %w", pathless(err))
 	}

@@ -250,13 +250,13 @@ func TestCapabilities(t *testing.T) {
 	}
 	for name, call := range calls {
 		src := "package portvakt.custom.x\n\ndeny contains {\"message\": \"m\"} if " + call + "\n"
-		_, err := build([]sourceFile{{name: "x.rego", path: "x.rego", data: []byte(src)}})
+		_, err := build([]sourceFile{{name: "x.rego", path: "x.rego", data: []byte(src)}}, LoadOptions{})
 		if err == nil || !strings.Contains(err.Error(), "x.rego:3") || !strings.Contains(err.Error(), name) {
 			t.Errorf("%s: got %v, want a problem in line 3 that names it", call, err)
 		}
 	}
 	src := "package portvakt.custom.x\n\ndeny contains {\"message\": \"m\"} if upper(\"a\") == \"B\"\n"
-	if _, err := build([]sourceFile{{name: "x.rego", path: "x.rego", data: []byte(src)}}); err != nil {
+	if _, err := build([]sourceFile{{name: "x.rego", path: "x.rego", data: []byte(src)}}, LoadOptions{}); err != nil {
 		t.Errorf("a pure built-in is refused: %v", err)
 	}
 }
@@ -354,7 +354,7 @@ func FuzzParseApp(f *testing.F) {
 			return
 		}
 		began := time.Now()
-		app, problems := parseApp("app.yaml", src)
+		app, _, problems := parseApp("app.yaml", src)
 		if took := time.Since(began); took > 5*time.Second {
 			t.Errorf("took %v", took)
 		}

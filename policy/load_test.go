@@ -165,6 +165,29 @@ func TestRevisionID(t *testing.T) {
 	}
 }
 
+// A claim that the gateway does not keep is absent for everyone.
+func TestClaimsThatAreNotKept(t *testing.T) {
+	module := func(absent, claim string) map[string]string {
+		return map[string]string{"m.rego": "package portvakt.custom.m\n\nabsent := {" + absent + "}\n\ndeny contains {\"message\": \"no\"} if " + claim + " == \"temporary\"\n"}
+	}
+	for _, c := range []struct {
+		absent, claim string
+		kept          []string
+		want          string
+	}{
+		{`"subject.claims.employment": "ignore"`, "input.subject.claims.employment", nil, "m.rego:5: input.subject.claims.employment: identity.keep_claims of gateway.yaml does not keep this claim, so a rule about it never refuses; write there: keep_claims: [employment]"},
+		{`"subject.claims.employment": "deny"`, "input.subject.claims.employment", []string{"team"}, `so it is absent for everyone, which "deny" refuses; write there: keep_claims: [team, employment]`},
+		{`"subject.claims.employment": "ignore"`, "input.subject.claims.employment", []string{"employment"}, ""},
+		{`"subject.claims": "ignore"`, "input.subject.claims[_]", []string{"team"}, ""},
+		{`"subject.email": "ignore"`, "input.subject.email", nil, ""},
+	} {
+		_, err := policy.Load(writeFiles(t, module(c.absent, c.claim)), policy.LoadOptions{CheckClaims: true, KeptClaims: c.kept})
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s with %v kept: %v, want %q", c.claim, c.kept, err, c.want)
+		}
+	}
+}
+
 func chmod(t *testing.T, path string, mode os.FileMode) {
 	t.Helper()
 	if err := os.Chmod(path, mode); err != nil {

@@ -23,7 +23,7 @@ func (f *yamlFile) onLoss(fd field) OnLoss {
 		case text == "":
 			f.fail(n, fd.path, "wanted how long what is open may go on: {drain: 15m}, found drain without a time")
 		default:
-			f.fail(n, fd.path, "wanted %s, found %q%s", wantedOnLoss, n.Value, didYouMean(n.Value, "cut", "drain"))
+			f.fail(n, fd.path, "wanted %s, found %q%s", wantedOnLoss, n.Value, DidYouMean(n.Value, "cut", "drain"))
 		}
 		return OnLoss{}
 	case *ast.MappingNode, *ast.MappingValueNode:
@@ -58,8 +58,8 @@ func (f *yamlFile) drainTime(fd field) time.Duration {
 	return d
 }
 
-// didYouMean names the word that s is a slip of, if it is near one.
-func didYouMean(s string, words ...string) string {
+// DidYouMean names the word that s is a slip of, if it is near one.
+func DidYouMean(s string, words ...string) string {
 	best, least := "", len(s)
 	for _, w := range words {
 		if d := distance(strings.ToLower(s), w); d < least && d <= len(w)/2 && len(w) > 2 {

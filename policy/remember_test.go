@@ -76,7 +76,7 @@ func rememberedEngine(t testing.TB, module string) *Engine {
 	if module != "" {
 		files = append(files, sourceFile{name: "m.rego", path: "m.rego", data: []byte(module)})
 	}
-	r, err := build(files)
+	r, err := build(files, LoadOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -33,6 +33,11 @@ type LoadOptions struct {
 	// CheckOwner refuses a directory or file that belongs to neither this
 	// process's user nor root, or that group or others may write.
 	CheckOwner bool
+	// CheckClaims refuses a module that names a claim of the login which is not
+	// among KeptClaims: it would be absent for everyone, and a rule about it
+	// would never refuse.
+	CheckClaims bool
+	KeptClaims  []string
 }
 
 // Revision is one state of the whole policy: the catalogue, the shipped Rego
@@ -44,6 +49,14 @@ type Revision struct {
 	query rego.PreparedEvalQuery
 	// remember says which Questions are the same to it.
 	remember remembering
+	// places say in which file and line each app's keys are.
+	places map[string]place
+}
+
+// place is where an app was read from.
+type place struct {
+	file  string
+	lines map[string]int // by key of the app
 }
 
 // bundleFile is one file of a Revision's OPA bundle.
@@ -68,6 +81,13 @@ func (r *Revision) App(name string) (App, bool) {
 	return r.apps[i], true
 }
 
+// Problem says what is wrong with a key of an app, for what only the caller can
+// judge.
+func (r *Revision) Problem(app, key, text string) Problem {
+	at := r.places[app]
+	return Problem{File: at.file, Line: at.lines[key], Key: key, Text: text}
+}
+
 // Load reads dir (*.yaml and *.yml: one app a file; *.rego: custom modules) and
 // compiles it. What is wrong with the files comes back as [Problems].
 func Load(dir string, opt LoadOptions) (*Revision, error) {
@@ -75,22 +95,22 @@ func Load(dir string, opt LoadOptions) (*Revision, error) {
 	if err != nil {
 		return nil, err
 	}
-	return build(files)
+	return build(files, opt)
 }
 
 // build makes a Revision of files, which are sorted by name.
-func build(files []sourceFile) (*Revision, error) {
+func build(files []sourceFile, opt LoadOptions) (*Revision, error) {
 	var problems Problems
 	modules, err := shippedModules()
 	if err != nil {
 		return nil, err
 	}
-	r := &Revision{}
+	r := &Revision{places: map[string]place{}}
 	owners := map[string]string{} // app or host -> file
 	names := map[string]string{}  // custom module -> file
 	for _, f := range files {
 		if f.rego() {
-			m, more := parseModule(f, names)
+			m, more := parseModule(f, names, opt)
 			problems = append(problems, more...)
 			if len(more) == 0 {
 				modules[f.path] = m
@@ -98,13 +118,14 @@ func build(files []sourceFile) (*Revision, error) {
 			}
 			continue
 		}
-		app, more := parseApp(f.path, f.data)
+		app, lines, more := parseApp(f.path, f.data)
 		problems = append(problems, more...)
 		if len(more) > 0 {
 			continue
 		}
 		problems = append(problems, claim(owners, f, app)...)
 		r.apps = append(r.apps, app)
+		r.places[app.Name] = place{f.path, lines}
 	}
 	if len(problems) > 0 {
 		return nil, problems
@@ -147,12 +168,12 @@ func parserOptions() ast.ParserOptions {
 }
 
 // parseModule parses and checks one custom module.
-func parseModule(f sourceFile, names map[string]string) (*ast.Module, Problems) {
+func parseModule(f sourceFile, names map[string]string, opt LoadOptions) (*ast.Module, Problems) {
 	m, err := ast.ParseModuleWithOpts(f.path, string(f.data), parserOptions())
 	if err != nil {
 		return nil, regoProblems(f.path, err)
 	}
-	return m, customModule(f.path, m, names)
+	return m, customModule(f.path, m, names, opt)
 }
 
 func shippedModules() (map[string]*ast.Module, error) {

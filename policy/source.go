@@ -91,7 +91,7 @@ func (s *Source) step(l *look, report func(*Revision, error)) {
 		}
 		l.content = content
 		var r *Revision
-		if r, err = build(files); err == nil {
+		if r, err = build(files, s.Load); err == nil {
 			if r.id != l.id {
 				l.id, l.said = r.id, ""
 				report(r, nil)

@@ -149,7 +149,7 @@ func (f *yamlFile) mapping(n ast.Node, path string, known []string) map[string]f
 		}
 		at := join(path, key.Value)
 		if known != nil && !slices.Contains(known, key.Value) {
-			f.fail(key, at, "unknown key%s; the keys here are %s", didYouMean(key.Value, known...), strings.Join(known, ", "))
+			f.fail(key, at, "unknown key%s; the keys here are %s", DidYouMean(key.Value, known...), strings.Join(known, ", "))
 			continue
 		}
 		if _, twice := fields[key.Value]; twice {

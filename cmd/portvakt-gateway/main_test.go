@@ -96,7 +96,7 @@ func TestCheckAndServeRefuseAndWriteNothing(t *testing.T) {
 	}
 	command(t, 0, "is fine; apps: 1, policy revision: sha256-", "check", "--config", path)
 	for bad, want := range map[string]string{
-		"tunel: {}\n":                       `gateway.yaml:7: unknown field "tunel"`,
+		"tunel: {}\n":                       "gateway.yaml:7: tunel: unknown key; did you mean tunnel?",
 		"location: {database: none.mmdb}\n": "gateway.yaml:7: location.database: expected a MaxMind database file",
 	} {
 		if err := os.WriteFile(path, append(good, bad...), 0o600); err != nil {

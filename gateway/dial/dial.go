@@ -90,6 +90,12 @@ func check(a netip.Addr, allow, forbidden []netip.Prefix, own func() ([]netip.Ad
 	return nil
 }
 
+// Check refuses, with [ErrForbidden], an address that New's dialer would refuse
+// on every machine.
+func Check(a netip.Addr, allow, forbidden []netip.Prefix) error {
+	return check(a, allow, forbidden, func() ([]netip.Addr, error) { return nil, nil })
+}
+
 // ownFor is how long the list of the machine's addresses is used: listing them
 // costs more than a connection within the machine.
 const ownFor = time.Second
