@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -57,6 +58,9 @@ func (g *gateway) health() Health {
 			h.Checks["audit_sink_"+s.Name()] = err.Error()
 		}
 	}
+	if apps := g.proxy.Unreachable(); len(apps) > 0 {
+		h.Checks["apps_unreachable"] = strings.Join(apps, ", ")
+	}
 	if n := len(g.sessions.Lockdowns()); n > 0 {
 		h.Checks["lockdowns"] = fmt.Sprintf("%d in force; see: portvakt-gateway lockdown list", n)
 	}
@@ -97,6 +101,7 @@ func (g *gateway) metrics() *prometheus.Registry {
 	gauge("break_glass", "Administrators who may act alone now.", func() float64 { return float64(len(g.admin.BreakGlass())) })
 	counter("refused_total", "Requests and flows that were refused.", func() float64 { return float64(g.sessions.Counts().Refused) })
 	counter("undecided_dropped_total", "Connections and exchanges turned away because too many were waiting for a decision.", func() float64 { return float64(g.proxy.Dropped()) })
+	gauge("apps_unreachable", "Apps that could not be connected to several times and not once since; /healthz names them.", func() float64 { return float64(len(g.proxy.Unreachable())) })
 	counter("cuts_total", "Open flows that were cut.", func() float64 { return float64(g.sessions.Counts().Cuts) })
 	reg.MustRegister(&causes{func() map[string]uint64 {
 		s := g.tunnel.Stats()

@@ -33,13 +33,14 @@ func (p *Proxy) openFlow(ctx context.Context, b session.Begin, decided func()) (
 	dialing, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(flow.Context(), cancel)()
-	up, err := dial.New(p.cfg.Timeouts.Dial, b.App.Allow, p.cfg.Forbidden).DialContext(dialing, "tcp", b.App.UpstreamFor(b.Port))
+	dialer := dial.New(p.cfg.Timeouts.Dial, b.App.Allow, p.cfg.Forbidden)
+	up, err := p.upstreams.breakers.dial(dialing, b.App.Name, dialer, b.App.UpstreamFor(b.Port))
 	if err != nil {
 		outcome := outcomeUnreachable
 		if errors.Is(err, dial.ErrForbidden) {
 			outcome = outcomeForbidden
 		}
-		p.log.Warn("an app does not answer", "app", b.App.Name, "flow", flow.ID(), "decision", d.ID, "err", err)
+		p.log.Log(ctx, unanswered(err), "an app does not answer", "app", b.App.Name, "flow", flow.ID(), "decision", d.ID, "err", err)
 		flow.End(session.Result{Outcome: outcome})
 		return nil, nil
 	}

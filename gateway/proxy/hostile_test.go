@@ -318,3 +318,29 @@ func TestEarlyAnswer(t *testing.T) {
 		})
 	}
 }
+
+// TestDeadAppIsLeftAlone: whoever asks for an app that cannot be reached is told
+// so, with a record, also while nobody tries any more; other apps go on.
+func TestDeadAppIsLeftAlone(t *testing.T) {
+	e := newEcho(t)
+	dead := strings.NewReplacer("name: crm", "name: dead", "[crm.test, kunder.test]", "[dead.test]", "{{crm}}", "http://127.0.0.1:1").Replace(crmYAML)
+	w := newWorld(t, []string{crmYAML, dead}, map[string]string{"crm": e.URL})
+	c := w.client(false)
+	const n = 9 // of which five try
+	for range n {
+		if res, _ := get(t, c, "https://dead.test/"); res.StatusCode != http.StatusBadGateway || res.Header.Get("Portvakt-Reason") != "upstream_unavailable" {
+			t.Fatalf("%d %v", res.StatusCode, res.Header)
+		}
+		if res, _ := get(t, c, "https://crm.test/"); res.StatusCode != http.StatusOK {
+			t.Fatalf("another app: %d", res.StatusCode)
+		}
+	}
+	if got := w.proxy.Unreachable(); len(got) != 1 || got[0] != "dead" {
+		t.Errorf("unreachable: %q", got)
+	}
+	for _, r := range w.records(audit.KindUpstreamError, n) {
+		if r.App != "dead" || r.Outcome != "upstream_unavailable" {
+			t.Errorf("%+v", r)
+		}
+	}
+}

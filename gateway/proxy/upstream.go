@@ -38,6 +38,8 @@ type upstreams struct {
 
 	idle *http1.Budget // of all pools
 
+	breakers breakers
+
 	mu    sync.Mutex // guards what follows
 	all   map[string]*upstream
 	lanes lanes
@@ -45,7 +47,7 @@ type upstreams struct {
 
 func newUpstreams(cfg Config) upstreams {
 	return upstreams{
-		timeouts: cfg.Timeouts, limits: cfg.Limits, forbidden: cfg.Forbidden, idle: http1.NewBudget(maxIdle),
+		timeouts: cfg.Timeouts, limits: cfg.Limits, forbidden: cfg.Forbidden, idle: http1.NewBudget(maxIdle), breakers: breakers{log: cfg.Log},
 		all: map[string]*upstream{}, lanes: lanes{of: map[netip.Addr][]*lane{}, perApp: map[*upstream]int{}},
 	}
 }
@@ -85,12 +87,15 @@ func (u *upstreams) make(app *policy.App) (*upstream, error) {
 			return nil, fmt.Errorf("reading the upstream's CA: no certificate in %s", app.UpstreamCAFile)
 		}
 	}
-	dialer := dial.New(u.timeouts.Dial, app.Allow, u.forbidden)
+	name, dialer := app.Name, dial.New(u.timeouts.Dial, app.Allow, u.forbidden)
+	connect := func(ctx context.Context, address string) (net.Conn, error) {
+		return u.breakers.dial(ctx, name, dialer, address)
+	}
 	up := &upstream{
 		scheme: to.Scheme, host: to.Host,
 		transport: func() *http.Transport {
 			return &http.Transport{
-				DialContext:            dialer.DialContext,
+				DialContext:            func(ctx context.Context, _, address string) (net.Conn, error) { return connect(ctx, address) },
 				TLSClientConfig:        conf,
 				TLSHandshakeTimeout:    u.timeouts.Dial,
 				ForceAttemptHTTP2:      true,
@@ -110,7 +115,7 @@ func (u *upstreams) make(app *policy.App) (*upstream, error) {
 			address = net.JoinHostPort(to.Hostname(), "80")
 		}
 		up.pool = http1.NewPool(http1.Options{
-			Dial:      func(ctx context.Context) (net.Conn, error) { return dialer.DialContext(ctx, "tcp", address) },
+			Dial:      func(ctx context.Context) (net.Conn, error) { return connect(ctx, address) },
 			HeadBytes: int(u.limits.ResponseHeaderBytes),
 			Budget:    u.idle,
 		})
