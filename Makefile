@@ -45,6 +45,12 @@ bench: ## the tunnel against stock wireguard-go (root; Debian's iperf3, nginx, w
 	@cd deploy && $(GO) build -o ../build/bench/bench ./bench
 	@build/bench/bench $(ARGS)
 
+bench-proxy: ## requests through the gateway's proxy against httputil.ReverseProxy, nginx and Caddy (Debian's nginx-light, caddy, wrk)
+	@$(GO) test -c -o build/bench/audit.test ./gateway/audit
+	@$(GO) test -c -o build/bench/notary.test ./gateway/audit/notary
+	@cd deploy && $(GO) build -o ../build/bench/proxy ./bench/proxy
+	@build/bench/proxy $(ARGS)
+
 soak: ## two hours of 32 devices' tunnels in under two minutes, under the race detector (as root both modes)
 	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 3m -v -run '^TestSoak$$' ./gateway/tunnel -soak.hours 2
 

@@ -8,6 +8,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/portvakt/portvakt/gateway/proxy"
 )
 
 // Health is the body of /healthz and /readyz.
@@ -134,7 +136,26 @@ func (g *gateway) metrics() *prometheus.Registry {
 	gauge("udp_flows", "UDP flows that are open or being decided.", func() float64 { return float64(g.media.Stats().Flows) })
 	gauge("udp_sockets", "UDP sockets towards apps.", func() float64 { return float64(g.media.Stats().Sockets) })
 	reg.MustRegister(&causes{g.media.Dropped, prometheus.NewDesc("portvakt_udp_dropped_total", "UDP datagrams of devices and apps that went no further.", []string{"cause"}, nil)})
+	reg.MustRegister(&lags{
+		g.proxy.Lags,
+		prometheus.NewDesc("portvakt_http_to_app_seconds", "From the end of a request's head until the first byte to an http:// app, decision and record included.", nil, nil),
+	})
 	return reg
+}
+
+// lags collects how long requests are with the gateway.
+type lags struct {
+	read func() proxy.Lags
+	desc *prometheus.Desc
+}
+
+// Describe implements prometheus.Collector.
+func (l *lags) Describe(ch chan<- *prometheus.Desc) { ch <- l.desc }
+
+// Collect implements prometheus.Collector.
+func (l *lags) Collect(ch chan<- prometheus.Metric) {
+	s := l.read()
+	ch <- prometheus.MustNewConstHistogram(l.desc, s.Count, s.Sum.Seconds(), s.Below())
 }
 
 // causes collects counters by cause.

@@ -9,12 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
-	"runtime"
 	"strconv"
 	"strings"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/portvakt/portvakt/deploy/bench/table"
 )
@@ -40,31 +36,15 @@ func (b *bench) profile(t testSpec, w *way) (stop func() error, err error) {
 	}, nil
 }
 
-var versionPattern = regexp.MustCompile(`\d+(\.\d+)+`)
-
 // thisMachine says on what everything ran.
 func thisMachine(ctx context.Context, o options) (table.Machine, error) {
-	m := table.Machine{Quick: o.quick, Versions: map[string]string{}}
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
+	m, err := table.Here(ctx, fmt.Sprintf("tunnel MTU %d, %d rounds of %d s", o.mtu, o.rounds, o.seconds), map[string][]string{
+		"iperf3": {"iperf3", "--version"}, "nginx": {"nginx", "-v"}, "wrk": {"wrk", "-v"},
+	})
+	if err != nil {
 		return m, err
 	}
-	m.Versions["linux"] = unix.ByteSliceToString(u.Release[:])
-	var s unix.Sysinfo_t
-	if err := unix.Sysinfo(&s); err != nil {
-		return m, err
-	}
-	cpu := runtime.GOARCH
-	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
-		for line := range strings.Lines(string(b)) {
-			if k, v, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(k) == "model name" {
-				cpu = strings.TrimSpace(v)
-				break
-			}
-		}
-	}
-	m.Machine = fmt.Sprintf("%d x %s, %d GiB, tunnel MTU %d, %d rounds of %d s", runtime.NumCPU(), cpu, s.Totalram*uint64(s.Unit)>>30, o.mtu, o.rounds, o.seconds)
-
+	m.Quick = o.quick
 	for _, name := range []string{"wireguard-go", "portvakt-gateway"} {
 		info, err := buildinfo.ReadFile(filepath.Join(o.bin, name))
 		if err != nil {
@@ -72,12 +52,6 @@ func thisMachine(ctx context.Context, o options) (table.Machine, error) {
 		}
 		m.Versions[name] = info.Main.Version
 		m.Versions["go"] = strings.TrimPrefix(info.GoVersion, "go")
-	}
-	for name, argv := range map[string][]string{"iperf3": {"iperf3", "--version"}, "nginx": {"nginx", "-v"}, "wrk": {"wrk", "-v"}} {
-		out, _ := exec.CommandContext(ctx, argv[0], argv[1:]...).CombinedOutput() // wrk -v exits with 1
-		if v := versionPattern.FindString(string(out)); v != "" {
-			m.Versions[name] = v
-		}
 	}
 	return m, nil
 }

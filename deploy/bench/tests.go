@@ -11,13 +11,13 @@ import (
 	"net/netip"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/portvakt/portvakt/deploy/bench/lab"
 	"github.com/portvakt/portvakt/deploy/bench/load"
+	"github.com/portvakt/portvakt/deploy/bench/output"
 )
 
 // way is one road from the client to the apps.
@@ -197,27 +197,9 @@ func (b *bench) wrk(ctx context.Context, w *way, url string) (sample, error) {
 	if err != nil {
 		return nil, err
 	}
-	return readWrk(string(out))
-}
-
-var (
-	wrkRate  = regexp.MustCompile(`Requests/sec:\s+([0-9.]+)`)
-	wrkFault = regexp.MustCompile(`(?m)^\s*(Non-2xx or 3xx responses:|Socket errors:).*$`)
-)
-
-// readWrk refuses a run in which anything was answered otherwise than with the
-// page: a refusal is quick, too.
-func readWrk(out string) (sample, error) {
-	if fault := wrkFault.FindString(out); fault != "" {
-		return nil, fmt.Errorf("wrk: %s", strings.TrimSpace(fault))
-	}
-	m := wrkRate.FindStringSubmatch(out)
-	if m == nil {
-		return nil, fmt.Errorf("wrk printed no rate: %.300s", out)
-	}
-	rate, err := strconv.ParseFloat(m[1], 64)
-	if err != nil || rate == 0 {
-		return nil, fmt.Errorf("wrk printed the rate %q", m[1])
+	rate, err := output.Wrk(string(out))
+	if err != nil {
+		return nil, err
 	}
 	return sample{metricRate: rate}, nil
 }
@@ -320,42 +302,16 @@ func peers(ctx context.Context, b *bench, _ *way, _ netip.AddrPort) (sample, err
 	if err != nil {
 		return nil, fmt.Errorf("benchmarks of gateway/tunnel: %w: %.600s", err, out)
 	}
-	s, err := readBenchmarks(string(out))
+	found, err := output.Benchmarks(string(out))
 	if err != nil {
 		return nil, err
 	}
+	s := sample(found)
 	// CPU time of one, in microseconds, is what a core does in a second.
 	for _, kind := range []string{"stock", "known", "dormant"} {
 		if us := s["BenchmarkHandshakes "+kind+"-us"]; us > 0 {
 			s["BenchmarkHandshakes "+kind+"/s"] = 1e6 / us
 		}
-	}
-	return s, nil
-}
-
-// readBenchmarks reads `go test -bench` (https://go.dev/design/14313-benchmark-format):
-// name, iterations, then pairs of value and unit.
-func readBenchmarks(out string) (sample, error) {
-	s := sample{}
-	for line := range strings.Lines(out) {
-		f := strings.Fields(line)
-		if len(f) < 4 || !strings.HasPrefix(f[0], "Benchmark") {
-			continue
-		}
-		name := f[0]
-		if i := strings.LastIndex(name, "-"); i > 0 { // GOMAXPROCS
-			name = name[:i]
-		}
-		for i := 2; i+1 < len(f); i += 2 {
-			v, err := strconv.ParseFloat(f[i], 64)
-			if err != nil {
-				return nil, fmt.Errorf("reading the benchmark %s: %w", name, err)
-			}
-			s[name+" "+f[i+1]] = v
-		}
-	}
-	if len(s) == 0 {
-		return nil, fmt.Errorf("there was no benchmark: %.300s", out)
 	}
 	return s, nil
 }

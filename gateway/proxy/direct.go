@@ -143,6 +143,9 @@ func (p *Proxy) exchange(r *http.Request, x *exchange, up *upload, c *http1.Conn
 	if err := x.flow.Check(); err != nil {
 		return http1.Head{}, err
 	}
+	if c.Reused() {
+		p.lags.add(time.Since(x.begun))
+	}
 	if _, err := c.Write(request); err != nil && !c.Reused() {
 		// It may have answered and gone. What it said is read all the same.
 		up.failed = true

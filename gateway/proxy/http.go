@@ -30,6 +30,7 @@ const (
 
 // exchange is one HTTP request on its way, from the Decision on.
 type exchange struct {
+	begun     time.Time // when its head had been read
 	conn      *conn
 	app       *policy.App
 	req       request
@@ -75,6 +76,7 @@ func (x *exchange) note(status int, outcome string) {
 
 // serveHTTP takes one request to an http app, or why none could be read.
 func (p *Proxy) serveHTTP(w http.ResponseWriter, r *http.Request, why *http1.Malformed) {
+	begun := time.Now()
 	c := connOf(r)
 	if c == nil {
 		panic(http.ErrAbortHandler)
@@ -104,7 +106,7 @@ func (p *Proxy) serveHTTP(w http.ResponseWriter, r *http.Request, why *http1.Mal
 		p.refuse(w, r, statusOf(d.Reason), &app, d, true)
 		return
 	}
-	x := &exchange{conn: c, app: &app, req: req, flow: flow}
+	x := &exchange{begun: begun, conn: c, app: &app, req: req, flow: flow}
 	defer x.end()
 	d, err := flow.Authorize(r.Context(), req.policy())
 	if err != nil || !d.Allow {

@@ -132,6 +132,7 @@ type Proxy struct {
 	conns conns
 
 	dropped atomic.Uint64
+	lags    lags
 }
 
 // New returns a Proxy that refuses everything until Run.
