@@ -98,6 +98,9 @@ type agent struct {
 	// cred belongs to the connecting goroutine, and while a link is up to that
 	// link's certificate goroutine.
 	cred *state.Credentials
+	// received is when this run was given cred, by its clock; zero for one that
+	// was read from the disk. It belongs to whom cred does.
+	received time.Time
 
 	// current is cred for everybody else.
 	current atomic.Pointer[state.Credentials]

@@ -308,6 +308,38 @@ func TestRenewsAnExpiredCertificateFirst(t *testing.T) {
 	}
 }
 
+// A new certificate is an old one to a clock that is ahead. That must not be a
+// reason to fetch another.
+func TestAClockAheadRenewsOnce(t *testing.T) {
+	t.Parallel()
+	l := newLaptop(t)
+	l.wrong = 20 * time.Hour
+	l.start()
+	l.until("connecting", is(localapi.StateConnected))
+	l.sleep()
+	l.seen("connecting again", func(_ []wire.Report, c []wire.ConnectRequest, _ int) bool { return len(c) > 1 })
+	l.until("connected again", is(localapi.StateConnected))
+	time.Sleep(200 * time.Millisecond) // it would renew some 50 times meanwhile
+	if _, _, n, _ := l.g.Seen(); n != 1 {
+		t.Errorf("%d renewals", n)
+	}
+	// Two thirds of the new one's life later it is due, whatever the clock says.
+	l.later(17 * time.Hour)
+	l.sleep()
+	l.seen("a second renewal", func(_ []wire.Report, _ []wire.ConnectRequest, n int) bool { return n == 2 })
+}
+
+// Only the gateway knows whether a certificate has expired: one whose renewal
+// it puts off is used.
+func TestConnectsWhileRenewalsArePutOff(t *testing.T) {
+	t.Parallel()
+	l := newLaptop(t)
+	l.wrong = 30 * time.Hour
+	l.g.Refuse(wire.PathRenew, &wire.Error{Code: "too_many_renewals", Message: "Too often.", Retry: true})
+	l.start()
+	l.until("connecting", is(localapi.StateConnected))
+}
+
 func TestTroubleIsNamed(t *testing.T) {
 	t.Parallel()
 	l := newLaptop(t)

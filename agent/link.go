@@ -220,25 +220,41 @@ func (a *agent) renew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.cred = cred
+	a.cred, a.received = cred, a.cfg.Now()
 	a.setIdentity(cred)
 	a.cfg.Log.Info("renewed the device certificate", "until", cred.Device.NotAfter)
 	return nil
 }
 
+// renewIn returns how long the certificate at hand may wait for its renewal.
+// The dates in it are of the gateway's clock. A laptop whose clock is ahead
+// would take every new certificate for an old one, so that one which this run
+// was given is as old as the time since; of the two clocks only the wall's
+// counts sleep, and only the monotonic one cannot be set back.
+func (a *agent) renewIn() time.Duration {
+	now := a.cfg.Now()
+	if a.received.IsZero() {
+		return enroll.RenewAt(a.cred.Device).Sub(now)
+	}
+	age := max(now.Sub(a.received), now.Round(0).Sub(a.received.Round(0)))
+	return max(enroll.RenewAfter(a.cred.Device), time.Minute) - age
+}
+
 // renewIfDue fails only when there is no valid certificate to go on with.
 func (a *agent) renewIfDue(ctx context.Context) error {
-	now := a.cfg.Now()
-	if now.Before(enroll.RenewAt(a.cred.Device)) {
+	if a.renewIn() > 0 {
 		return nil
 	}
+	now := a.cfg.Now()
 	err := a.renew(ctx)
-	if err == nil || now.After(a.cred.Device.NotAfter) {
+	var busy *wire.Error
+	if err == nil || now.After(a.cred.Device.NotAfter) && !(errors.As(err, &busy) && busy.Retry) {
 		return err
 	}
 	if _, revoked := asRevoked(err, now); revoked {
 		return err
 	}
+	// The gateway, whose clock it is, says whether this one has expired.
 	a.cfg.Log.Warn("renewing the device certificate ahead of its end", "err", err)
 	return nil
 }
@@ -248,11 +264,10 @@ func (a *agent) renewIfDue(ctx context.Context) error {
 // survive a new one.
 func (a *agent) keepCertificate(ctx context.Context) error {
 	for {
-		wait := max(enroll.RenewAt(a.cred.Device).Sub(a.cfg.Now()), 0)
-		if !sleep(ctx, min(wait, time.Hour)) {
+		if !sleep(ctx, min(max(a.renewIn(), 0), time.Hour)) {
 			return nil
 		}
-		if a.cfg.Now().Before(enroll.RenewAt(a.cred.Device)) {
+		if a.renewIn() > 0 {
 			continue
 		}
 		if err := a.renew(ctx); err != nil {

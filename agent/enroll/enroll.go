@@ -189,11 +189,12 @@ func Public(cfg Config, cred *state.Credentials) (*control.Public, error) {
 	})
 }
 
-// RenewAt returns when a certificate is due for renewal: at two thirds of its
-// life.
-func RenewAt(c *x509.Certificate) time.Time {
-	return c.NotBefore.Add(c.NotAfter.Sub(c.NotBefore) * 2 / 3)
-}
+// RenewAt returns when a certificate is due for renewal, by the gateway's clock.
+func RenewAt(c *x509.Certificate) time.Time { return c.NotBefore.Add(RenewAfter(c)) }
+
+// RenewAfter returns how old a certificate becomes until its renewal is due: two
+// thirds of its life.
+func RenewAfter(c *x509.Certificate) time.Duration { return c.NotAfter.Sub(c.NotBefore) * 2 / 3 }
 
 // CSR returns a PKCS #10 request in PEM that proves the possession of the key.
 func CSR(key *ecdsa.PrivateKey) (string, error) {

@@ -61,6 +61,10 @@ const (
 	// one every few seconds.
 	connectBurst = 30
 	connectEvery = 2 * time.Second
+	// A renewal costs a signature, two records and a write. An agent needs one in
+	// 16 hours, and some at once when it was started several times.
+	renewBurst = 10
+	renewEvery = 10 * time.Minute
 	// RegistrationLifetime is how long a tunnel key is good for without renewal.
 	RegistrationLifetime = 12 * time.Hour
 	// UnseenLimit is how long a device may stay away and still renew an expired
@@ -77,10 +81,8 @@ type API struct {
 	// registration the same when one device connects twice at once.
 	registerMu sync.Mutex
 
-	// connects bounds how often each device connects: one limiter per device that
-	// ever connected to this process; guarded by connectsMu.
-	connectsMu sync.Mutex
-	connects   map[string]*rate.Limiter
+	// connects and renewals bound how often each device does that.
+	connects, renewals *paces
 
 	// strangers and revoked bound what refusals on the public port write.
 	strangers, revoked *audit.Refusals
@@ -94,7 +96,37 @@ func New(cfg Config) *API {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &API{cfg: cfg, log: cfg.Log, connects: map[string]*rate.Limiter{}, strangers: audit.NewRefusals(cfg.Audit, cfg.Now), revoked: audit.NewRefusals(cfg.Audit, cfg.Now)}
+	return &API{
+		cfg: cfg, log: cfg.Log,
+		connects: newPaces(connectEvery, connectBurst, cfg.Now), renewals: newPaces(renewEvery, renewBurst, cfg.Now),
+		strangers: audit.NewRefusals(cfg.Audit, cfg.Now), revoked: audit.NewRefusals(cfg.Audit, cfg.Now),
+	}
+}
+
+// paces bounds how often each device does one thing: one limiter per device that
+// ever did it to this process.
+type paces struct {
+	every time.Duration
+	burst int
+	now   func() time.Time
+
+	mu sync.Mutex
+	of map[string]*rate.Limiter // guarded by mu
+}
+
+func newPaces(every time.Duration, burst int, now func() time.Time) *paces {
+	return &paces{every: every, burst: burst, now: now, of: map[string]*rate.Limiter{}}
+}
+
+func (p *paces) allow(device string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	l := p.of[device]
+	if l == nil {
+		l = rate.NewLimiter(rate.Every(p.every), p.burst)
+		p.of[device] = l
+	}
+	return l.AllowN(p.now(), 1)
 }
 
 // Public returns the handler of the public TLS port.

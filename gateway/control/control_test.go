@@ -581,6 +581,32 @@ func TestConnectsAreBounded(t *testing.T) {
 	}
 }
 
+func TestRenewalsAreBounded(t *testing.T) {
+	g := newGateway(t)
+	l, other := g.enroll(), g.enroll()
+	renew := func(l *laptop) (int, wire.Error) {
+		return g.post(wire.PathRenew, l.tls(t), wire.RenewRequest{CSR: csr(t, l.key)}, &wire.EnrollResponse{})
+	}
+	for range 10 {
+		if status, we := renew(l); status != http.StatusOK {
+			t.Fatalf("%d %+v", status, we)
+		}
+	}
+	if status, we := renew(l); status != http.StatusTooManyRequests || we.Code != "too_many_renewals" || !we.Retry {
+		t.Errorf("the 11th renewal at once: %d %+v", status, we)
+	}
+	if status, we := renew(other); status != http.StatusOK {
+		t.Errorf("another device: %d %+v", status, we)
+	}
+	if status, we := g.connect(l); status != http.StatusOK {
+		t.Errorf("connecting meanwhile: %d %+v", status, we)
+	}
+	g.now.Add(int64(10 * time.Minute))
+	if status, we := renew(l); status != http.StatusOK {
+		t.Errorf("ten minutes later: %d %+v", status, we)
+	}
+}
+
 func TestInnerCallsNeedTheTokenAndNoPage(t *testing.T) {
 	g := newGateway(t)
 	l, other := g.ready(), g.ready()

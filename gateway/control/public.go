@@ -15,8 +15,6 @@ import (
 	"time"
 	"unicode"
 
-	"golang.org/x/time/rate"
-
 	"github.com/portvakt/portvakt/certs"
 	"github.com/portvakt/portvakt/gateway/audit"
 	"github.com/portvakt/portvakt/gateway/session"
@@ -184,6 +182,12 @@ func (a *API) renew(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
+	if !a.renewals.allow(d.ID) {
+		a.fail(w, http.StatusTooManyRequests, &wire.Error{
+			Code: "too_many_renewals", Message: "This laptop renews its certificate too often.", Remedy: "Check its clock; the agent tries again by itself.", Retry: true,
+		})
+		return
+	}
 	var req wire.RenewRequest
 	if !a.read(w, r, &req) {
 		return
@@ -224,7 +228,7 @@ func (a *API) connect(w http.ResponseWriter, r *http.Request) {
 		a.expired(w)
 		return
 	}
-	if !a.mayConnect(d.ID) {
+	if !a.connects.allow(d.ID) {
 		a.tooMany(w)
 		return
 	}
@@ -328,7 +332,7 @@ func (a *API) tunnel(w http.ResponseWriter, r *http.Request) {
 		a.expired(w)
 		return
 	}
-	if !a.mayConnect(d.ID) {
+	if !a.connects.allow(d.ID) {
 		a.tooMany(w)
 		return
 	}
@@ -347,17 +351,6 @@ func (a *API) tooMany(w http.ResponseWriter) {
 	a.fail(w, http.StatusTooManyRequests, &wire.Error{
 		Code: "too_many_connects", Message: "This laptop connects too often.", Remedy: "Wait a moment; the agent tries again by itself.", Retry: true,
 	})
-}
-
-func (a *API) mayConnect(device string) bool {
-	a.connectsMu.Lock()
-	defer a.connectsMu.Unlock()
-	l := a.connects[device]
-	if l == nil {
-		l = rate.NewLimiter(rate.Every(connectEvery), connectBurst)
-		a.connects[device] = l
-	}
-	return l.AllowN(a.cfg.Now(), 1)
 }
 
 // register stores a registration and puts it in force, in one order for both.
