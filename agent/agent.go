@@ -101,6 +101,8 @@ type agent struct {
 	// received is when this run was given cred, by its clock; zero for one that
 	// was read from the disk. It belongs to whom cred does.
 	received time.Time
+	// unsaved says that cred is not on the disk. It belongs to whom cred does.
+	unsaved bool
 
 	// current is cred for everybody else.
 	current atomic.Pointer[state.Credentials]

@@ -340,6 +340,44 @@ func TestConnectsWhileRenewalsArePutOff(t *testing.T) {
 	l.until("connecting", is(localapi.StateConnected))
 }
 
+// A certificate that cannot be saved is used all the same, and saved later.
+func TestAFullDiskKeepsNobodyOut(t *testing.T) {
+	t.Parallel()
+	l := newLaptop(t)
+	l.later(25 * time.Hour)
+	// A directory in the place of the file cannot be replaced by one, also by root.
+	pem := l.cfg.State.File(state.FileDevice)
+	var once sync.Once
+	l.cfg.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		once.Do(func() {
+			if err := errors.Join(os.Rename(pem, pem+".old"), os.Mkdir(pem, 0o700)); err != nil {
+				t.Error(err)
+			}
+		})
+		return new(net.Dialer).DialContext(ctx, network, address)
+	}
+	l.start()
+	st := l.until("connecting", is(localapi.StateConnected))
+	if _, _, n, _ := l.g.Seen(); n != 1 || !st.CertificateExpiresAt.After(l.now()) {
+		t.Errorf("%d renewals, certificate until %v", n, st.CertificateExpiresAt)
+	}
+	if _, err := l.cfg.State.Load(); err == nil {
+		t.Fatal("the certificate could be saved")
+	}
+	if err := os.Remove(pem); err != nil {
+		t.Fatal(err)
+	}
+	l.sleep()
+	l.seen("connecting again", func(_ []wire.Report, c []wire.ConnectRequest, _ int) bool { return len(c) > 1 })
+	cred, err := l.cfg.State.Load()
+	if err != nil || !cred.Device.NotAfter.Equal(*st.CertificateExpiresAt) {
+		t.Errorf("what was saved in the end: %+v, %v", cred, err)
+	}
+	if _, _, n, _ := l.g.Seen(); n != 1 {
+		t.Errorf("%d renewals", n)
+	}
+}
+
 func TestTroubleIsNamed(t *testing.T) {
 	t.Parallel()
 	l := newLaptop(t)

@@ -71,6 +71,9 @@ func openTunnel(o openArgs) (*pipe, error) {
 	}, nil
 }
 
+// saveEvery is how often a certificate that could not be saved is tried again.
+const saveEvery = 5 * time.Minute
+
 var (
 	errResumed   = errors.New("the laptop slept or its clock was set")
 	errNoGateway = errors.New("the gateway named no address of its own inside the tunnel; tell your IT support")
@@ -101,6 +104,7 @@ func (a *agent) connect(ctx context.Context, resumed bool) error {
 		resumed = true
 	default:
 	}
+	a.save()
 	if err := a.renewIfDue(ctx); err != nil {
 		return &refusedConnect{err}
 	}
@@ -223,7 +227,22 @@ func (a *agent) renew(ctx context.Context) error {
 	a.cred, a.received = cred, a.cfg.Now()
 	a.setIdentity(cred)
 	a.cfg.Log.Info("renewed the device certificate", "until", cred.Device.NotAfter)
+	a.unsaved = true
+	a.save()
 	return nil
+}
+
+// save puts the certificate at hand on the disk if it is not there yet. Nothing
+// but the next start needs it there, and that can renew an expired one.
+func (a *agent) save() {
+	if !a.unsaved {
+		return
+	}
+	if err := a.cfg.State.SaveCertificate(a.cred); err != nil {
+		a.cfg.Log.Warn("the new device certificate is in use, but only in memory; saving it is tried again", "err", err)
+		return
+	}
+	a.unsaved = false
 }
 
 // renewIn returns how long the certificate at hand may wait for its renewal.
@@ -264,9 +283,14 @@ func (a *agent) renewIfDue(ctx context.Context) error {
 // survive a new one.
 func (a *agent) keepCertificate(ctx context.Context) error {
 	for {
-		if !sleep(ctx, min(max(a.renewIn(), 0), time.Hour)) {
+		wait := min(max(a.renewIn(), 0), time.Hour)
+		if a.unsaved {
+			wait = min(wait, saveEvery)
+		}
+		if !sleep(ctx, wait) {
 			return nil
 		}
+		a.save()
 		if a.renewIn() > 0 {
 			continue
 		}

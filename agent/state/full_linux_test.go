@@ -36,7 +36,11 @@ func TestFullDiskLosesNothing(t *testing.T) {
 	if _, err := d.EnsureKey(true); err == nil || !strings.Contains(err.Error(), "disk is full") {
 		t.Errorf("a new key: %v", err)
 	}
-	err = d.SaveCertificate(issue(t, ca, "d1", key), ca.RootPEM())
+	fresh, err := state.ParseCertificate(issue(t, ca, "d1", key))
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = d.SaveCertificate(&state.Credentials{Device: fresh, CA: ca.Root()})
 	if err == nil || !strings.Contains(err.Error(), "nothing was lost") {
 		t.Errorf("a new certificate: %v", err)
 	}

@@ -210,9 +210,12 @@ func (d *Dir) SaveEnrolment(id Identity, certPEM, caPEM []byte, fresh bool) erro
 	return d.DropPendingKey()
 }
 
-// SaveCertificate replaces the device certificate after a renewal.
-func (d *Dir) SaveCertificate(certPEM, caPEM []byte) error {
-	if err := d.replace(file{FileCA, caPEM}, file{FileDevice, certPEM}); err != nil {
+// SaveCertificate replaces the device certificate by the one of c, after a renewal.
+func (d *Dir) SaveCertificate(c *Credentials) error {
+	text := func(c *x509.Certificate) []byte {
+		return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})
+	}
+	if err := d.replace(file{FileCA, text(c.CA)}, file{FileDevice, text(c.Device)}); err != nil {
 		return fmt.Errorf("saving the device certificate: %w", err)
 	}
 	return nil
