@@ -18,8 +18,14 @@ import (
 // CONNECT. Pages can only send HTTP, so what begins like it is looked at
 // before any of it is passed on. Everything else passes as it comes.
 
-// maxPageHead bounds what is held back to look at, in bytes.
-const maxPageHead = 32 << 10
+const (
+	// maxPageHead bounds what is held back to look at, in bytes.
+	maxPageHead = 32 << 10
+	// longMethod is from how many bytes on what may be a part of a method is
+	// waited on with. A browser's first segment holds a shorter one whole, and a
+	// program's word to be answered is shorter.
+	longMethod = 1 << 10
+)
 
 var errPage = errors.New("a web page tried to speak to an app that is not for browsers")
 
@@ -79,17 +85,46 @@ func (s *screen) look(in *bufio.Reader) error {
 }
 
 // likeHTTP says whether data begins like an HTTP/1 request, as far as it goes,
-// and whether its head is whole. A browser's first segment holds the method.
+// and whether its head is whole. A page may choose any token for a method, in
+// any case, but not what the browser makes of the rest: a target without spaces
+// and control characters, and the version. Whatever else a program says first
+// differs at the latest at the end of its first line.
 func likeHTTP(data []byte) (web, whole bool) {
-	method, rest, ok := bytes.Cut(data, []byte(" "))
-	if !ok || !slices.Contains([]string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}, string(method)) {
+	method := prefix(data, tokenByte)
+	if method == len(data) {
+		return method >= longMethod, false
+	}
+	if method == 0 || data[method] != ' ' {
 		return false, false
 	}
-	line, _, ok := bytes.Cut(rest, []byte("\n"))
-	if ok && !bytes.Contains(line, []byte(" HTTP/1.")) {
+	rest := data[method+1:]
+	target := prefix(rest, func(c byte) bool { return c > ' ' && c < 0x7f })
+	if target == len(rest) {
+		return true, false
+	}
+	if target == 0 || rest[target] != ' ' {
+		return false, false
+	}
+	const http1 = "HTTP/1."
+	if version := rest[target+1:]; len(version) < len(http1) {
+		return strings.HasPrefix(http1, string(version)), false
+	} else if !bytes.HasPrefix(version, []byte(http1)) {
 		return false, false
 	}
 	return true, bytes.Contains(data, []byte("\r\n\r\n")) || bytes.Contains(data, []byte("\n\n"))
+}
+
+// prefix counts the bytes at the beginning of data that are in a set.
+func prefix(data []byte, in func(byte) bool) int {
+	if n := slices.IndexFunc(data, func(c byte) bool { return !in(c) }); n >= 0 {
+		return n
+	}
+	return len(data)
+}
+
+// tokenByte is the tchar of RFC 9110 section 5.6.2.
+func tokenByte(c byte) bool {
+	return c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0
 }
 
 // fromHere says whether a request was made by no page, or by one of this very
