@@ -159,7 +159,7 @@ func (s *Server) serveTCP(p *peer, t *target) {
 		p.abort()
 		return
 	}
-	s.relay(p, t, remote, nil)
+	s.relay(p, t, remote)
 }
 
 // dial opens the app's port through the tunnel. The connection does not outlive
@@ -181,19 +181,12 @@ func (s *Server) dial(ctx context.Context, t *target) (net.Conn, error) {
 }
 
 // relay carries bytes both ways until both sides have finished, one breaks, the
-// app is gone or the user may no longer use it. early is what the client sent
-// and was read already.
-func (s *Server) relay(p *peer, t *target, remote net.Conn, early []byte) {
+// app is gone or the user may no longer use it.
+func (s *Server) relay(p *peer, t *target, remote net.Conn) {
 	defer remote.Close()
 	cut := func() { p.abort(); remote.Close() }
 	defer context.AfterFunc(t.ctx, cut)()
 	defer context.AfterFunc(p.ctx, cut)()
-	if len(early) > 0 {
-		if _, err := remote.Write(early); err != nil {
-			p.abort()
-			return
-		}
-	}
 	var half atomic.Bool
 	up := make(chan error, 1)
 	s.work.Go(func() {

@@ -41,6 +41,15 @@ func screenPort(local netip.AddrPort) *screen {
 	return &screen{own: []string{local.String(), fmt.Sprintf("localhost:%d", local.Port())}}
 }
 
+// screenName is for a connection that asked for an app by name: nil for an app
+// that is for browsers.
+func screenName(t *target) *screen {
+	if t.key.protocol != "tcp" {
+		return nil
+	}
+	return &screen{}
+}
+
 // read is the connection's Read while the screen is up.
 func (s *screen) read(in *bufio.Reader, b []byte) (int, error) {
 	if !s.over {

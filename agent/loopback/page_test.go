@@ -1,6 +1,7 @@
 package loopback_test
 
 import (
+	"bufio"
 	"io"
 	"net"
 	"strings"
@@ -79,9 +80,41 @@ func TestPagesDoNotSpeakToTCPApps(t *testing.T) {
 			}
 		})
 	}
+	const webSocket = "GET / HTTP/1.1\r\nHost: desk.example.test:7000\r\nUpgrade: websocket\r\nOrigin: https://evil.example\r\n\r\n"
 	t.Run("a WebSocket through the proxy", func(t *testing.T) {
 		c := connectTo(t, s, "desk.example.test:7000")
-		_, _ = io.WriteString(c, "GET / HTTP/1.1\r\nHost: desk.example.test:7000\r\nUpgrade: websocket\r\nOrigin: https://evil.example\r\n\r\n")
+		_, _ = io.WriteString(c, webSocket)
 		wantCut(t, c)
 	})
+	for name, sent := range map[string]string{
+		"a page": webSocket,
+		"a line": "ping\n",
+	} {
+		for road, open := range map[string]string{
+			"behind a CONNECT": "CONNECT desk.example.test:7000 HTTP/1.1\r\nHost: desk.example.test:7000\r\n\r\n",
+			"through SOCKS5":   "\x05\x01\x00\x05\x01\x00\x03\x11desk.example.test\x1b\x58",
+		} {
+			t.Run(name+" "+road, func(t *testing.T) {
+				c := dial(t, "tcp", proxyOf(s))
+				_, _ = io.WriteString(c, open+sent) // in one segment
+				_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+				if name == "a page" {
+					got, err := io.ReadAll(c)
+					if err == nil || strings.Contains(string(got), "desk:") {
+						t.Errorf("the app answered %q, then %v", got, err)
+					}
+					return
+				}
+				for line := bufio.NewReader(c); ; {
+					got, err := line.ReadString('\n')
+					if strings.HasSuffix(got, "desk:ping\n") {
+						return
+					}
+					if err != nil {
+						t.Fatalf("the app's answer does not come: %v", err)
+					}
+				}
+			})
+		}
+	}
 }

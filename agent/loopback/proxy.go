@@ -1,6 +1,8 @@
 package loopback
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -174,15 +176,16 @@ func (h *proxyHTTP) connect(w http.ResponseWriter, r *http.Request, p *peer) {
 	}
 	// net/http leaves the connection to us from here, and p.ctx ends it.
 	defer conn.Close()
-	if t.key.protocol == "tcp" {
-		p.screen = &screen{}
+	// What came right behind the request is looked at like the rest.
+	if early, _ := buffered.Peek(buffered.Reader.Buffered()); len(early) > 0 {
+		p.in = bufio.NewReader(io.MultiReader(bytes.NewReader(early), p.in))
 	}
-	early, _ := io.ReadAll(io.LimitReader(buffered, int64(buffered.Reader.Buffered())))
+	p.screen = screenName(t)
 	if _, err := io.WriteString(p, "HTTP/1.1 200 Connection established\r\n\r\n"); err != nil {
 		remote.Close()
 		return
 	}
-	h.s.relay(p, t, remote, early)
+	h.s.relay(p, t, remote)
 }
 
 // absolute forwards GET http://host/path. https needs CONNECT: this proxy does

@@ -75,7 +75,8 @@ func (s *Server) serveSOCKS(p *peer) {
 		remote.Close()
 		return
 	}
-	s.relay(p, t, remote, nil)
+	p.screen = screenName(t)
+	s.relay(p, t, remote)
 }
 
 // readSOCKS reads greeting and request, answering the greeting in between.
