@@ -12,6 +12,7 @@ import (
 
 	"golang.zx2c4.com/wireguard/tun"
 
+	"github.com/portvakt/portvakt/internal/ipsum"
 	"github.com/portvakt/portvakt/internal/transport"
 )
 
@@ -244,11 +245,11 @@ func tooBig(p []byte, mtu int) []byte {
 		binary.BigEndian.PutUint16(b[2:], uint16(28+quoted))
 		copy(b[12:], p[16:20])
 		copy(b[16:], p[12:16])
-		binary.BigEndian.PutUint16(b[10:], checksum(b[:20], 0))
+		binary.BigEndian.PutUint16(b[10:], ipsum.Of(0, b[:20]))
 		b[20], b[21] = 3, 4
 		binary.BigEndian.PutUint16(b[26:], uint16(mtu))
 		b = append(b, p[:quoted]...)
-		binary.BigEndian.PutUint16(b[22:], checksum(b[20:], 0))
+		binary.BigEndian.PutUint16(b[22:], ipsum.Of(0, b[20:]))
 		return b
 	case len(p) > 1280 && p[0]>>4 == 6 && p[6] != 58:
 		const quoted = 1280 - 48
@@ -260,28 +261,10 @@ func tooBig(p []byte, mtu int) []byte {
 		b[40] = 2
 		binary.BigEndian.PutUint32(b[44:], uint32(max(mtu, 1280)))
 		b = append(b, p[:quoted]...)
-		binary.BigEndian.PutUint16(b[42:], checksum(b[40:], sum(b[8:40])+58+8+quoted))
+		binary.BigEndian.PutUint16(b[42:], ipsum.Of(ipsum.Add(58+8+quoted, b[8:40]), b[40:]))
 		return b
 	}
 	return nil
-}
-
-func sum(b []byte) (s uint32) {
-	for ; len(b) > 1; b = b[2:] {
-		s += uint32(binary.BigEndian.Uint16(b))
-	}
-	if len(b) == 1 {
-		s += uint32(b[0]) << 8
-	}
-	return s
-}
-
-func checksum(b []byte, s uint32) uint16 {
-	s += sum(b)
-	for s>>16 != 0 {
-		s = s>>16 + s&0xffff
-	}
-	return ^uint16(s)
 }
 
 // echo is an echo request of size bytes to the gateway's own inner address.
@@ -292,11 +275,11 @@ func (f *fit) echo(size int) []byte {
 	src, dst := f.own.As4(), f.gateway.As4()
 	copy(b[12:], src[:])
 	copy(b[16:], dst[:])
-	binary.BigEndian.PutUint16(b[10:], checksum(b[:20], 0))
+	binary.BigEndian.PutUint16(b[10:], ipsum.Of(0, b[:20]))
 	b[20] = 8
 	binary.BigEndian.PutUint16(b[24:], f.id)
 	binary.BigEndian.PutUint16(b[26:], uint16(size))
-	binary.BigEndian.PutUint16(b[22:], checksum(b[20:], 0))
+	binary.BigEndian.PutUint16(b[22:], ipsum.Of(0, b[20:]))
 	return b
 }
 

@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"testing"
+
+	"github.com/portvakt/portvakt/internal/ipsum"
 )
 
 // syn is a SYN with options, by either family.
@@ -29,15 +31,15 @@ func syn(v6 bool, flags byte, options ...byte) []byte {
 	}
 	ip := len(p)
 	p = append(p, h...)
-	binary.BigEndian.PutUint16(p[ip+16:], checksum(p[ip:], pseudo(p, ip)))
+	binary.BigEndian.PutUint16(p[ip+16:], ipsum.Of(pseudo(p, ip), p[ip:]))
 	return p
 }
 
-func pseudo(p []byte, ip int) uint32 {
+func pseudo(p []byte, ip int) uint64 {
 	if ip == 40 {
-		return sum(p[8:40]) + 6 + uint32(len(p)-ip)
+		return ipsum.Add(6+uint64(len(p)-ip), p[8:40])
 	}
-	return sum(p[12:20]) + 6 + uint32(len(p)-ip)
+	return ipsum.Add(6+uint64(len(p)-ip), p[12:20])
 }
 
 func testFit(mtu int32) *fit {
@@ -83,7 +85,7 @@ func TestClampsWhatASYNOffers(t *testing.T) {
 		if got := binary.BigEndian.Uint16(c.packet[c.at:]); got != c.want {
 			t.Errorf("%s: offers %d, want %d", name, got, c.want)
 		}
-		if checksum(c.packet[ip:], pseudo(c.packet, ip)) != 0 {
+		if ipsum.Of(pseudo(c.packet, ip), c.packet[ip:]) != 0 {
 			t.Errorf("%s: wrong checksum", name)
 		}
 		if full := bytes.Clone(before); true {
@@ -100,14 +102,14 @@ func TestSaysWhatIsTooBig(t *testing.T) {
 	copy(v4[12:], []byte{100, 64, 0, 20, 100, 64, 1, 30})
 	b := tooBig(v4, 1220)
 	if len(b) != 56 || b[20] != 3 || b[21] != 4 || binary.BigEndian.Uint16(b[26:]) != 1220 || !bytes.Equal(b[28:], v4[:28]) ||
-		!bytes.Equal(b[12:16], v4[16:20]) || !bytes.Equal(b[16:20], v4[12:16]) || checksum(b[:20], 0) != 0 || checksum(b[20:], 0) != 0 {
+		!bytes.Equal(b[12:16], v4[16:20]) || !bytes.Equal(b[16:20], v4[12:16]) || ipsum.Of(0, b[:20]) != 0 || ipsum.Of(0, b[20:]) != 0 {
 		t.Errorf("fragmentation needed: %x", b)
 	}
 	v6 := make([]byte, 1400)
 	v6[0], v6[6], v6[23], v6[39] = 0x60, 17, 1, 2
 	b = tooBig(v6, 1300)
 	if len(b) != 1280 || b[40] != 2 || binary.BigEndian.Uint32(b[44:]) != 1300 || !bytes.Equal(b[48:], v6[:1232]) ||
-		checksum(b[40:], sum(b[8:40])+58+1240) != 0 || b[23] != 2 || b[39] != 1 {
+		ipsum.Of(ipsum.Add(58+1240, b[8:40]), b[40:]) != 0 || b[23] != 2 || b[39] != 1 {
 		t.Errorf("packet too big: %x", b[:64])
 	}
 	may := bytes.Clone(v4)
@@ -124,7 +126,7 @@ func TestSaysWhatIsTooBig(t *testing.T) {
 func TestEchoesAreKnown(t *testing.T) {
 	f := testFit(1200)
 	e := f.echo(1280)
-	if checksum(e[:20], 0) != 0 || checksum(e[20:], 0) != 0 || len(e) != 1280 {
+	if ipsum.Of(0, e[:20]) != 0 || ipsum.Of(0, e[20:]) != 0 || len(e) != 1280 {
 		t.Errorf("echo %x", e[:28])
 	}
 	if _, ok := f.echoed(e); ok {
@@ -165,8 +167,8 @@ func FuzzClamp(f *testing.F) {
 		if changed > 4 {
 			t.Fatalf("%d bytes changed", changed)
 		}
-		if h, ip := tcpHeader(before); h != nil && changed > 0 && checksum(before[ip:], pseudo(before, ip)) == 0 &&
-			checksum(p[ip:], pseudo(p, ip)) != 0 {
+		if h, ip := tcpHeader(before); h != nil && changed > 0 && ipsum.Of(pseudo(before, ip), before[ip:]) == 0 &&
+			ipsum.Of(pseudo(p, ip), p[ip:]) != 0 {
 			t.Fatalf("checksum broken: %x to %x", before, p)
 		}
 	})

@@ -1,7 +1,6 @@
 package tunnel
 
 import (
-	"encoding/binary"
 	"net/netip"
 	"slices"
 	"sync"
@@ -110,22 +109,14 @@ func (r *road) heard(b []byte, from conn.Endpoint) bool {
 			return false
 		}
 	}
-	if kind(b) == device.MessageTransportType && len(b) > device.MessageKeepaliveSize {
+	if transport.CarriesPacket(b) {
 		r.data.Store(time.Now().UnixNano())
 	}
-	if kind(b) != device.MessageInitiationType && (r.asked.Load() != 0 || r.sent.Load() != 0) && transport.Remote(from) == transport.Remote(r.to) {
+	if transport.Kind(b) != device.MessageInitiationType && (r.asked.Load() != 0 || r.sent.Load() != 0) && transport.Remote(from) == transport.Remote(r.to) {
 		r.asked.Store(0)
 		r.sent.Store(0)
 	}
 	return true
-}
-
-// kind is a datagram's WireGuard message type, 0 if it has none.
-func kind(b []byte) uint32 {
-	if len(b) < device.MinMessageSize {
-		return 0
-	}
-	return binary.LittleEndian.Uint32(b)
 }
 
 // Send implements [conn.Bind].
@@ -135,7 +126,7 @@ func (r *road) Send(datagrams [][]byte, _ conn.Endpoint) error {
 		return nil
 	}
 	for _, d := range datagrams {
-		if kind(d) == device.MessageInitiationType {
+		if transport.Kind(d) == device.MessageInitiationType {
 			r.mu.Lock()
 			r.initiation = append(r.initiation[:0], d...)
 			r.mu.Unlock()
@@ -159,7 +150,7 @@ func (r *road) keep(since int64, datagrams [][]byte) {
 		r.kept, r.keptSince = r.kept[:0], since
 	}
 	for _, d := range datagrams {
-		if kind(d) == device.MessageTransportType {
+		if transport.Kind(d) == device.MessageTransportType {
 			r.kept = append(r.kept, append([]byte(nil), d...))
 		}
 	}

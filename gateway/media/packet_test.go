@@ -150,18 +150,6 @@ func TestWrap(t *testing.T) {
 	}
 }
 
-func TestSum(t *testing.T) {
-	b := make([]byte, 1500)
-	for i := range b {
-		b[i] = byte(rand.Uint32() | 0xc0)
-	}
-	for n := range b {
-		if got, want := fold(sum(b[:n], 0x1234)), naive(b[:n], 0x1234); got != want {
-			t.Fatalf("%d bytes: %#x, want %#x", n, got, want)
-		}
-	}
-}
-
 func FuzzParse(f *testing.F) {
 	for i := range apps {
 		f.Add(packet(peers[i], apps[i], []byte("hello")))

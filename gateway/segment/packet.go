@@ -2,6 +2,8 @@ package segment
 
 import (
 	"encoding/binary"
+
+	"github.com/portvakt/portvakt/internal/ipsum"
 )
 
 const (
@@ -208,10 +210,10 @@ func ResetFor(packet []byte) []byte {
 	if flags&tcpRST != 0 {
 		return nil
 	}
-	if p.header == ipv4HeaderLen && fold(sum(0, packet[:ipv4HeaderLen])) != 0xffff {
+	if p.header == ipv4HeaderLen && ipsum.Fold(ipsum.Add(0, packet[:ipv4HeaderLen])) != 0xffff {
 		return nil
 	}
-	if fold(sum(pseudo(packet, p.header, len(p.l4)), p.l4)) != 0xffff {
+	if ipsum.Fold(ipsum.Add(pseudo(packet, p.header, len(p.l4)), p.l4)) != 0xffff {
 		return nil
 	}
 
@@ -224,7 +226,7 @@ func ResetFor(packet []byte) []byte {
 		out[9] = ProtoTCP
 		copy(out[12:16], packet[16:20])
 		copy(out[16:20], packet[12:16])
-		binary.BigEndian.PutUint16(out[10:], ^fold(sum(0, out[:ipv4HeaderLen])))
+		binary.BigEndian.PutUint16(out[10:], ipsum.Of(0, out[:ipv4HeaderLen]))
 	} else {
 		out[0] = 0x60
 		binary.BigEndian.PutUint16(out[4:], tcpHeaderLen)
@@ -251,35 +253,15 @@ func ResetFor(packet []byte) []byte {
 		binary.BigEndian.PutUint32(t[8:], binary.BigEndian.Uint32(p.l4[4:])+n)
 		t[13] = tcpRST | tcpACK
 	}
-	binary.BigEndian.PutUint16(t[16:], ^fold(sum(pseudo(out, p.header, len(t)), t)))
+	binary.BigEndian.PutUint16(t[16:], ipsum.Of(pseudo(out, p.header, len(t)), t))
 	return out
 }
 
 // pseudo is the sum of the pseudo header of a TCP packet: RFC 9293 section 3.1.
-func pseudo(packet []byte, header, length int) uint32 {
-	s := uint32(ProtoTCP) + uint32(length)
+func pseudo(packet []byte, header, length int) uint64 {
+	s := uint64(ProtoTCP) + uint64(length)
 	if header == ipv4HeaderLen {
-		return sum(s, packet[12:20])
+		return ipsum.Add(s, packet[12:20])
 	}
-	return sum(s, packet[8:40])
-}
-
-// sum adds b to a running one's complement sum: RFC 1071. Packets are at most
-// 64 KiB, so that 32 bits do not overflow.
-func sum(s uint32, b []byte) uint32 {
-	for len(b) >= 2 {
-		s += uint32(b[0])<<8 | uint32(b[1])
-		b = b[2:]
-	}
-	if len(b) == 1 {
-		s += uint32(b[0]) << 8
-	}
-	return s
-}
-
-func fold(s uint32) uint16 {
-	for s > 0xffff {
-		s = s>>16 + s&0xffff
-	}
-	return uint16(s)
+	return ipsum.Add(s, packet[8:40])
 }

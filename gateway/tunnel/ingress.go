@@ -10,6 +10,8 @@ import (
 
 	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
+
+	"github.com/portvakt/portvakt/internal/transport"
 )
 
 // ingress is the device's bind: the sockets, and in front of them everything a
@@ -107,7 +109,7 @@ func (g *ingress) inspect(packets [][]byte, sizes []int, eps []conn.Endpoint) {
 			continue
 		}
 		b := packets[i][:size]
-		switch kind(b) {
+		switch transport.Kind(b) {
 		case device.MessageTransportType:
 			index := binary.LittleEndian.Uint32(b[4:])
 			if index == lastIndex && eps[i] == last {
@@ -167,7 +169,7 @@ func (g *ingress) Send(bufs [][]byte, ep conn.Endpoint) error {
 			g.answer = ep // where asks; WireGuard itself sends nothing empty
 			return nil
 		}
-		switch kind(b) {
+		switch transport.Kind(b) {
 		case device.MessageResponseType:
 			g.t.gate.responded(b, c)
 		case device.MessageInitiationType:
@@ -177,7 +179,7 @@ func (g *ingress) Send(bufs [][]byte, ep conn.Endpoint) error {
 	if awake := g.t.cfg.Awake; awake != nil && !awake() {
 		// The tunnel itself goes on; what it carries does not.
 		bufs = slices.DeleteFunc(slices.Clone(bufs), func(b []byte) bool {
-			return len(b) > device.MessageKeepaliveSize && kind(b) == device.MessageTransportType
+			return transport.CarriesPacket(b)
 		})
 		if len(bufs) == 0 {
 			return nil

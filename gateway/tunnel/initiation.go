@@ -3,7 +3,6 @@ package tunnel
 import (
 	"bytes"
 	"crypto/hmac"
-	"encoding/binary"
 	"hash"
 
 	"github.com/cloudflare/circl/dh/x25519"
@@ -127,15 +126,4 @@ func answers(response []byte, d *datagram, key *[32]byte) bool {
 func sumOf(h hash.Hash, b []byte) []byte {
 	_, _ = h.Write(b) // a hash takes everything
 	return h.Sum(nil)
-}
-
-// kind is a datagram's message type; 0 is none that WireGuard has.
-func kind(b []byte) uint32 {
-	if len(b) < device.MinMessageSize {
-		return 0
-	}
-	if k := binary.LittleEndian.Uint32(b); k <= device.MessageTransportType {
-		return k
-	}
-	return 0
 }

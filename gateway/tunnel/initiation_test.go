@@ -12,6 +12,8 @@ import (
 	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
 	"golang.zx2c4.com/wireguard/tun"
+
+	"github.com/portvakt/portvakt/internal/transport"
 )
 
 func pair() (private, public [32]byte) {
@@ -215,7 +217,7 @@ func FuzzOpen(f *testing.F) {
 	f.Add([]byte{})
 	f.Add(NewInitiator(public).Initiate(1, time.Unix(1_800_000_000, 0)))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		_ = kind(b)
+		_ = transport.Kind(b)
 		if len(b) != len(datagram{}) {
 			if answers(b, &datagram{}, &[32]byte{}) {
 				t.Error("it is an answer")
@@ -267,8 +269,8 @@ func FuzzAdmit(f *testing.F) {
 		copy(buf, b)
 		eps := []conn.Endpoint{&conn.StdNetEndpoint{AddrPort: src}}
 		tn.bind.inspect([][]byte{buf}, sizes, eps)
-		if sizes[0] != 0 && kind(b) != device.MessageTransportType {
-			t.Errorf("%d bytes of type %d reach WireGuard", sizes[0], kind(b))
+		if sizes[0] != 0 && transport.Kind(b) != device.MessageTransportType {
+			t.Errorf("%d bytes of type %d reach WireGuard", sizes[0], transport.Kind(b))
 		}
 		for {
 			select {

@@ -1,12 +1,21 @@
-// Package tunnel is the gateway's WireGuard ingress: the UDP socket, the
-// peers, and the userspace stack their packets end in, behind the segment
-// filter.
+// Package tunnel is the gateway's WireGuard ingress: who gets a peer, where peers
+// are, and what of their packets gets to the stack behind.
 //
-// Who may be a peer is the caller's business; this package holds registered
-// keys only as long as it is told to. A datagram of any other key is not
-// answered. WireGuard has a peer only for keys in use: one is made when a
-// registered device's handshake initiation arrives, or a packet to it leaves,
-// and goes when it is idle and nothing holds it.
+//	transport.Gateway -- ingress -- transport.Pace -- WireGuard -- egress -- filter -- stack, or the owner's UDP
+//	                       |                                          |
+//	                       +-- gate: initiations                      +-- packets for devices that sleep,
+//	                       |   (limiter, opener, replay)              |   places of devices that moved
+//	                       +-- watcher: places                        |
+//	                       +-- registry: registrations and peers -----+
+//
+// Who may be a peer is the caller's business; this package holds registered keys
+// only as long as it is told to. A datagram of any other key is not answered.
+// WireGuard has a peer only for keys in use: one is made when a registered
+// device's handshake initiation arrives, or a packet to it leaves, and goes when
+// it is idle and nothing holds it.
+//
+// Locks: Tunnel.mu serialises changes of WireGuard's peers and is never taken on
+// a goroutine that carries packets; the registry's is held for moments, after it.
 package tunnel
 
 import (
@@ -109,14 +118,6 @@ type Kept struct {
 	Endpoint   netip.AddrPort // proven; not valid before the first handshake
 	Handshake  time.Time      // when it was complete; zero before the first
 	Initiation []byte         // the newest accepted, which no older one may follow; nil: the one before
-}
-
-// PeerInfo is the state of a key's tunnel.
-type PeerInfo struct {
-	Key           [32]byte
-	Endpoint      netip.AddrPort // not valid before the first handshake
-	LastHandshake time.Time
-	Live          bool // WireGuard has a peer for it
 }
 
 // Tunnel is a WireGuard interface. Its methods may be called from any
@@ -399,9 +400,6 @@ func (t *Tunnel) removeLocked(r *registration) {
 	t.lowerLocked(r)
 	t.known.drop(r)
 }
-
-// Peers is the state of all registered keys, in no order.
-func (t *Tunnel) Peers() []PeerInfo { return t.known.infos() }
 
 // Withheld counts the resets that refused packets were not answered with, since
 // their device had been sent too many.

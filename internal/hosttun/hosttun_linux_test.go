@@ -282,7 +282,7 @@ func TestVoice(t *testing.T) {
 		if n, err := s.Device().Read(bufs, sizes, headroom); n != 1 || err != nil {
 			t.Fatal(n, err)
 		}
-		if got := transport.Marked(bufs[0][:headroom+sizes[0]+16]); (got == transport.ClassVoice) != (dscp == 46) {
+		if got := bufs[0][len(bufs[0])-1]; (got == transport.ClassVoice) != (dscp == 46) {
 			t.Errorf("packet %d with DSCP %d has class %d", i, dscp, got)
 		}
 	}

@@ -77,7 +77,7 @@ func (d *device) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	return n, nil
 }
 
-// mark notes the class of packet, which is in buf, for [transport.Marked]. The
+// mark notes the class of packet, which is in buf, by [transport.Mark]. The
 // buffers come back: once there was voice in one, each has to be marked. Until
 // then their ends, a page of memory each, are left alone.
 func (d *device) mark(buf, packet []byte) {

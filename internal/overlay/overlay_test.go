@@ -747,7 +747,7 @@ func TestVoiceIsMarked(t *testing.T) {
 		if _, err := s.Device().Read(bufs, sizes, offset); err != nil {
 			t.Fatal(err)
 		}
-		if got := transport.Marked(bufs[0][:offset+sizes[0]]); got != tc.want {
+		if got := bufs[0][len(bufs[0])-1]; got != tc.want {
 			t.Errorf("packet %d is of class %d, want %d", i, got, tc.want)
 		}
 	}

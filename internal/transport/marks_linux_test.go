@@ -30,7 +30,7 @@ func TestMarks(t *testing.T) {
 		"full to the last byte": {bytes.Repeat([]byte{ClassVoice}, device.MaxMessageSize), ClassNone},
 		"nothing":               {nil, ClassNone},
 	} {
-		if got := Marked(c.datagram); got != c.want {
+		if got := marked(c.datagram); got != c.want {
 			t.Errorf("%s: class %d, want %d", name, got, c.want)
 		}
 	}

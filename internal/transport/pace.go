@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"golang.zx2c4.com/wireguard/conn"
-	"golang.zx2c4.com/wireguard/device"
 	"golang.zx2c4.com/wireguard/tun"
 )
 
@@ -184,7 +183,7 @@ func (p *pace) receive(fn conn.ReceiveFunc) conn.ReceiveFunc {
 		n, err := fn(packets, sizes, eps)
 		count := 0
 		for i, size := range sizes[:n] {
-			if data(packets[i][:size]) {
+			if CarriesPacket(packets[i][:size]) {
 				given = append(given, &packets[i][0])
 				count++
 			} else {
@@ -197,17 +196,12 @@ func (p *pace) receive(fn conn.ReceiveFunc) conn.ReceiveFunc {
 	}
 }
 
-// data says whether a datagram carries a packet.
-func data(datagram []byte) bool {
-	return len(datagram) > keepaliveSize && datagram[0] == device.MessageTransportType
-}
-
 // Send implements [conn.Bind].
 func (b *pacedBind) Send(datagrams [][]byte, ep conn.Endpoint) error {
 	err := b.Bind.Send(datagrams, ep)
 	n := 0
 	for _, d := range datagrams {
-		if data(d) {
+		if CarriesPacket(d) {
 			n++
 		}
 	}

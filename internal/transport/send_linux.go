@@ -106,11 +106,11 @@ func (v *vector) fill(datagrams [][]byte, e *UDPEndpoint, src netip.Addr, gso bo
 	datagrams = datagrams[:min(len(datagrams), maxDatagrams)]
 	v.n, v.done = 0, 0
 	for i := 0; i < len(datagrams) && v.n < maxMessages; {
-		size, class := len(datagrams[i]), Marked(datagrams[i])
+		size, class := len(datagrams[i]), marked(datagrams[i])
 		total, end := size, i+1
 		for gso && end < len(datagrams) && end-i < maxSegments {
 			next := datagrams[end]
-			if len(next) == 0 || len(next) > size || total+len(next) > maxPayload || Marked(next) != class {
+			if len(next) == 0 || len(next) > size || total+len(next) > maxPayload || marked(next) != class {
 				break
 			}
 			total += len(next)

@@ -1,8 +1,21 @@
-// Package transport is what carries WireGuard's datagrams between a laptop and
-// a gateway: UDP in large batches.
+// Package transport is what carries WireGuard's datagrams between a laptop and a
+// gateway, below an unmodified WireGuard at both ends:
+//
+//	UDP        a conn.Bind: recvmmsg and sendmmsg, GSO and GRO (Linux; upstream's elsewhere)
+//	Stream     a WebSocket's datagrams: a bounded ring, the oldest dropped
+//	Inbox      where all Streams' datagrams wait for WireGuard
+//	Gateway    a conn.Bind: UDP, a Stream for each device that has one, and the
+//	           answers to those who ask by UDP whether it works again (probes)
+//	Pace       bounds what WireGuard holds between the inside and the socket, and
+//	           counts what it refuses (Tally)
+//	Mark       takes a packet's class past the encryption
+//
+// It knows no keys and trusts nobody: who may open a Stream is the caller's
+// business, and whose a datagram is WireGuard's.
 package transport
 
 import (
+	"encoding/binary"
 	"log/slog"
 	"net/netip"
 
@@ -75,6 +88,24 @@ func ClassOf(packet []byte) byte {
 	return ClassNone
 }
 
+// Kind is a datagram's WireGuard message type, 0 for what is none that WireGuard
+// has. It says nothing about the length but that it is a message's at least.
+func Kind(datagram []byte) uint32 {
+	if len(datagram) < device.MinMessageSize {
+		return 0
+	}
+	if k := binary.LittleEndian.Uint32(datagram); k <= device.MessageTransportType {
+		return k
+	}
+	return 0
+}
+
+// CarriesPacket says whether a datagram is a transport message that is longer
+// than a keepalive.
+func CarriesPacket(datagram []byte) bool {
+	return len(datagram) > keepaliveSize && Kind(datagram) == device.MessageTransportType
+}
+
 // messageHeader and keepaliveSize are WireGuard's: a transport message is a
 // header, the packet and a tag of 16 bytes.
 const (
@@ -92,9 +123,9 @@ func Mark(buf []byte, class byte) {
 	}
 }
 
-// Marked is the class that Mark noted of the packet in a datagram for
+// marked is the class that Mark noted of the packet in a datagram for
 // Bind.Send. What does not come out of a tun.Device has none.
-func Marked(datagram []byte) byte {
+func marked(datagram []byte) byte {
 	if cap(datagram) != device.MaxMessageSize || len(datagram) == cap(datagram) || len(datagram) <= keepaliveSize {
 		return ClassNone
 	}

@@ -1,0 +1,45 @@
+// Package ipsum has the Internet's checksum: the one's complement of the one's
+// complement sum of 16-bit words (RFC 1071).
+package ipsum
+
+import (
+	"encoding/binary"
+	"math/bits"
+)
+
+// Add adds b to a sum, eight bytes at a time. Of several parts only the last may
+// have an odd length. A number of 16 bits may be added to a sum as it is.
+func Add(sum uint64, b []byte) uint64 {
+	var c uint64
+	for len(b) >= 32 {
+		sum, c = bits.Add64(sum, binary.BigEndian.Uint64(b), 0)
+		sum, c = bits.Add64(sum, binary.BigEndian.Uint64(b[8:]), c)
+		sum, c = bits.Add64(sum, binary.BigEndian.Uint64(b[16:]), c)
+		sum, c = bits.Add64(sum, binary.BigEndian.Uint64(b[24:]), c)
+		sum, c = bits.Add64(sum, 0, c)
+		sum += c
+		b = b[32:]
+	}
+	for len(b) >= 8 {
+		sum, c = bits.Add64(sum, binary.BigEndian.Uint64(b), 0)
+		sum += c
+		b = b[8:]
+	}
+	var last [8]byte
+	copy(last[:], b)
+	sum, c = bits.Add64(sum, binary.BigEndian.Uint64(last[:]), 0)
+	return sum + c
+}
+
+// Fold is a sum in 16 bits, 0xffff over what has a right checksum in it. The
+// checksum to be written is its complement.
+func Fold(sum uint64) uint16 {
+	sum = sum>>32 + sum&0xffffffff
+	sum = sum>>32 + sum&0xffffffff
+	sum = sum>>16 + sum&0xffff
+	sum = sum>>16 + sum&0xffff
+	return uint16(sum)
+}
+
+// Of is the checksum of b behind a sum of what comes before it, a pseudo header's.
+func Of(sum uint64, b []byte) uint16 { return ^Fold(Add(sum, b)) }
