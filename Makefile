@@ -15,10 +15,10 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 RACE = ./agent/... ./gateway/... ./internal/... ./certs/... ./policy/...
 FUZZTIME ?= 60s
 
-.PHONY: help build demo test test-kill e2e bench soak mutants check fmt fuzz clean
+.PHONY: help build demo test test-kill e2e bench soak mutants h2spec check fmt fuzz clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/'
+	@grep -E '^[a-z0-9-]+:.*## ' Makefile | sed 's/:.*## /\t/'
 
 build: ## both binaries and the demo into build/
 	@$(GO) build -ldflags "-s -w" -o build/ ./cmd/portvakt-gateway ./cmd/portvakt-agent
@@ -56,6 +56,10 @@ soak: ## two hours of 32 devices' tunnels in under two minutes, under the race d
 
 mutants: ## break each promise and see its test fail; ARGS="-only cl_te"
 	cd deploy && $(GO) run ./mutants $(ARGS)
+
+h2spec: ## HTTP/2 conformance of the gateway beside that of Go's own server
+	cd deploy && $(GO) build -o ../build/h2spec github.com/summerwind/h2spec/cmd/h2spec
+	$(GO) test -count=1 -tags h2spec -v -run '^TestH2Spec$$' ./gateway/proxy -args -h2spec "$(CURDIR)/build/h2spec"
 
 check: ## formatting, vet, staticcheck, module files, cross-builds
 	@out="$$($(GO) run $(GOFUMPT) -l .)"; if [ -n "$$out" ]; then echo "gofumpt would change (run make fmt):"; echo "$$out"; exit 1; fi
