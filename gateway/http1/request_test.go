@@ -32,7 +32,7 @@ type message struct {
 
 // hear serves what is said and tells which requests were taken, why the last one
 // was not, and what was answered.
-func hear(text string, slow bool) (taken []message, refused *Malformed, broken error, answers string) {
+func hear(text string, slow bool) (taken []message, refused *Malformed, answers string, broken error) {
 	var src io.Reader = strings.NewReader(text)
 	if slow {
 		src = iotest.OneByteReader(src)
@@ -52,7 +52,7 @@ func hear(text string, slow bool) (taken []message, refused *Malformed, broken e
 		taken = append(taken, message{r.Method, r.RequestURI, r.Host, string(body), r.Header.Clone(), maps.Clone(r.Trailer)})
 	}}
 	s.Serve(context.Background(), nc)
-	return taken, refused, broken, nc.answers.String()
+	return taken, refused, nc.answers.String(), broken
 }
 
 const next = "GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -125,7 +125,7 @@ func TestRequestsRefused(t *testing.T) {
 		{"cut chunks", chunks + "4\r\nabcd\r\n"},
 	} {
 		for _, slow := range []bool{false, true} {
-			taken, refused, broken, answers := hear(c.text, slow)
+			taken, refused, answers, broken := hear(c.text, slow)
 			if len(taken) != 0 || refused == nil && broken == nil {
 				t.Errorf("%s (slow %v): taken %q, refused %v, broken %v", c.name, slow, taken, refused, broken)
 			}
@@ -163,7 +163,7 @@ func TestMessagesAreKeptApart(t *testing.T) {
 		"GET /8 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n" + next
 	want := []string{"", "hello", "abc0123456789", "", strings.Repeat("y", 100000), strings.Repeat("z", 100000), "", ""}
 	for _, slow := range []bool{false, true} {
-		taken, refused, broken, answers := hear(text, slow)
+		taken, refused, answers, broken := hear(text, slow)
 		if len(taken) != len(want) || refused != nil || broken != nil {
 			t.Fatalf("slow %v: %d taken, refused %v, broken %v", slow, len(taken), refused, broken)
 		}
@@ -197,8 +197,8 @@ func FuzzRequest(f *testing.F) {
 		if len(data) > 4<<10 {
 			return
 		}
-		fast, why, broken, _ := hear(string(data), false)
-		slow, slowWhy, slowBroken, _ := hear(string(data), true)
+		fast, why, _, broken := hear(string(data), false)
+		slow, slowWhy, _, slowBroken := hear(string(data), true)
 		if fmt.Sprint(fast) != fmt.Sprint(slow) || (why == nil) != (slowWhy == nil) || (broken == nil) != (slowBroken == nil) {
 			t.Fatalf("at once %q %v %v, byte by byte %q %v %v", fast, why, broken, slow, slowWhy, slowBroken)
 		}

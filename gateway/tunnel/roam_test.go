@@ -15,8 +15,7 @@ func TestFirstPacketAfterARoamIsFromThere(t *testing.T) {
 	var mu sync.Mutex
 	var known, seen netip.AddrPort // known when the last packet was let in
 	priv, _ := keyPair()
-	var in *ingress
-	in = startConfig(t, tunnel.Config{PrivateKey: priv, Listen: "127.0.0.1:0"}, func(cfg *tunnel.Config) {
+	in := startConfig(t, tunnel.Config{PrivateKey: priv, Listen: "127.0.0.1:0"}, func(cfg *tunnel.Config) {
 		cfg.OnMove = func(_ [32]byte, ep netip.AddrPort) {
 			mu.Lock()
 			defer mu.Unlock()
