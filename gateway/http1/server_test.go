@@ -444,8 +444,10 @@ func TestIdleConnectionsHoldLittle(t *testing.T) {
 	open := func() {
 		c, done := serving(s)
 		conns, dones = append(conns, c), append(dones, done)
-		go func() { _, _ = io.WriteString(c, simple) }()
+		var asked sync.WaitGroup
+		asked.Go(func() { _, _ = io.WriteString(c, simple) })
 		answered(t, bufio.NewReaderSize(c, 512), "GET")
+		asked.Wait()
 	}
 	for range 16 {
 		open()
@@ -464,10 +466,13 @@ func TestIdleConnectionsHoldLittle(t *testing.T) {
 		open()
 	}
 	after, now := memory()
+	for until := time.Now().Add(10 * time.Second); now-goroutines > more && time.Now().Before(until); {
+		after, now = memory() // a slow machine's watchers are on their way out
+	}
 	if each := (after - before) / more; each > 16<<10 {
 		t.Errorf("%d bytes for a connection that waits", each)
 	}
-	if now-goroutines > more+10 {
+	if now-goroutines > more {
 		t.Errorf("%d goroutines for %d connections", now-goroutines, more)
 	}
 	for i, c := range conns {
