@@ -19,6 +19,9 @@ type Facts struct {
 	json []byte // the members from "device" to "location", with the comma before
 	err  error  // why there is no json
 
+	classOnce sync.Once // makes classText
+	classText string
+
 	mu       sync.Mutex // guards what follows
 	revision *Revision  // that granted
 	granted  map[asked]Decision
@@ -190,8 +193,19 @@ func (e *Engine) AnswerBy(ctx context.Context, r *Revision, f *Facts, q Question
 		d.ID, d.Time = newID(), q.Time
 		return d
 	}
-	in := f.Input(q)
-	d = e.finish(r, in, e.decide(ctx, r, in))
+	alike, ok := r.shared.key(f, key)
+	if ok {
+		d, known = r.shared.get(alike)
+	}
+	if known && d.Allow {
+		d.ID, d.Time = newID(), q.Time
+	} else {
+		in := f.Input(q)
+		d = e.finish(r, in, e.decide(ctx, r, in))
+		if d.Allow && ok {
+			r.shared.put(alike, d)
+		}
+	}
 	if d.Allow {
 		f.grant(r, key, d)
 	}

@@ -49,6 +49,7 @@ type Revision struct {
 	query rego.PreparedEvalQuery
 	// remember says which Questions are the same to it.
 	remember remembering
+	shared   *shared
 	// places say in which file and line each app's keys are.
 	places map[string]place
 }
@@ -254,6 +255,7 @@ func (r *Revision) compile(modules map[string]*ast.Module) error {
 	if err != nil {
 		return fmt.Errorf("compiling policy: %w", err)
 	}
+	r.shared = newShared(r.apps, len(compiler.Modules) > len(names))
 	r.remember = newRemembering(r.apps, compiler.Modules, func(name string) bool { return !slices.Contains(names, name) })
 	return r.tryOut()
 }

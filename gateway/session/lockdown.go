@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/portvakt/portvakt/gateway/audit"
@@ -77,11 +78,11 @@ func (s *lockdownSet) hit(subject *policy.Subject, device, app, address string) 
 	locked := func(scope store.Scope, value string) *policy.Fact {
 		return &policy.Fact{Name: string(scope), Value: value, Wanted: "lockdown lifted"}
 	}
-	keys := []lockKey{{store.ScopeAll, ""}, {store.ScopeApp, app}, {store.ScopeDevice, device}}
+	keys := [4]lockKey{{store.ScopeAll, ""}, {store.ScopeApp, app}, {store.ScopeDevice, device}}
 	if s.subjects && subject != nil {
-		keys = append(keys, lockKey{store.ScopeSubject, subject.Key()})
+		keys[3] = lockKey{store.ScopeSubject, subject.Key()}
 	}
-	for _, k := range keys {
+	for _, k := range keys { // nothing is locked down by the zero key
 		if _, ok := s.exact[k]; ok {
 			return locked(k.scope, k.value)
 		}
@@ -105,6 +106,12 @@ func (s *lockdownSet) hit(subject *policy.Subject, device, app, address string) 
 func (m *Manager) answer(ctx context.Context, on *basis) policy.Decision {
 	on.revision = m.cfg.Engine.Active()
 	return m.answerBy(ctx, on)
+}
+
+// reaches is whether answer allows.
+func (m *Manager) reaches(facts *policy.Facts, q policy.Question) bool {
+	_, locked := m.lockedDown(facts, q.App.Name)
+	return !locked && m.cfg.Engine.Allows(context.Background(), facts, q)
 }
 
 // answerBy is answer by the revision that on names.
@@ -182,11 +189,19 @@ func (m *Manager) Lockdown(ctx context.Context, l store.Lockdown) (_ store.Lockd
 	var id [4]byte // short, because people type it
 	rand.Read(id[:])
 	l.ID = "lock-" + hex.EncodeToString(id[:])
+	alone, err := newLockdownSet([]store.Lockdown{l})
+	if err != nil {
+		return store.Lockdown{}, 0, err
+	}
 	if err := m.swapLockdowns(func(list []store.Lockdown) []store.Lockdown { return append(list, l) }); err != nil {
 		return store.Lockdown{}, 0, err
 	}
-	touched, cuts := m.enforceLockdowns()
-	m.onAll(touched, m.refresh)
+	cuts = m.enforce(alone)
+	for _, d := range m.all() { // by one worker alone: nothing is urgent any more, and others' calls go on
+		if m.touches(d, alone) {
+			m.refresh(d)
+		}
+	}
 
 	m.lockdownMu.Lock()
 	defer m.lockdownMu.Unlock()
@@ -207,34 +222,30 @@ func lockdownDetail(l store.Lockdown) map[string]string {
 	return map[string]string{"lockdown": l.ID, "scope": string(l.Scope), "value": l.Value, "reason": l.Reason}
 }
 
-// enforceLockdowns cuts every open Flow that a lockdown stands in the way of,
-// asking no policy, and returns the devices in force that one touches. The set
-// was swapped before: a Flow that is being decided has either seen it or sees
-// the new epoch and decides again, and one that is marked as decided is seen
-// here.
-func (m *Manager) enforceLockdowns() (touched []*device, cuts int) {
-	var mu sync.Mutex // guards what is returned
+// enforce cuts every open Flow that a new lockdown stands in the way of, asking
+// no policy. The set in force has it already: a Flow that is being decided has
+// either seen it or sees the new epoch and decides again, and one that is marked
+// as decided is seen here.
+func (m *Manager) enforce(alone *lockdownSet) (cuts int) {
+	var n atomic.Int64
 	now := m.cfg.Now()
-	m.onAll(m.all(), func(d *device) {
-		n, touches := d.cutLockedDown(now), m.touches(d, now)
-		mu.Lock()
-		defer mu.Unlock()
-		cuts += n
-		if touches {
-			touched = append(touched, d)
-		}
-	})
-	return touched, cuts
+	m.onAll(m.all(), func(d *device) { n.Add(int64(d.cutLockedDown(alone, now))) })
+	return int(n.Load())
 }
 
 // cutLockedDown raises the epoch, so that Flows which are being decided are
-// decided again, and cuts those of the others that a lockdown is about.
-func (d *device) cutLockedDown(now time.Time) (cuts int) {
+// decided again, and cuts those of the others that the lockdown is about.
+func (d *device) cutLockedDown(alone *lockdownSet, now time.Time) (cuts int) {
 	d.mu.Lock()
 	d.epoch.Add(1)
+	none := len(d.flows) == 0
 	d.mu.Unlock()
+	if none {
+		return 0
+	}
+	on := d.facts(now)
 	for _, f := range d.open() {
-		if f.cutLockedDown(now) {
+		if f.cutLockedDown(alone, on) {
 			cuts++
 		}
 	}
@@ -242,10 +253,10 @@ func (d *device) cutLockedDown(now time.Time) (cuts int) {
 }
 
 // touches says whether a lockdown stands between the device and some app.
-func (m *Manager) touches(d *device, now time.Time) bool {
-	facts := d.facts(now)
+func (m *Manager) touches(d *device, alone *lockdownSet) bool {
+	facts := d.facts(m.cfg.Now())
 	for _, a := range m.catalogue.Load().apps {
-		if _, ok := m.lockedDown(facts, a.Name); ok {
+		if alone.hit(facts.Subject(), facts.Device().ID, a.Name, facts.Address()) != nil {
 			return true
 		}
 	}
@@ -254,18 +265,19 @@ func (m *Manager) touches(d *device, now time.Time) bool {
 
 // cutLockedDown cuts an open Flow that a lockdown stands in the way of. One
 // that is still being decided is left to its own epoch comparison.
-func (f *Flow) cutLockedDown(now time.Time) bool {
+func (f *Flow) cutLockedDown(alone *lockdownSet, on *policy.Facts) bool {
 	f.mu.Lock()
 	open, owner := f.decided && !f.ended && f.cut == nil, f.facts.Subject
 	f.mu.Unlock()
 	if !open {
 		return false
 	}
-	on, app := f.d.facts(now), f.begin.App.Name
-	dec, locked := f.m.lockedDown(on, app)
-	if !locked { // it may still be of the person before a new login
-		dec, locked = f.m.lockdownDecision(f.m.lockdowns.Load().hit(owner, on.Device().ID, app, on.Address()), app)
+	app := f.begin.App.Name
+	fact := alone.hit(on.Subject(), f.d.record.ID, app, on.Address())
+	if fact == nil { // it may still be of the person before a new login
+		fact = alone.hit(owner, f.d.record.ID, app, on.Address())
 	}
+	dec, locked := f.m.lockdownDecision(fact, app)
 	if locked {
 		f.cutWith(nil, dec)
 	}
@@ -312,25 +324,30 @@ func (m *Manager) LiftLockdown(ctx context.Context, lift Lift) (store.Lockdown, 
 		return l, err
 	}
 	m.log.Warn("a lockdown is off", "id", l.ID, "scope", string(l.Scope), "value", l.Value, "by", lift.By)
-	m.refreshAll()
+	for _, d := range m.all() { // as slowly as it was tidied up
+		m.refresh(d)
+	}
 	return l, nil
 }
 
 // onAll runs do for each device. Two workers use both of a small machine's
-// cores without starving the tunnel.
+// cores without starving the tunnel. They take the devices themselves: to be
+// handed one is to wait behind everything else that runs.
 func (m *Manager) onAll(devices []*device, do func(*device)) {
-	work := make(chan *device)
-	var wg sync.WaitGroup
-	for range 2 {
-		wg.Go(func() {
-			for d := range work {
-				do(d)
+	var next atomic.Int64
+	work := func() {
+		for {
+			i := int(next.Add(1)) - 1
+			if i >= len(devices) {
+				return
 			}
-		})
+			do(devices[i])
+		}
 	}
-	for _, d := range devices {
-		work <- d
+	var other sync.WaitGroup
+	if len(devices) > 1 {
+		other.Go(work)
 	}
-	close(work)
-	wg.Wait()
+	work()
+	other.Wait()
 }

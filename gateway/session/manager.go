@@ -330,12 +330,12 @@ func (m *Manager) refresh(d *device) {
 	var entries []segment.Entry
 	facts := d.facts(now)
 	for i, a := range cat.apps {
-		dec := m.answer(context.Background(), &basis{facts: facts, question: reachQuestion(now, a)})
-		if dec.Allow {
+		reaches := m.reaches(facts, reachQuestion(now, a))
+		if reaches {
 			allowed[i] = 1
 		}
 		_, drain := drains[a.Name] // its packets pass; what is new is refused behind
-		entries = append(entries, reachable(a, cat.addrs[a.Name], dec.Allow || drain)...)
+		entries = append(entries, reachable(a, cat.addrs[a.Name], reaches || drain)...)
 	}
 	for _, g := range m.cfg.Gateway {
 		entries = append(entries,
