@@ -25,14 +25,14 @@ func approvalsCmd(opt *options) *cobra.Command {
 			}
 			rows := [][]string{{"ID", "ACT", "TARGET", "STATUS", "ASKED", "BY", "REASON"}}
 			for _, a := range all.Items {
-				rows = append(rows, []string{a.ID, a.Kind, a.Target, a.Status, when(a.RequestedAt), strings.TrimPrefix(a.RequestedBy, "os:"), a.Reason})
+				rows = append(rows, []string{a.ID, a.Kind, a.Target, a.Status, when(a.RequestedAt), a.RequestedBy, a.Reason})
 			}
 			return table(cmd.OutOrStdout(), rows)
 		},
 	}
 	decide := func(use, short string, call func(*admin.Client, context.Context, string) (admin.Act, error)) *cobra.Command {
 		return &cobra.Command{
-			Use: use + " ID", Short: short, Args: cobra.ExactArgs(1),
+			Use: use + " ID", Short: short, Args: one("ID", "approvals list"),
 			RunE: func(cmd *cobra.Command, a []string) error {
 				cl, err := opt.client()
 				if err != nil {
@@ -46,6 +46,14 @@ func approvalsCmd(opt *options) *cobra.Command {
 	return group("approvals", "What needs a second administrator", list,
 		decide("approve", "Approve what another administrator asked for: it happens now", (*admin.Client).Approve),
 		decide("reject", "Reject what was asked for, or take it back", (*admin.Client).Reject))
+}
+
+// needReason is for what another administrator has to approve.
+func needReason(reason string) error {
+	if strings.TrimSpace(reason) == "" {
+		return usageError{errors.New("--reason is needed: whoever approves reads it")}
+	}
+	return nil
 }
 
 // printAct says what became of an act.
@@ -70,11 +78,19 @@ func breakGlassCmd(opt *options) *cobra.Command {
 		Use: "break-glass", Short: "Act without a second administrator for some minutes", Args: cobra.NoArgs,
 		Long: `Let yourself carry out, for some minutes, what otherwise needs a second
 administrator. It is for when none can be reached: it is recorded first, and
-shown to everybody who administers or watches this gateway.`,
+shown to everybody who administers or watches this gateway. Another one takes
+the place of yours that runs: with --minutes 1 it ends early.`,
 		Example: "  portvakt-gateway break-glass --minutes 10 --reason 'incident 42, nobody else awake'",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if strings.TrimSpace(req.Reason) == "" || req.Minutes < 1 || req.Minutes > 60 {
-				return usageError{errors.New("--reason and --minutes from 1 to 60 are needed")}
+			var wrong []string
+			if strings.TrimSpace(req.Reason) == "" {
+				wrong = append(wrong, "--reason is needed: why, for the record and everybody else")
+			}
+			if req.Minutes < 1 || req.Minutes > 60 {
+				wrong = append(wrong, fmt.Sprintf("--minutes %d: expected from 1 to 60", req.Minutes))
+			}
+			if len(wrong) > 0 {
+				return usageError{errors.New(strings.Join(wrong, "; "))}
 			}
 			cl, err := opt.client()
 			if err != nil {

@@ -22,6 +22,9 @@ within 24 hours, and cannot be undone but from a backup of data_dir/people.`,
 			if (req.Subject == "") == (req.Device == "") {
 				return usageError{errors.New("one of --subject and --device is needed; see: portvakt-gateway audit erase --help")}
 			}
+			if err := needReason(req.Reason); err != nil {
+				return err
+			}
 			cl, err := opt.client()
 			if err != nil {
 				return err

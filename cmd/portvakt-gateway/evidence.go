@@ -99,7 +99,7 @@ func printBecause(w io.Writer, b admin.Because) error {
 	if b.Allow {
 		answer = "yes"
 	}
-	rows := [][]string{{"answer", answer}, {"reason", b.Reason}, {"", b.Message}}
+	rows := [][]string{{"answer", answer}, {"decision", b.Decision}, {"reason", b.Reason}, {"", b.Message}}
 	if b.Fact != nil {
 		rows = append(rows, []string{"fact", fmt.Sprintf("%s is %q, wanted %q", b.Fact.Name, b.Fact.Value, b.Fact.Wanted)})
 	}
@@ -122,7 +122,7 @@ func printBecause(w io.Writer, b admin.Because) error {
 		rows = append(rows, []string{"where", strings.TrimSpace(in.Location.Country + " " + in.Location.Address)})
 	}
 	rows = append(rows, []string{"at", in.Time.Format(time.RFC3339)}, []string{"revision", b.Revision}, []string{"facts of", b.Basis})
-	return table(w, rows)
+	return facts(w, rows)
 }
 
 func auditCmd(opt *options) *cobra.Command {
@@ -148,7 +148,7 @@ every field.`,
 	tail.Flags().BoolVarP(&follow, "follow", "f", false, "go on with each new record")
 	tail.Flags().BoolVar(&denied, "denied", false, "only what was denied")
 	show := &cobra.Command{
-		Use: "show ID", Short: "Print one record", Args: cobra.ExactArgs(1),
+		Use: "show ID", Short: "Print one record", Args: one("ID", "audit tail"),
 		Long: `Print the record with that decision ID or sequence number. With --input print
 only what was decided on, for:
 

@@ -1,8 +1,6 @@
 package main
 
 import (
-	"strings"
-
 	"github.com/spf13/cobra"
 
 	"github.com/portvakt/portvakt/gateway/admin"
@@ -29,7 +27,7 @@ why and the time at which it is cut.`,
 			for _, f := range all.Items {
 				state := f.State
 				if f.DrainUntil != nil {
-					state += " until " + when(*f.DrainUntil) + " (" + strings.ReplaceAll(f.Reason, "_", " ") + ")"
+					state += " until " + when(*f.DrainUntil) + " (" + f.Reason + ")"
 				}
 				rows = append(rows, []string{f.ID, f.App, f.Name, f.DeviceName, when(f.OpenedAt), state})
 			}

@@ -29,6 +29,33 @@ func table(w io.Writer, rows [][]string) error {
 	return tw.Flush()
 }
 
+// facts prints names and what there is to say of them, which goes on below
+// itself when it is longer than a page of any terminal is wide.
+func facts(w io.Writer, rows [][]string) error {
+	const width = 80
+	indent := 0
+	for _, r := range rows {
+		indent = max(indent, utf8.RuneCountInString(r[0])+2)
+	}
+	var out strings.Builder
+	for _, r := range rows {
+		name, line := r[0], ""
+		for _, word := range strings.Fields(clean(r[1])) {
+			if line != "" && indent+utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > width {
+				fmt.Fprintf(&out, "%-*s%s\n", indent, name, line)
+				name, line = "", ""
+			}
+			line = strings.TrimPrefix(line+" "+word, " ")
+		}
+		if line == "" {
+			line = "-"
+		}
+		fmt.Fprintf(&out, "%-*s%s\n", indent, name, line)
+	}
+	_, err := io.WriteString(w, out.String())
+	return err
+}
+
 // clean makes text of others safe to show: a terminal obeys control characters.
 func clean(s string) string {
 	return strings.Map(func(r rune) rune {
@@ -39,18 +66,36 @@ func clean(s string) string {
 	}, s)
 }
 
+// one wants exactly one argument, and says where to find it when there is none.
+func one(what, list string) cobra.PositionalArgs {
+	return func(_ *cobra.Command, a []string) error {
+		switch {
+		case len(a) == 0:
+			return fmt.Errorf("which %s? see: portvakt-gateway %s", what, list)
+		case len(a) > 1:
+			return fmt.Errorf("wanted one %s, got %d arguments", what, len(a))
+		}
+		return nil
+	}
+}
+
 // group is a command that only holds others: alone it shows its help, and a
 // word that is none of them is a mistake.
 func group(use, short string, subs ...*cobra.Command) *cobra.Command {
 	c := &cobra.Command{
 		Use: use, Short: short,
-		Args: func(_ *cobra.Command, a []string) error {
-			if len(a) > 0 {
-				return fmt.Errorf("%q is not a command of %s", a[0], use)
+		Args: func(cmd *cobra.Command, a []string) error {
+			if len(a) == 0 {
+				return nil
 			}
-			return nil
+			hint := ""
+			if near := cmd.SuggestionsFor(a[0]); len(near) > 0 {
+				hint = "; did you mean " + strings.Join(near, " or ") + "?"
+			}
+			return fmt.Errorf("%q is not a command of %s%s", a[0], use, hint)
 		},
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		SuggestionsMinimumDistance: 2,
+		RunE:                       func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	c.AddCommand(subs...)
 	return c
@@ -115,7 +160,7 @@ func listDevices(opt *options) *cobra.Command {
 			if err != nil || opt.json {
 				return orJSON(cmd, all, err)
 			}
-			rows := [][]string{{"ID", "NAME", "STATUS", "WHO", "IN", "SEEN"}}
+			rows := [][]string{{"ID", "NAME", "STATUS", "WHO", "COUNTRY", "SEEN"}}
 			for _, d := range all.Items {
 				who, where := "-", "-"
 				if d.Session != nil {
@@ -133,7 +178,7 @@ func listDevices(opt *options) *cobra.Command {
 
 func showDevice(opt *options) *cobra.Command {
 	return &cobra.Command{
-		Use: "show ID|NAME", Short: "Show one device with its facts", Args: cobra.ExactArgs(1),
+		Use: "show ID|NAME", Short: "Show one device with its facts", Args: one("ID or name", "devices list"),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			cl, err := opt.client()
 			if err != nil {
@@ -174,7 +219,7 @@ func showDevice(opt *options) *cobra.Command {
 func revokeDevice(opt *options) *cobra.Command {
 	var req admin.Revoke
 	revoke := &cobra.Command{
-		Use: "revoke ID|NAME", Short: "Cut a device off at once and for good", Args: cobra.ExactArgs(1),
+		Use: "revoke ID|NAME", Short: "Cut a device off at once and for good", Args: one("ID or name", "devices list"),
 		Long: `Cut every open flow of a device, remove its tunnel and refuse it from now on.
 It comes back only by enrolling anew with a new code.`,
 		Example: "  portvakt-gateway devices revoke dev-0123456789abcdef --reason 'laptop stolen'",
@@ -226,7 +271,7 @@ func sessionsCmd(opt *options) *cobra.Command {
 	}
 	list.Flags().BoolVar(&all, "all", false, "also those that have ended")
 	show := &cobra.Command{
-		Use: "show ID", Short: "Show one session", Args: cobra.ExactArgs(1),
+		Use: "show ID", Short: "Show one session", Args: one("ID", "sessions list"),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			cl, err := opt.client()
 			if err != nil {
@@ -254,7 +299,7 @@ func sessionsCmd(opt *options) *cobra.Command {
 	}
 	var req admin.Revoke
 	revoke := &cobra.Command{
-		Use: "revoke ID", Short: "End a session at once", Args: cobra.ExactArgs(1),
+		Use: "revoke ID", Short: "End a session at once", Args: one("ID", "sessions list"),
 		RunE: func(cmd *cobra.Command, a []string) error {
 			cl, err := opt.client()
 			if err != nil {

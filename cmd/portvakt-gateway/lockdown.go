@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -75,12 +74,15 @@ func scopeText(l admin.Lockdown) string {
 func lockdownOffCmd(opt *options) *cobra.Command {
 	var req admin.Revoke
 	c := &cobra.Command{
-		Use: "off ID", Short: "Ask for the end of a lockdown", Args: cobra.ExactArgs(1),
+		Use: "off ID", Short: "Ask for the end of a lockdown", Args: one("ID", "lockdown list"),
 		Long: `Ask for the end of a lockdown. It ends when another administrator, with another
 user of this machine, approves within 24 hours. The exit code is 0 when it was
 asked for and when it has ended; --json says which in "status".`,
 		Example: `  portvakt-gateway lockdown off lock-3fa9c210 --reason 'incident 42 is over'`,
 		RunE: func(cmd *cobra.Command, a []string) error {
+			if err := needReason(req.Reason); err != nil {
+				return err
+			}
 			cl, err := opt.client()
 			if err != nil {
 				return err
@@ -107,7 +109,7 @@ func lockdownListCmd(opt *options) *cobra.Command {
 			}
 			rows := [][]string{{"ID", "SCOPE", "VALUE", "SINCE", "BY", "REASON"}}
 			for _, l := range all.Items {
-				rows = append(rows, []string{l.ID, l.Scope, l.Value, when(*l.At), strings.TrimPrefix(l.By, "os:"), l.Reason})
+				rows = append(rows, []string{l.ID, l.Scope, l.Value, when(*l.At), l.By, l.Reason})
 			}
 			if err := table(cmd.OutOrStdout(), rows); err != nil {
 				return err

@@ -85,7 +85,8 @@ func newRoot(started *bool) *cobra.Command {
 It checks who is asking (OIDC), from what device (posture) and from where
 (location) before it proxies each request, and records every decision.
 
-Start with a configuration file (deploy/config/gateway.yaml shows every key):
+Start with a configuration file (deploy/config/gateway.yaml of the source shows
+every key):
 
   portvakt-gateway check --config gateway.yaml
   portvakt-gateway serve --config gateway.yaml
@@ -95,6 +96,7 @@ and enrol the first laptop from another terminal on the same machine:
   portvakt-gateway invite --config gateway.yaml
 
 Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 denied.`,
+		Version:       moduleVersion(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		// cobra runs this after flags and arguments were found right.
@@ -103,6 +105,7 @@ Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 denied.`,
 	root.PersistentFlags().StringVarP(&opt.config, "config", "c", "gateway.yaml", "the gateway's configuration `file`")
 	root.PersistentFlags().StringVar(&opt.socket, "socket", "", "admin socket of a running gateway (default: the one of the configuration)")
 	root.PersistentFlags().BoolVar(&opt.json, "json", false, "print JSON for programs")
+	root.SetVersionTemplate("portvakt-gateway {{.Version}}\n")
 	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), ".FlagUsages", ".FlagUsagesWrapped 80"))
 	root.AddCommand(
 		serveCmd(opt), checkCmd(opt), inviteCmd(opt), devicesCmd(opt), sessionsCmd(opt),
@@ -130,18 +133,21 @@ func printJSON(w io.Writer, v any) error {
 	return enc.Encode(v)
 }
 
+func moduleVersion() string {
+	if bi, ok := debug.ReadBuildInfo(); ok && bi.Main.Version != "" {
+		return bi.Main.Version
+	}
+	return "devel"
+}
+
 func versionCmd(opt *options) *cobra.Command {
 	return &cobra.Command{
 		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			version := "devel"
-			if bi, ok := debug.ReadBuildInfo(); ok && bi.Main.Version != "" {
-				version = bi.Main.Version
-			}
 			if opt.json {
-				return printJSON(cmd.OutOrStdout(), map[string]string{"version": version, "go": runtime.Version(), "protocol": "v1"})
+				return printJSON(cmd.OutOrStdout(), map[string]string{"version": moduleVersion(), "go": runtime.Version(), "protocol": "v1"})
 			}
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "portvakt-gateway %s (%s, protocol v1)\n", version, runtime.Version())
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "portvakt-gateway %s (%s, protocol v1)\n", moduleVersion(), runtime.Version())
 			return err
 		},
 	}

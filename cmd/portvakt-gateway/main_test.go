@@ -157,7 +157,7 @@ func evidenceOf(t *testing.T, path string, c func(...string) []string) {
 	if out := command(t, 0, "", c("audit", "export", "--since", "2999-01-01T00:00:00Z")...); out != "" {
 		t.Errorf("from the future: %s", out)
 	}
-	command(t, 2, "format is one of", c("audit", "export", "--format", "xml")...)
+	command(t, 2, `--format "xml": expected one of jsonl, ocsf, cef, csv`, c("audit", "export", "--format", "xml")...)
 	command(t, 2, "--since", c("audit", "export", "--since", "yesterday")...)
 	copied := filepath.Join(dir, "copy")
 	if err := os.CopyFS(copied, os.DirFS(filepath.Join(dir, "data", "audit"))); err != nil {
@@ -217,8 +217,9 @@ func TestCommandsOfARunningGateway(t *testing.T) {
 	}
 	command(t, 0, "crm   http      100.96.0.", c("apps", "list")...)
 	for _, what := range []string{"devices", "sessions"} {
-		command(t, 1, "there is no such thing", c(what, "show", "nobody")...)
-		command(t, 1, "there is no such thing", c(what, "revoke", "nobody")...)
+		says := map[string]string{"devices": `no device is called "nobody"; see: portvakt-gateway devices list`, "sessions": `no session has the ID "nobody"; see: portvakt-gateway sessions list`}[what]
+		command(t, 1, says, c(what, "show", "nobody")...)
+		command(t, 1, says, c(what, "revoke", "nobody")...)
 	}
 
 	command(t, 3, "login_required", c("why", "--app", "crm", "--subject", "anna")...)
@@ -230,6 +231,13 @@ func TestCommandsOfARunningGateway(t *testing.T) {
 	}
 	if err := json.Unmarshal([]byte(out), &because); err != nil || because.Decision == "" || because.Input.Time.Format(time.RFC3339) != "2026-12-24T21:00:00Z" {
 		t.Errorf("why --json: %v\n%s", err, out)
+	}
+	command(t, 2, `--path "export": expected a path that begins with /`, c("why", "--app", "crm", "--subject", "anna", "--path", "export")...)
+	command(t, 3, "\ndecision  d-", c("why", "--app", "crm", "--subject", "anna", "--groups", "", "--path", "/export")...)
+	for line := range strings.Lines(command(t, 3, "remedy", c("why", "--app", "crm", "--subject", "anna", "--groups", "")...)) {
+		if n := len([]rune(line)); n > 81 {
+			t.Errorf("why: %d columns: %s", n, line)
+		}
 	}
 	for _, bad := range [][]string{
 		{"--at", "yesterday"}, {"--from", "here"}, {"--signal", "mood=pass"}, {"--signal", "host_firewall"},
@@ -281,20 +289,28 @@ func lockdownsOf(t *testing.T, c func(...string) []string, health string) {
 	command(t, 2, `no app "crn"`, c("lockdown", "on", "--app", "crn")...)
 	command(t, 2, "A site is", c("lockdown", "on", "--site", "Malmo")...)
 	command(t, 2, "Nobody called", c("lockdown", "on", "--subject", "anna")...)
-	command(t, 1, "there is no such thing", c("lockdown", "on", "--device", "nobody")...)
+	command(t, 1, `no device is called "nobody"`, c("lockdown", "on", "--device", "nobody")...)
 	for _, bad := range [][]string{nil, {"--all", "--app", "crm"}, {"--app", ""}} {
 		command(t, 2, "exactly one of", c(append([]string{"lockdown", "on"}, bad...)...)...)
 	}
-	command(t, 1, "there is no such thing", c("lockdown", "off", "lock-none")...)
+	command(t, 1, `no lockdown has the ID "lock-none"; see: portvakt-gateway lockdown list`, c("lockdown", "off", "lock-none", "--reason", "x")...)
+	command(t, 1, `no act has the ID "act-none"; see: portvakt-gateway approvals list`, c("approvals", "approve", "act-none")...)
+	command(t, 2, "--reason is needed: whoever approves reads it", c("lockdown", "off", id)...)
 	act := strings.Fields(command(t, 0, "is pending until", c("lockdown", "off", id, "--reason", "drill is over")...))[0]
-	command(t, 0, `"status": "pending"`, c("lockdown", "off", id, "--json")...)
+	command(t, 0, `"status": "pending"`, c("lockdown", "off", id, "--json", "--reason", "again")...)
 	command(t, 0, "drill is over", c("approvals", "list")...)
 	command(t, 1, "another administrator", c("approvals", "approve", act)...)
 	command(t, 0, "is rejected", c("approvals", "reject", act)...)
 	command(t, 1, "decided already", c("approvals", "reject", act)...)
-	for _, bad := range [][]string{nil, {"--minutes", "5"}, {"--reason", "x"}, {"--reason", "x", "--minutes", "61"}} {
-		command(t, 2, "from 1 to 60", c(append([]string{"break-glass"}, bad...)...)...)
+	for says, bad := range map[string][]string{
+		"portvakt-gateway: --reason is needed: why, for the record and everybody else\n": {"--minutes", "5"},
+		"portvakt-gateway: --minutes 100: expected from 1 to 60\n":                       {"--reason", "x", "--minutes", "100"},
+		"--reason is needed: why, for the record and everybody else; --minutes 0: ":      nil,
+	} {
+		command(t, 2, says, c(append([]string{"break-glass"}, bad...)...)...)
 	}
+	command(t, 0, " os:", c("approvals", "list")...)
+	command(t, 0, " os:", c("lockdown", "list")...)
 	command(t, 0, "may act alone until", c("break-glass", "--reason", "drill", "--minutes", "1")...)
 	for path, want := range map[string][]string{
 		"/healthz": {`"ok":true`, `"lockdowns":"1 in force`, `"break_glass":"1 running`},
@@ -313,7 +329,7 @@ func lockdownsOf(t *testing.T, c func(...string) []string, health string) {
 		}
 	}
 	command(t, 0, "Break-glass: os:", c("lockdown", "list")...)
-	command(t, 0, "is done: lockdown off "+id, c("lockdown", "off", id)...)
+	command(t, 0, "is done: lockdown off "+id, c("lockdown", "off", id, "--reason", "over")...)
 	command(t, 0, `"break_glass": [`, c("lockdown", "list", "--json")...)
 }
 
@@ -321,8 +337,11 @@ func TestWrongUsage(t *testing.T) {
 	for _, c := range []struct{ args, says string }{
 		{"frobnicate", `unknown command "frobnicate"`},
 		{"devices frobnicate", "See: portvakt-gateway devices --help"},
-		{"devices show", "accepts 1 arg"},
-		{"sessions revoke a b", "accepts 1 arg"},
+		{"devices show", "which ID or name? see: portvakt-gateway devices list"},
+		{"approvals approve", "which ID? see: portvakt-gateway approvals list"},
+		{"sessions revoke a b", "wanted one ID, got 2 arguments"},
+		{"devices lsit", `"lsit" is not a command of devices; did you mean list?`},
+		{"chekc", "check"},
 		{"audit tail --frob", "unknown flag: --frob"},
 		{"audit tail -n x", "invalid argument"},
 		{"serve extra", "See: portvakt-gateway serve --help"},
@@ -330,6 +349,7 @@ func TestWrongUsage(t *testing.T) {
 		command(t, 2, c.says, strings.Fields(c.args)...)
 	}
 	command(t, 0, "portvakt-gateway ", "version")
+	command(t, 0, "portvakt-gateway ", "--version")
 	command(t, 0, `"protocol": "v1"`, "version", "--json")
 }
 

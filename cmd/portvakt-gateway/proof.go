@@ -163,7 +163,7 @@ func auditProveCmd(opt *options) *cobra.Command {
 		out   string
 	)
 	c := &cobra.Command{
-		Use: "prove ID", Short: "Write a proof that one record is in the signed log", Args: cobra.ExactArgs(1),
+		Use: "prove ID", Short: "Write a proof that one record is in the signed log", Args: one("ID", "audit tail"),
 		Long: `Write a proof that the record with that decision ID or sequence number is in the
 signed log: the record, the checkpoint and the hashes between them, as JSON. It
 shows nothing of other records, and whoever has the verifier key checks it with

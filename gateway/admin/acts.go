@@ -87,7 +87,7 @@ func (s *Server) named(ctx context.Context, idOrName string) (store.Device, erro
 	all = slices.DeleteFunc(all, func(d store.Device) bool { return d.Name != idOrName || d.Revoked() })
 	switch len(all) {
 	case 0:
-		return store.Device{}, store.ErrNotFound
+		return store.Device{}, notFound{"device", idOrName}
 	case 1:
 		return all[0], nil
 	}
@@ -173,7 +173,7 @@ func (s *Server) sessions(w http.ResponseWriter, r *http.Request) {
 func (s *Server) session(w http.ResponseWriter, r *http.Request) {
 	x, err := s.cfg.Store.Session(r.Context(), r.PathValue("id"))
 	if err != nil {
-		s.failed(w, "session "+r.PathValue("id"), err)
+		s.failed(w, "session "+r.PathValue("id"), missing("session", r.PathValue("id"), err))
 		return
 	}
 	s.looked(r, "session "+x.ID)
@@ -213,7 +213,7 @@ func (s *Server) revokeSession(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if err != nil {
-		s.failed(w, "ending session "+id, err)
+		s.failed(w, "ending session "+id, missing("session", id, err))
 		return
 	}
 	x, err := s.cfg.Store.Session(r.Context(), id)

@@ -99,7 +99,7 @@ func (s *Server) liftLockdown(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if !s.lockedDown(r.PathValue("id")) {
-		s.failed(w, "lockdown "+r.PathValue("id"), store.ErrNotFound)
+		s.failed(w, "lockdown "+r.PathValue("id"), notFound{"lockdown", r.PathValue("id")})
 		return
 	}
 	s.ask(w, r, kindLockdownOff, r.PathValue("id"), req.Reason)
@@ -234,7 +234,7 @@ func (s *Server) approvals(w http.ResponseWriter, r *http.Request) {
 func (s *Server) approve(w http.ResponseWriter, r *http.Request) {
 	a, err := s.cfg.Store.Act(r.Context(), r.PathValue("id"))
 	if err != nil {
-		s.failed(w, "act "+r.PathValue("id"), err)
+		s.failed(w, "act "+r.PathValue("id"), missing("act", r.PathValue("id"), err))
 		return
 	}
 	outcome, detail := actApproved, map[string]string(nil)
@@ -263,7 +263,7 @@ func (s *Server) approve(w http.ResponseWriter, r *http.Request) {
 func (s *Server) reject(w http.ResponseWriter, r *http.Request) {
 	a, err := s.cfg.Store.Act(r.Context(), r.PathValue("id"))
 	if err != nil {
-		s.failed(w, "act "+r.PathValue("id"), err)
+		s.failed(w, "act "+r.PathValue("id"), missing("act", r.PathValue("id"), err))
 		return
 	}
 	if s.decide(r.Context(), w, r, a, actRejected) {
@@ -280,8 +280,17 @@ func (s *Server) breakGlass(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	req.Reason = strings.TrimSpace(req.Reason)
-	if req.Reason == "" || req.Minutes < 1 || req.Minutes > maxBreakGlass || req.By != "" || req.Until != nil {
-		s.fail(w, http.StatusBadRequest, "bad_request", fmt.Sprintf("A reason is needed, and from 1 to %d minutes.", maxBreakGlass))
+	wrong := ""
+	switch {
+	case req.Reason == "":
+		wrong = "--reason: expected why, for the record and everybody else"
+	case req.Minutes < 1 || req.Minutes > maxBreakGlass:
+		wrong = fmt.Sprintf("--minutes %d: expected from 1 to %d", req.Minutes, maxBreakGlass)
+	case req.By != "" || req.Until != nil:
+		wrong = "who it is and until when is not for the caller to say"
+	}
+	if wrong != "" {
+		s.fail(w, http.StatusBadRequest, "bad_request", wrong)
 		return
 	}
 	until := s.cfg.Now().Add(time.Duration(req.Minutes) * time.Minute)

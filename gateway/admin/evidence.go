@@ -3,6 +3,7 @@ package admin
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/url"
@@ -23,7 +24,7 @@ func (s *Server) auditTail(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
 	n, err := strconv.Atoi(q.Get("n"))
 	if err != nil || n < 0 {
-		s.fail(w, http.StatusBadRequest, "bad_request", "n is how many records to show, 0 for all.")
+		s.fail(w, http.StatusBadRequest, "bad_request", fmt.Sprintf("-n %s: expected how many records to show, 0 for all", q.Get("n")))
 		return
 	}
 	denied, follow := q.Get("denied") != "", q.Get("follow") != ""
@@ -115,7 +116,7 @@ func (s *Server) export(w http.ResponseWriter, r *http.Request) {
 	q := r.URL.Query()
 	format, ok := export.Formats[q.Get("format")]
 	if !ok {
-		s.fail(w, http.StatusBadRequest, "bad_request", "format is one of "+strings.Join(export.Names, ", ")+".")
+		s.fail(w, http.StatusBadRequest, "bad_request", fmt.Sprintf("--format %q: expected one of %s", q.Get("format"), strings.Join(export.Names, ", ")))
 		return
 	}
 	var within export.Range
@@ -123,7 +124,7 @@ func (s *Server) export(w http.ResponseWriter, r *http.Request) {
 		if v := q.Get(name); v != "" {
 			t, err := time.Parse(time.RFC3339, v)
 			if err != nil {
-				s.fail(w, http.StatusBadRequest, "bad_request", name+" is a time such as 2026-12-24T22:00:00+01:00.")
+				s.fail(w, http.StatusBadRequest, "bad_request", fmt.Sprintf("--%s %q: expected a time such as 2026-12-24T22:00:00+01:00", name, v))
 				return
 			}
 			*to = t

@@ -31,7 +31,7 @@ func TestLockdownNames(t *testing.T) {
 		"a stranger":            {"subject", "Bo Ek", "", "Nobody called", false},
 		"a device's name":       {"device", "anna", d.ID, "", true},
 		"a device's ID":         {"device", d.ID, d.ID, "", true},
-		"no device":             {"device", "bo", "", "no such thing", false},
+		"no device":             {"device", "bo", "", `no device is called "bo"`, false},
 		"an address":            {"site", "192.0.2.7", "192.0.2.7/32", "", true},
 		"an address in IPv6":    {"site", "::ffff:192.0.2.7", "192.0.2.7/32", "", true},
 		"an address in a net":   {"site", "192.0.2.9/24", "192.0.2.0/24", "", true},

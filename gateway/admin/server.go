@@ -160,11 +160,38 @@ func (s *Server) fail(w http.ResponseWriter, status int, code, message string) {
 // errAmbiguous is a name that several devices have.
 var errAmbiguous = errors.New("several devices have that name; use the ID that the list shows")
 
+// notFound is something an administrator named that is not there.
+type notFound struct{ kind, name string }
+
+func (n notFound) Error() string {
+	list := map[string]string{"device": "devices list", "session": "sessions list --all", "lockdown": "lockdown list", "act": "approvals list"}[n.kind]
+	called := "has the ID"
+	if n.kind == "device" {
+		called = "is called"
+	}
+	return fmt.Sprintf("no %s %s %q; see: portvakt-gateway %s", n.kind, called, n.name, list)
+}
+
+func (notFound) Unwrap() error { return store.ErrNotFound }
+
+// missing says of what the store did not find what it was and where to look.
+func missing(kind, name string, err error) error {
+	if errors.Is(err, store.ErrNotFound) {
+		return notFound{kind, name}
+	}
+	return err
+}
+
 // failed answers an error; what was not found is the administrator's to mend,
 // the rest the gateway's.
 func (s *Server) failed(w http.ResponseWriter, what string, err error) {
+	var none notFound
+	if errors.As(err, &none) {
+		s.fail(w, http.StatusNotFound, "not_found", none.Error())
+		return
+	}
 	if errors.Is(err, store.ErrNotFound) {
-		s.fail(w, http.StatusNotFound, "not_found", what+": there is no such thing; the list shows the IDs.")
+		s.fail(w, http.StatusNotFound, "not_found", what+": there is no such thing.")
 		return
 	}
 	if errors.Is(err, errAmbiguous) {

@@ -82,7 +82,7 @@ func (s *Server) suppose(ctx context.Context, q Why) (*policy.Input, string, err
 	case device != "":
 		d, err := s.cfg.Store.Device(ctx, device)
 		if err != nil {
-			return nil, "", err
+			return nil, "", missing("device", device, err)
 		}
 		in.Device = policy.Device{ID: d.ID, Name: d.Name, Serial: d.Serial, OS: d.OS, KeyTier: d.KeyTier, EnrolledAt: d.EnrolledAt.UTC()}
 		basis = fmt.Sprintf("device %s, not connected", device)
@@ -169,10 +169,10 @@ func (s *Server) override(in *policy.Input, q Why, known *policy.Subject) error 
 		signals := maps.Clone(in.Posture.Signals)
 		for name, state := range q.Signals {
 			if !slices.Contains(wire.Signals, name) {
-				return badQuestion(fmt.Sprintf("%q is not a signal; the signals are %s", name, strings.Join(wire.Signals, ", ")))
+				return badQuestion(fmt.Sprintf("--signal: %q is not a signal; the signals are %s", name, strings.Join(wire.Signals, ", ")))
 			}
 			if state != wire.SignalPass && state != wire.SignalFail && state != wire.SignalUnknown {
-				return badQuestion(fmt.Sprintf("signal %s: %q is neither pass, fail nor unknown", name, state))
+				return badQuestion(fmt.Sprintf("--signal %s=%s: expected pass, fail or unknown", name, state))
 			}
 			signals[name] = policy.Signal{State: state, Value: "supposed"}
 		}
@@ -185,9 +185,12 @@ func (s *Server) override(in *policy.Input, q Why, known *policy.Subject) error 
 	if q.From != "" {
 		addr, err := netip.ParseAddr(q.From)
 		if err != nil {
-			return badQuestion(fmt.Sprintf("--from %q is not an IP address", q.From))
+			return badQuestion(fmt.Sprintf("--from %q: expected an IP address", q.From))
 		}
 		in.Location = s.cfg.Locate(addr)
+	}
+	if q.Path != "" && !strings.HasPrefix(q.Path, "/") {
+		return badQuestion(fmt.Sprintf("--path %q: expected a path that begins with /", q.Path))
 	}
 	if q.Method != "" || q.Path != "" {
 		in.Action = policy.ActionRequest
