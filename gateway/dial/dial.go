@@ -90,6 +90,14 @@ func check(a netip.Addr, allow, forbidden []netip.Prefix, own func() ([]netip.Ad
 	return nil
 }
 
+// Failed says for the log what an error of dialling an app means.
+func Failed(err error) string {
+	if errors.Is(err, ErrForbidden) {
+		return "an app's address may not be dialled; name it under the app's allow"
+	}
+	return "an app does not answer"
+}
+
 // Check refuses, with [ErrForbidden], an address that New's dialer would refuse
 // on every machine.
 func Check(a netip.Addr, allow, forbidden []netip.Prefix) error {

@@ -83,6 +83,12 @@ func TestDialChecksAfterResolution(t *testing.T) {
 	if !errors.Is(err, ErrForbidden) {
 		t.Fatalf("localhost: %v", err)
 	}
+	if text := Failed(err); text != "an app's address may not be dialled; name it under the app's allow" {
+		t.Error(text)
+	}
+	if text := Failed(errors.New("connection refused")); text != "an app does not answer" {
+		t.Error(text)
+	}
 	_ = l.(*net.TCPListener).SetDeadline(time.Now().Add(50 * time.Millisecond))
 	if c, err := l.Accept(); err == nil {
 		c.Close()

@@ -130,7 +130,7 @@ func (r *Relay) connect(ctx context.Context, f *flow, app policy.App, upstream s
 		if errors.Is(err, errNoPort) {
 			r.drop(noPort)
 		}
-		r.log.Warn("an app cannot be reached", "app", app.Name, "flow", f.session.ID(), "err", err)
+		r.log.Warn(dial.Failed(err), "app", app.Name, "flow", f.session.ID(), "err", err)
 		r.giveUp(f, outcome)
 		return
 	}

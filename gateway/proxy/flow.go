@@ -40,7 +40,7 @@ func (p *Proxy) openFlow(ctx context.Context, b session.Begin, decided func()) (
 		if errors.Is(err, dial.ErrForbidden) {
 			outcome = outcomeForbidden
 		}
-		p.log.Log(ctx, unanswered(err), "an app does not answer", "app", b.App.Name, "flow", flow.ID(), "decision", d.ID, "err", err)
+		p.log.Log(ctx, unanswered(err), dial.Failed(err), "app", b.App.Name, "flow", flow.ID(), "decision", d.ID, "err", err)
 		flow.End(session.Result{Outcome: outcome})
 		return nil, nil
 	}

@@ -150,7 +150,7 @@ func (p *Proxy) fault(w http.ResponseWriter, r *http.Request, x *exchange, err e
 		status, outcome = http.StatusGatewayTimeout, outcomeTimeout
 	}
 	x.note(status, outcome)
-	p.log.Log(r.Context(), unanswered(err), "an app does not answer", "app", x.app.Name, "flow", x.flow.ID(), "decision", x.decision.ID, "err", err)
+	p.log.Log(r.Context(), unanswered(err), dial.Failed(err), "app", x.app.Name, "flow", x.flow.ID(), "decision", x.decision.ID, "err", err)
 	p.refuseFault(w, r, x, reason, status)
 }
 
