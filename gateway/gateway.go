@@ -75,6 +75,7 @@ type gateway struct {
 	media    *media.Relay
 	api      *control.API
 	admin    *admin.Server
+	identity *identity.Provider
 	table    *segment.Table
 	inner    *conns // control connections out of the tunnel
 
@@ -113,8 +114,7 @@ func (g *gateway) build() (err error) {
 	if g.public, err = certs.NewPublic(certificates); err != nil {
 		return err
 	}
-	idp, err := identity.New(cfg.identityProvider(g.log))
-	if err != nil {
+	if g.identity, err = identity.New(cfg.identityProvider(g.log)); err != nil {
 		return err
 	}
 	g.engine = policy.NewEngine(policy.EngineOptions{Log: g.log})
@@ -177,7 +177,7 @@ func (g *gateway) build() (err error) {
 		return err
 	}
 	g.api = control.New(control.Config{
-		CA: g.ca, Store: g.store, Audit: g.audit, Sessions: g.sessions, Identity: idp, MTU: cfg.Tunnel.MTU,
+		CA: g.ca, Store: g.store, Audit: g.audit, Sessions: g.sessions, Identity: g.identity, MTU: cfg.Tunnel.MTU,
 		Tunnel:      wire.GatewayTunnel{TunnelKey: keyText(g.tunnel.PublicKey()), Endpoints: cfg.Tunnel.Endpoints, Addresses: own[:]},
 		DNSSuffixes: g.dnsSuffixes, RedirectPorts: cfg.Identity.RedirectPorts,
 		SessionLifetime: time.Duration(cfg.Session.Lifetime), JWKS: g.signer.JWKS(), Log: g.log,
@@ -231,6 +231,7 @@ func (g *gateway) run(ctx context.Context) error {
 	}
 	grp.Go(func() error { return g.sessions.Run(base) })
 	grp.Go(func() error { return g.places.Run(base) })
+	grp.Go(func() error { return g.identity.Run(base) })
 	grp.Go(func() error { return g.public.Run(base) })
 	grp.Go(func() error { defer draining.Done(); return g.proxy.Run(ctx) })
 	grp.Go(func() error { defer draining.Done(); return g.media.Run(ctx) })

@@ -69,20 +69,30 @@ func (g *gateway) health() Health {
 	if n := len(g.admin.BreakGlass()); n > 0 {
 		h.Checks["break_glass"] = fmt.Sprintf("%d running; see: portvakt-gateway lockdown list", n)
 	}
+	// The last good revision stays in force, and who is logged in stays so: both
+	// are said, and the gateway serves.
+	h.Checks["policy"] = "ok"
+	if err := g.policyState.get(); err != nil {
+		h.Checks["policy"] = "the newest revision was refused: " + err.Error()
+	}
+	h.Checks["identity"] = "ok"
+	if err := g.identity.Healthy(); err != nil {
+		h.Checks["identity"] = err.Error()
+	}
 	return h
 }
 
 func (g *gateway) ready() Health {
 	h := g.health()
-	h.Checks["policy"] = "ok"
 	if r := g.engine.Active(); r != nil {
 		h.Revision = r.ID()
-	} else {
-		h.OK, h.Checks["policy"] = false, "no revision is in force; everything is refused"
+		return h
 	}
-	// A newer revision that was refused is said, but the gateway serves.
-	if err := g.policyState.get(); err != nil {
-		h.Checks["policy"] = "the newest revision was refused: " + err.Error()
+	h.OK = false
+	if h.Checks["policy"] == "ok" {
+		h.Checks["policy"] = "no revision is in force; everything is refused"
+	} else {
+		h.Checks["policy"] = "no revision is in force; everything is refused; " + h.Checks["policy"]
 	}
 	return h
 }
@@ -101,6 +111,12 @@ func (g *gateway) metrics() *prometheus.Registry {
 	gauge("flows_open", "Open HTTP exchanges, WebSockets, TCP connections and UDP exchanges.", func() float64 { return float64(g.sessions.Counts().Flows) })
 	gauge("lockdowns", "Lockdowns in force.", func() float64 { return float64(len(g.sessions.Lockdowns())) })
 	gauge("break_glass", "Administrators who may act alone now.", func() float64 { return float64(len(g.admin.BreakGlass())) })
+	gauge("policy_refused", "1 while the newest state of the policy directory is refused and an older one, or none, is in force.", func() float64 {
+		if g.policyState.get() != nil {
+			return 1
+		}
+		return 0
+	})
 	counter("refused_total", "Requests and flows that were refused.", func() float64 { return float64(g.sessions.Counts().Refused) })
 	counter("undecided_dropped_total", "Connections and exchanges turned away because too many were waiting for a decision.", func() float64 { return float64(g.proxy.Dropped()) })
 	gauge("apps_unreachable", "Apps that could not be connected to several times and not once since; /healthz names them.", func() float64 { return float64(len(g.proxy.Unreachable())) })

@@ -21,24 +21,8 @@ import (
 // One device's registration that cannot be put in force, here because its
 // tunnel key is the gateway's own, must not keep everybody out after a restart.
 func TestABadRegistrationDoesNotStopTheStart(t *testing.T) {
-	dir := t.TempDir()
-	policies := filepath.Join(dir, "apps")
-	if err := os.Mkdir(policies, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	health := freePort(t)
-	path := filepath.Join(dir, "gateway.yaml")
-	text := strings.ReplaceAll(good, "  directory: $DIR", "  directory: "+policies)
-	text = strings.ReplaceAll(text, "$DIR", dir)
-	text = strings.Replace(text, "public:\n", "public:\n  listen: 127.0.0.1:0\n", 1)
-	text += "tunnel:\n  listen: 127.0.0.1:0\n  endpoints: [\"127.0.0.1:1\"]\nhealth:\n  listen: " + health + "\n"
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	cfg, err := gateway.LoadConfig(path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	cfg, health := runnable(t)
+	dir := filepath.Dir(cfg.DataDir)
 	runUntilUp(t, cfg, health) // makes the keys
 
 	keys := filepath.Join(dir, "data", "keys")
@@ -69,6 +53,31 @@ func TestABadRegistrationDoesNotStopTheStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	runUntilUp(t, cfg, health)
+}
+
+// runnable is a configuration that a gateway runs with, and where its health is.
+func runnable(t *testing.T) (cfg *gateway.Config, health string) {
+	t.Helper()
+	dir := t.TempDir()
+	policies := filepath.Join(dir, "apps")
+	if err := os.Mkdir(policies, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	health = freePort(t)
+	path := filepath.Join(dir, "gateway.yaml")
+	text := strings.ReplaceAll(good, "  directory: $DIR", "  directory: "+policies)
+	text = strings.ReplaceAll(text, "$DIR", dir)
+	text = strings.Replace(text, "https://login.example.com", "http://127.0.0.1:9", 1)
+	text = strings.Replace(text, "public:\n", "public:\n  listen: 127.0.0.1:0\n", 1)
+	text += "tunnel:\n  listen: 127.0.0.1:0\n  endpoints: [\"127.0.0.1:1\"]\nhealth:\n  listen: " + health + "\n"
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := gateway.LoadConfig(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cfg, health
 }
 
 // runUntilUp starts a gateway, waits until it answers and stops it.

@@ -20,6 +20,7 @@ import (
 // How long what the provider said about itself is believed.
 const (
 	discoveryLife  = time.Hour       // a good discovery document
+	lookEvery      = time.Minute     // Run's
 	discoveryRetry = 3 * time.Second // a failure, before the provider is asked again
 	keysLife       = 5 * time.Minute // a removed signing key dies within this
 	keysEvery      = time.Minute     // one fetch of keys for unknown key ids per this, beyond a burst of two
@@ -72,23 +73,7 @@ func (p *Provider) discover(ctx context.Context) (*discovered, error) {
 		if d, err := p.disc.state(p.now()); d != nil || err != nil {
 			return d, err
 		}
-		d, err := p.fetchDiscovery(context.WithoutCancel(ctx))
-		p.disc.mu.Lock()
-		defer p.disc.mu.Unlock()
-		if err != nil {
-			p.log.Warn("the identity provider's configuration could not be read", "err", err)
-			p.disc.failed, p.disc.err = p.now(), err
-			if p.disc.good != nil {
-				return p.disc.good, nil
-			}
-			return nil, err
-		}
-		// A known provider keeps its verifier, and with it the keys.
-		if g := p.disc.good; g != nil && g.JWKSURL == d.JWKSURL {
-			d.verifier = g.verifier
-		}
-		p.disc.good, p.disc.at, p.disc.err = d, p.now(), nil
-		return d, nil
+		return p.ask(context.WithoutCancel(ctx))
 	})
 	select {
 	case <-ctx.Done():
@@ -99,6 +84,63 @@ func (p *Provider) discover(ctx context.Context) (*discovered, error) {
 		}
 		return res.Val.(*discovered), nil
 	}
+}
+
+// ask reads the provider's configuration and keeps it, or the failure. A new
+// failure and its end are said.
+func (p *Provider) ask(ctx context.Context) (*discovered, error) {
+	d, err := p.fetchDiscovery(ctx)
+	if err != nil && ctx.Err() != nil {
+		return nil, err // whoever asked went away: that says nothing about the provider
+	}
+	p.disc.mu.Lock()
+	defer p.disc.mu.Unlock()
+	was := p.disc.err
+	if err != nil {
+		if was == nil {
+			p.log.Warn("the identity provider does not answer; nobody can log in", "url", p.cfg.Issuer, "err", err)
+		}
+		p.disc.failed, p.disc.err = p.now(), err
+		if p.disc.good != nil {
+			return p.disc.good, nil
+		}
+		return nil, err
+	}
+	if was != nil {
+		p.log.Info("the identity provider answers again", "url", p.cfg.Issuer)
+	}
+	// A known provider keeps its verifier, and with it the keys.
+	if g := p.disc.good; g != nil && g.JWKSURL == d.JWKSURL {
+		d.verifier = g.verifier
+	}
+	p.disc.good, p.disc.at, p.disc.err = d, p.now(), nil
+	return d, nil
+}
+
+// Run asks the provider now and every minute, so that its silence is known
+// before somebody wants to log in, until ctx is done.
+func (p *Provider) Run(ctx context.Context) error {
+	ticker := time.NewTicker(lookEvery)
+	defer ticker.Stop()
+	for {
+		_, _ = p.ask(ctx) // which keeps what Healthy tells
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+	}
+}
+
+// Healthy returns nil, or why the provider did not answer when it was last
+// asked.
+func (p *Provider) Healthy() error {
+	p.disc.mu.Lock()
+	defer p.disc.mu.Unlock()
+	if p.disc.err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s does not answer; nobody can log in: %w", p.cfg.Issuer, p.disc.err)
 }
 
 func (p *Provider) fetchDiscovery(ctx context.Context) (*discovered, error) {

@@ -76,7 +76,7 @@ var algorithms = []string{
 }
 
 // Provider is one identity provider. It is safe for concurrent use and owns no
-// goroutine; the provider is asked for its configuration at the first login.
+// goroutine. The provider is asked for its configuration at a login, and by Run.
 type Provider struct {
 	cfg     Config
 	secret  string

@@ -1,9 +1,11 @@
 package identity_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"strings"
 	"sync"
@@ -57,6 +59,51 @@ func TestDownThenUp(t *testing.T) {
 	}
 	if n := i.count(doc); n != 3 {
 		t.Errorf("%d requests, want 3", n)
+	}
+}
+
+// A provider that is away is known, and said once, before somebody wants to log
+// in.
+func TestSilenceIsKnownBeforeALogin(t *testing.T) {
+	i := newIDP(t)
+	c := newClock()
+	i.now = c.Now
+	i.set(func() {
+		i.block = func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(http.StatusBadGateway); return true }
+	})
+	var said bytes.Buffer
+	p := provider(t, i, func(cfg *identity.Config) { cfg.Log = slog.New(slog.NewTextHandler(&said, nil)) })
+	if err := p.Healthy(); err != nil {
+		t.Errorf("before it was asked: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- p.Run(ctx) }()
+	for end := time.Now().Add(30 * time.Second); p.Healthy() == nil; time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("its silence is not known")
+		}
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if text := p.Healthy().Error(); !strings.HasPrefix(text, i.srv.URL+" does not answer; nobody can log in: ") || !strings.Contains(text, "502") {
+		t.Error(text)
+	}
+	c.Add(4 * time.Second)
+	wantCode(t, begun(p, "d"), identity.CodeUnavailable)
+	i.set(func() { i.block = nil })
+	c.Add(4 * time.Second)
+	if err := begun(p, "d"); err != nil {
+		t.Error(err)
+	}
+	if err := p.Healthy(); err != nil {
+		t.Error(err)
+	}
+	text := said.String()
+	if strings.Count(text, `level=WARN msg="the identity provider does not answer; nobody can log in" url=`+i.srv.URL) != 1 || strings.Count(text, "answers again") != 1 {
+		t.Errorf("it said:\n%s", text)
 	}
 }
 
