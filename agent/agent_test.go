@@ -378,6 +378,18 @@ func TestAFullDiskKeepsNobodyOut(t *testing.T) {
 	}
 }
 
+// The WebSocket goes to the public port, and does not need the UDP endpoint's name.
+func TestAnUnknownEndpointKeepsNobodyOut(t *testing.T) {
+	t.Parallel()
+	l := newLaptop(t)
+	l.cfg.Endpoint = "no-such-endpoint.invalid:51820"
+	l.start()
+	st := l.until("connecting", is(localapi.StateConnected))
+	if st.Tunnel == nil || st.Tunnel.Endpoint != "0.0.0.0:51820" {
+		t.Errorf("tunnel %+v", st.Tunnel)
+	}
+}
+
 func TestTroubleIsNamed(t *testing.T) {
 	t.Parallel()
 	l := newLaptop(t)

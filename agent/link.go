@@ -391,12 +391,11 @@ func (a *agent) endpoint(ctx context.Context, answer *wire.ConnectResponse, via 
 		return net.JoinHostPort(ip.String(), port), nil
 	}
 	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
-	if err != nil && !known.IsValid() {
-		// Behind a proxy that alone knows names: there is no UDP to try.
-		return net.JoinHostPort(netip.IPv4Unspecified().String(), port), nil
-	}
 	if err != nil {
-		return "", fmt.Errorf("resolving the tunnel's endpoint: %w", err)
+		// Behind a proxy that alone knows names, or where this one is not known:
+		// there is no UDP to try, and the WebSocket does not need the name.
+		a.cfg.Log.Warn("the tunnel's endpoint cannot be resolved; only a WebSocket is tried", "err", err)
+		return net.JoinHostPort(netip.IPv4Unspecified().String(), port), nil
 	}
 	best := addrs[0].Unmap()
 	for _, addr := range addrs {
