@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/portvakt/portvakt/agent/control"
@@ -85,6 +87,10 @@ func (a *agent) settle(err error, wait time.Duration) time.Duration {
 		return 0
 	}
 	t := control.Diagnose(err)
+	var name *net.DNSError
+	if a.network != nil && errors.As(err, &name) {
+		a.network.unresolved()
+	}
 	var dark *noHandshake
 	var bare *noInterface
 	if errors.As(err, &bare) {
@@ -207,7 +213,7 @@ func (a *agent) apply(l *link, s *wire.State) error {
 		return fmt.Errorf("setting the tunnel's addresses: %w", err)
 	}
 	if a.network != nil {
-		a.network.setDNS(l.connect.Gateway.Addresses, s.Apps)
+		a.network.setDNS(l.connect.Gateway.Addresses, s.Apps, a.ownNames(l))
 	}
 	// Also asks userAllowed about every open connection: one that outlives the
 	// login it was opened under would be decided by the next person's session.
@@ -217,6 +223,20 @@ func (a *agent) apply(l *link, s *wire.State) error {
 	}
 	a.mark()
 	return nil
+}
+
+// ownNames are the names through which the agent reaches the gateway.
+func (a *agent) ownNames(l *link) (names []string) {
+	places := append(slices.Clone(l.connect.Gateway.Endpoints), a.cfg.Endpoint)
+	if u, err := control.ParseURL(a.current.Load().Identity.Gateway); err == nil {
+		names = append(names, strings.TrimSuffix(u.Hostname(), "."))
+	}
+	for _, p := range places {
+		if host, _, err := net.SplitHostPort(p); err == nil {
+			names = append(names, strings.ToLower(strings.TrimSuffix(host, ".")))
+		}
+	}
+	return names
 }
 
 // tunnelUser is who may use the tunnel's interface: as [agent.userAllowed] has

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"os"
 	"time"
 
 	"github.com/portvakt/portvakt/agent/tunnel"
@@ -26,7 +27,19 @@ func Twin(cfg *Config, dial func() (net.Conn, error), allowed func([]netip.Addr)
 	cfg.silence, cfg.refused, cfg.changeEvery = 400*time.Millisecond, 200*time.Millisecond, 20*time.Millisecond
 	cfg.openTunnel = func(o openArgs) (*pipe, error) {
 		agents <- o.agent
+		var gone <-chan struct{}
+		if n := o.agent.network; n != nil {
+			tun, g, err := n.prepare(o.ctx, o.connect)
+			if err != nil {
+				return nil, err
+			}
+			gone = g
+			if err := os.NewFile(uintptr(tun.FD), "tun").Close(); err != nil {
+				return nil, err
+			}
+		}
 		return &pipe{
+			gone:       gone,
 			dialTCP:    func(context.Context, netip.AddrPort) (net.Conn, error) { return dial() },
 			dialUDP:    func(netip.AddrPort) (net.Conn, error) { return dial() },
 			setAllowed: func(a []netip.Addr) error { allowed(a); return nil },

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"slices"
@@ -50,8 +51,9 @@ type network struct {
 	made   nethelper.Config   // guarded by mu; what open was made with
 	user   uint32             // guarded by mu; who may use it
 	routes []netip.Addr       // guarded by mu; sorted
-	names  []string           // guarded by mu; that DNS was given last, sorted
+	names  []string           // guarded by mu; that DNS was given last, sorted; nil when it must be given them again
 	dns    *localapi.DNS      // guarded by mu; nil until it was tried for this link
+	has    string             // guarded by mu; the DNS manager that has names of ours, also past a link's end
 }
 
 func newNetwork(cfg TUN, user uint32, log *slog.Logger) *network {
@@ -138,25 +140,40 @@ func (n *network) setLocked(user uint32, addrs []netip.Addr) error {
 }
 
 // setDNS has the gateway asked for the apps' names. When it cannot be, the apps
-// still work through the proxy; the status says so.
-func (n *network) setDNS(servers []netip.Addr, apps []wire.App) {
+// still work through the proxy; the status says so. own are the names that the
+// agent itself needs to reach the gateway.
+func (n *network) setDNS(servers []netip.Addr, apps []wire.App, own []string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.open == nil || n.cfg.NoDNS {
 		return
 	}
-	names := namesOf(apps)
-	if n.dns != nil && n.dns.Problem == "" && slices.Equal(names, n.names) {
+	names, taking := namesOf(apps, own)
+	if n.dns != nil && n.names != nil && slices.Equal(names, n.names) {
 		return
 	}
-	manager, err := n.open.DNS(servers, names)
+	manager, left, err := n.open.DNS(servers, names)
 	n.names = names
 	st := &localapi.DNS{Manager: manager}
-	if err != nil {
+	switch {
+	case taking == "" || manager == dns.ResolvConf: // that takes no name from anybody
+	case left == "":
+		left = taking
+	default:
+		left = taking + "; " + left
+	}
+	switch {
+	case err != nil:
+		n.names = nil
 		st.Problem = "The apps' names do not resolve on this laptop: " + err.Error() + ". The apps work through the proxy."
-		if n.dns == nil || n.dns.Problem != st.Problem {
-			n.log.Warn("setting this laptop's DNS", "err", err)
-		}
+	case left != "":
+		st.Problem = "Some apps' names do not resolve on this laptop: " + left + ". These apps work through the proxy."
+		fallthrough
+	default:
+		n.has = manager
+	}
+	if st.Problem != "" && (n.dns == nil || n.dns.Problem != st.Problem) {
+		n.log.Warn("setting this laptop's DNS", "err", err, "left_out", left)
 	}
 	n.dns = st
 }
@@ -174,27 +191,59 @@ func (n *network) state() *localapi.DNS {
 func (n *network) unlinked() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.dns != nil && n.dns.Manager == dns.ResolvConf && n.open != nil && !n.gone() {
-		if _, err := n.open.DNS(nil, nil); err != nil {
-			n.log.Warn("undoing this laptop's DNS", "err", err)
-		}
+	if n.has == dns.ResolvConf {
+		n.undoDNS()
 	}
 	n.dns, n.names = nil, nil
 }
 
-// namesOf are the names of the apps in the one form that DNS uses.
-func namesOf(apps []wire.App) []string {
-	var out []string
+// unresolved is called when there is no link and a name on the way to the next
+// one did not resolve. It may lie below an app's, which only the gateway is
+// asked for.
+func (n *network) unresolved() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.has != "" {
+		n.undoDNS()
+	}
+}
+
+// undoDNS is called with mu held.
+func (n *network) undoDNS() {
+	if n.open == nil || n.gone() {
+		return
+	}
+	if _, _, err := n.open.DNS(nil, nil); err != nil {
+		n.log.Warn("undoing this laptop's DNS", "err", err)
+		return
+	}
+	n.has = ""
+}
+
+// namesOf are the names of the apps in the one form that DNS uses. With a name
+// goes all that is below it, so that one above a name of own is left out;
+// taking says so.
+func namesOf(apps []wire.App, own []string) (names []string, taking string) {
+	names = []string{}
 	for _, app := range apps {
 		for _, h := range app.Hosts {
 			h = strings.ToLower(strings.TrimSuffix(h, "."))
 			if _, err := netip.ParseAddr(h); err != nil && strings.Contains(h, ".") {
-				out = append(out, h)
+				names = append(names, h)
 			}
 		}
 	}
-	slices.Sort(out)
-	return slices.Compact(out)
+	slices.Sort(names)
+	names = slices.DeleteFunc(slices.Compact(names), func(name string) bool {
+		for _, o := range own {
+			if o == name || strings.HasSuffix(o, "."+name) {
+				taking = fmt.Sprintf("%s would take %s along, which leads to the gateway", name, o)
+				return true
+			}
+		}
+		return false
+	})
+	return names, taking
 }
 
 // close gives the interface back.
@@ -212,4 +261,5 @@ func (n *network) closeLocked() {
 		n.log.Warn("giving the network interface back", "err", err)
 	}
 	n.open, n.routes, n.names, n.dns = nil, nil, nil, nil
+	n.has = ""
 }

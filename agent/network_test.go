@@ -16,13 +16,25 @@ import (
 // DNS is given each name once, in its one form, and nothing that is no name or
 // would claim more than an app.
 func TestNamesForDNS(t *testing.T) {
-	got := agent.NamesOf([]wire.App{
+	apps := []wire.App{
 		{Name: "crm", Hosts: []string{"CRM.example.com", "crm.example.com.", "b.example.com"}},
 		{Name: "voice", Protocol: "udp", Hosts: []string{"sip.example.com", "100.96.1.1", "fd70::1", "intranet", ""}},
 		{Name: "none"},
-	})
-	if d := cmp.Diff([]string{"b.example.com", "crm.example.com", "sip.example.com"}, got); d != "" {
-		t.Error(d)
+	}
+	for _, c := range []struct {
+		own    []string
+		want   []string
+		taking string // part of what is said of the names left out
+	}{
+		{nil, []string{"b.example.com", "crm.example.com", "sip.example.com"}, ""},
+		{[]string{"gateway.example.com", "example.com", "xcrm.example.com"}, []string{"b.example.com", "crm.example.com", "sip.example.com"}, ""},
+		{[]string{"gateway.crm.example.com"}, []string{"b.example.com", "sip.example.com"}, "crm.example.com would take gateway.crm.example.com along"},
+		{[]string{"192.0.2.1", "sip.example.com"}, []string{"b.example.com", "crm.example.com"}, "sip.example.com would"},
+	} {
+		got, taking := agent.NamesOf(apps, c.own)
+		if d := cmp.Diff(c.want, got); d != "" || (taking == "") != (c.taking == "") || !strings.Contains(taking, c.taking) {
+			t.Errorf("own names %v: %s %q", c.own, d, taking)
+		}
 	}
 }
 

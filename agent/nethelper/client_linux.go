@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -144,20 +145,29 @@ func (n *Network) Set(user uint32, routes []netip.Addr) error {
 }
 
 // DNS makes servers answer for domains and what is below them, and returns the
-// manager that does it. No servers undoes it.
-func (n *Network) DNS(servers []netip.Addr, domains []string) (manager string, err error) {
-	if len(domains) > maxDomains || len(servers) > maxServers {
-		return "", fmt.Errorf("setting DNS: %d names, at most %d are possible", len(domains), maxDomains)
+// manager that does it. Names that cannot be set are left out; left says why, for
+// people, and is empty when there are none. No servers undoes it.
+func (n *Network) DNS(servers []netip.Addr, domains []string) (manager, left string, err error) {
+	if len(servers) > maxServers {
+		return "", "", fmt.Errorf("setting DNS: %d servers, at most %d are possible", len(servers), maxServers)
 	}
-	for _, d := range domains {
-		if err := checkDomain(d); err != nil {
-			return "", fmt.Errorf("setting DNS: %w", err)
+	good, left := sift(domains, checkDomain)
+	req := dnsRequest{servers, nil}
+	room := maxMessage - len(encode(req))
+	fits, more := sift(good, func(d string) error {
+		if room -= 1 + len(d); room < 0 || len(req.domains) >= maxDomains {
+			return fmt.Errorf("%q is one name too many", d)
 		}
+		req.domains = append(req.domains, d)
+		return nil
+	})
+	req.domains = fits
+	answer, err := n.ask(req)
+	if err != nil {
+		return "", "", fmt.Errorf("setting DNS: %w", err)
 	}
-	if manager, err = n.ask(dnsRequest{servers, domains}); err != nil {
-		return "", fmt.Errorf("setting DNS: %w", err)
-	}
-	return manager, nil
+	manager, refused, _ := strings.Cut(answer, "\n")
+	return manager, joined(left, more, refused), nil
 }
 
 // Gone is closed when the helper does not answer any more: what it set is

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -298,8 +299,9 @@ func (s *session) set(r setRequest) error {
 }
 
 // setDNS points names at servers that are routed into the tunnel; no servers
-// means none.
-func (s *session) setDNS(r dnsRequest) (manager string, err error) {
+// means none. The names it may not set are left out: one that is wrong must not
+// take the others with it. They are told on the second line of the answer.
+func (s *session) setDNS(r dnsRequest) (answer string, err error) {
 	var servers []netip.Addr
 	for _, a := range r.servers {
 		if s.routes.from(a) == nil {
@@ -310,18 +312,19 @@ func (s *session) setDNS(r dnsRequest) (manager string, err error) {
 		}
 		servers = append(servers, a)
 	}
-	for _, d := range r.domains {
-		if err := errors.Join(checkDomain(d), checkWithin(d, s.cfg.Domains)); err != nil {
-			return "", err
-		}
+	domains, left := sift(r.domains, func(d string) error { return errors.Join(checkDomain(d), checkWithin(d, s.cfg.Domains)) })
+	left = strings.ReplaceAll(left, "\n", "; ")
+	if left != "" {
+		s.cfg.Log.Warn("the network helper leaves names out: " + left)
 	}
-	if len(servers) == 0 || len(r.domains) == 0 {
-		return "", errors.Join(s.dns.Undo(context.Background()), s.routes.setDNS(nil))
+	if len(servers) == 0 || len(domains) == 0 {
+		return "\n" + left, errors.Join(s.dns.Undo(context.Background()), s.routes.setDNS(nil))
 	}
 	if err := s.routes.setDNS(servers); err != nil {
 		return "", err
 	}
-	return s.dns.Set(context.Background(), dns.Setting{Servers: servers, Domains: r.domains})
+	manager, err := s.dns.Set(context.Background(), dns.Setting{Servers: servers, Domains: domains})
+	return manager + "\n" + left, err
 }
 
 // undo may be called more than once.

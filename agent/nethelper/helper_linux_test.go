@@ -33,6 +33,7 @@ const caseEnv = "NETHELPER_CASE"
 // home network on the interface lan: 192.168.1.0/24 and fd05::/64.
 var cases = map[string]func(*bench){
 	"routes": routesCase, "refusals": refusalsCase, "endings": endingsCase, "leftovers": leftoversCase, "strangers": strangersCase,
+	"names": namesCase,
 }
 
 func TestMain(m *testing.M) {
@@ -60,7 +61,7 @@ func TestInNamespace(t *testing.T) {
 			defer cancel()
 			cmd := exec.CommandContext(ctx, "/proc/self/exe")
 			cmd.Env = append(os.Environ(), caseEnv+"="+name, "NETHELPER_DIR="+t.TempDir())
-			cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+			cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS}
 			out, err := cmd.CombinedOutput()
 			if err != nil {
 				t.Errorf("%v\n%s", err, out)
@@ -281,12 +282,52 @@ func refusalsCase(b *bench) {
 	}
 	b.want("after refusals", 0, "100.96.0.1", "portvakt0")
 	for _, s := range []string{"8.8.8.8", "192.168.1.1", "100.96.0.77"} {
-		if _, err := n.DNS(addrs(s), []string{"crm.example.com"}); err == nil {
+		if _, _, err := n.DNS(addrs(s), []string{"crm.example.com"}); err == nil {
 			b.fail("DNS through %s", s)
 		}
 	}
-	if _, err := n.DNS(addrs("100.96.0.1"), []string{"crm.example.net"}); err == nil {
-		b.fail("a name outside of the domains is taken")
+	b.must(n.Close())
+}
+
+// A name that is refused takes no other with it, and is told.
+func namesCase(b *bench) {
+	const file = "/etc/resolv.conf"
+	ours := filepath.Join(b.dir, "resolv.conf")
+	b.must(os.WriteFile(ours, []byte("nameserver 192.168.1.1\n"), 0o644))
+	b.must(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
+	b.must(unix.Mount(ours, file, "", unix.MS_BIND, ""))
+	defer b.helper(nethelper.HelperConfig{AllowUID: 0, Domains: []string{"example.com"}})()
+	n := b.open()
+	b.must(n.Set(0, addrs("100.96.0.1")))
+	many := []string{"com", "crm.example.net", "wiki.example.net", "no name", "crm.example.com"}
+	long := strings.Repeat(strings.Repeat("a", 60)+".", 3)
+	for i := range 1024 {
+		many = append(many, fmt.Sprintf("%s%d.example.com", long, i))
+	}
+	for _, c := range []struct {
+		names []string
+		set   bool
+		left  []string
+	}{
+		{[]string{"crm.example.com"}, true, nil},
+		{many, true, []string{`"com"`, "and 1 more", `"crm.example.net"`, "one name too many"}},
+		{many[:3], false, []string{`"com"`, `"crm.example.net"`}},
+		{nil, false, nil},
+	} {
+		manager, left, err := n.DNS(addrs("100.96.0.1"), c.names)
+		if err != nil || (manager == "resolv.conf") != c.set || (left == "") != (c.left == nil) {
+			b.fail("%d names: %q, %q, %v", len(c.names), manager, left, err)
+		}
+		for _, want := range c.left {
+			if !strings.Contains(left, want) {
+				b.fail("%d names: %s is missing in %s", len(c.names), want, left)
+			}
+		}
+		text, err := os.ReadFile(file)
+		b.must(err)
+		if strings.Contains(string(text), "nameserver 100.96.0.1\n") != c.set {
+			b.fail("%d names: resolv.conf is\n%s", len(c.names), text)
+		}
 	}
 	b.must(n.Close())
 }

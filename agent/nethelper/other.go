@@ -45,7 +45,9 @@ func (*Network) Dup() (int, error) { return -1, ErrNotAvailable }
 func (*Network) Set(uint32, []netip.Addr) error { return ErrNotAvailable }
 
 // DNS fails.
-func (*Network) DNS([]netip.Addr, []string) (string, error) { return "", ErrNotAvailable }
+func (*Network) DNS([]netip.Addr, []string) (manager, left string, err error) {
+	return "", "", ErrNotAvailable
+}
 
 // Gone is never closed.
 func (*Network) Gone() <-chan struct{} { return nil }

@@ -24,7 +24,8 @@
 //	answer 0 text | 1 text of the refusal
 //
 // The answer to open carries the TUN's descriptor and its text is the
-// interface's name; the text of the answer to dns is the DNS manager in use.
+// interface's name; the text of the answer to dns is the DNS manager in use and,
+// on a second line, why names were left out.
 package nethelper
 
 import (
@@ -281,6 +282,31 @@ func checkDomain(d string) error {
 		return fmt.Errorf("%q is no host name of an app: others register names below it", d)
 	}
 	return nil
+}
+
+// sift keeps the domains that pass check and says in words why the others are
+// left out, or "" when there are none.
+func sift(domains []string, check func(string) error) (good []string, left string) {
+	others := -1
+	for _, d := range domains {
+		err := check(d)
+		if err == nil {
+			good = append(good, d)
+			continue
+		}
+		if others++; others == 0 {
+			left = err.Error()
+		}
+	}
+	if others > 0 {
+		left += fmt.Sprintf(" (and %d more)", others)
+	}
+	return good, left
+}
+
+// joined puts reasons together.
+func joined(left ...string) string {
+	return strings.Join(slices.DeleteFunc(left, func(s string) bool { return s == "" }), "; ")
 }
 
 // checkWithin refuses names outside of the suffixes; without any all are in.
