@@ -171,6 +171,9 @@ func (a *agent) live(ctx context.Context, l *link, resumed bool) error {
 		return err
 	})
 	err := g.Wait()
+	// A login's State may be applied right now; it must not come after the end.
+	a.applying.Lock()
+	defer a.applying.Unlock()
 	a.setLink(nil)
 	if a.network != nil {
 		a.network.unlinked()

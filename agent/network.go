@@ -51,6 +51,7 @@ type network struct {
 	made   nethelper.Config   // guarded by mu; what open was made with
 	user   uint32             // guarded by mu; who may use it
 	routes []netip.Addr       // guarded by mu; sorted
+	unsure bool               // guarded by mu; the helper may have others, since it failed
 	names  []string           // guarded by mu; that DNS was given last, sorted; nil when it must be given them again
 	dns    *localapi.DNS      // guarded by mu; nil until it was tried for this link
 	has    string             // guarded by mu; the DNS manager that has names of ours, also past a link's end
@@ -125,14 +126,15 @@ func (n *network) setLocked(user uint32, addrs []netip.Addr) error {
 	addrs = slices.Clone(addrs)
 	slices.SortFunc(addrs, netip.Addr.Compare)
 	addrs = slices.Compact(addrs)
-	if user == n.user && slices.Equal(addrs, n.routes) {
+	if !n.unsure && user == n.user && slices.Equal(addrs, n.routes) {
 		return nil
 	}
 	if n.open == nil {
 		n.user = user
 		return nil
 	}
-	if err := n.open.Set(user, addrs); err != nil {
+	err := n.open.Set(user, addrs)
+	if n.unsure = err != nil; n.unsure {
 		return err
 	}
 	n.user, n.routes = user, addrs
@@ -261,5 +263,5 @@ func (n *network) closeLocked() {
 		n.log.Warn("giving the network interface back", "err", err)
 	}
 	n.open, n.routes, n.names, n.dns = nil, nil, nil, nil
-	n.has = ""
+	n.unsure, n.has = false, ""
 }

@@ -1,9 +1,11 @@
 package agent_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -24,8 +26,10 @@ type helper struct {
 	t       *testing.T
 	manager string // that it names
 
-	mu  sync.Mutex
-	dns []string // guarded by mu; the names of each message, "" for none
+	mu   sync.Mutex
+	fail bool     // guarded by mu; refuse what is set
+	sets [][]byte // guarded by mu
+	dns  []string // guarded by mu; the names of each message, "" for none
 }
 
 func newHelper(t *testing.T, l *laptop, manager string) *helper {
@@ -77,6 +81,11 @@ func (h *helper) serve(c *net.UnixConn) {
 		switch msg[0] {
 		case 1:
 			answer, oob = append(answer, "portvakt0"...), unix.UnixRights(int(tun.Fd()))
+		case 2:
+			h.sets = append(h.sets, bytes.Clone(msg[:n]))
+			if h.fail {
+				answer = []byte("\x01no")
+			}
 		case 3:
 			names := h.names(msg[1:n])
 			h.dns = append(h.dns, names)
@@ -157,4 +166,72 @@ func TestDNSLeavesTheWayToTheGateway(t *testing.T) {
 	mu.Unlock()
 	h.told("connected again", "crm.example.invalid", "", "crm.example.invalid")
 	l.stop()
+}
+
+// What a login brought is not set once its link has ended.
+func TestNothingIsSetAfterALinksEnd(t *testing.T) {
+	t.Parallel()
+	l := newLaptop(t)
+	h := newHelper(t, l, "resolv.conf")
+	held, let := make(chan struct{}), make(chan struct{})
+	var hold sync.Once
+	waiting := false // guarded by l.mu
+	l.sleep = agent.Twin(&l.cfg, l.g.Dial, func([]netip.Addr) {
+		l.mu.Lock()
+		w := waiting
+		l.mu.Unlock()
+		if w {
+			hold.Do(func() { close(held); <-let })
+		}
+	})
+	l.g.SetState(func(s *wire.State) { s.Apps = apps(crm) })
+	l.start()
+	h.told("connected", "crm.example")
+	l.g.SetState(func(s *wire.State) { s.Apps = nil })
+	h.told("no apps", "crm.example", "")
+	l.mu.Lock()
+	waiting = true
+	l.mu.Unlock()
+	l.g.Refuse(wire.PathConnect, &wire.Error{Code: "x", Message: "Not now."})
+	l.g.NextState(func(s *wire.State) { s.Apps = apps(crm) })
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, _ = l.api.Logout(context.WithoutCancel(t.Context()))
+	}()
+	<-held
+	l.sleep()
+	time.Sleep(300 * time.Millisecond) // for the link to end, which it must not yet
+	close(let)
+	<-done
+	h.told("the link has ended", "crm.example", "", "crm.example", "")
+	l.stop()
+}
+
+// A Set that failed is asked for again, also when it would change nothing.
+func TestAFailedSetIsAskedForAgain(t *testing.T) {
+	t.Parallel()
+	l := newLaptop(t)
+	h := newHelper(t, l, "systemd-resolved")
+	l.start()
+	l.until("connecting", is(localapi.StateConnected))
+	h.mu.Lock()
+	h.fail = true
+	h.mu.Unlock()
+	// Another user: the helper refuses, and the link ends of it.
+	l.g.SetState(func(s *wire.State) {
+		s.Session = &wire.Session{ID: "s", OSUser: "1001:anna", ExpiresAt: l.now().Add(time.Hour)}
+	})
+	l.until("the refusal", func(st *localapi.Status) bool { return st.Trouble != nil && st.Trouble.Code == "interface" })
+	l.g.SetState(func(s *wire.State) { s.Session = nil }) // as it was before
+	h.mu.Lock()
+	before := len(h.sets)
+	h.fail = false
+	h.mu.Unlock()
+	l.until("connected again", is(localapi.StateConnected))
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.sets) == before {
+		t.Error("the helper was not asked again")
+	}
 }

@@ -123,6 +123,13 @@ func (g *Gateway) SetState(change func(*wire.State)) {
 	}
 }
 
+// NextState changes the State and tells nobody: the next answer has it.
+func (g *Gateway) NextState(change func(*wire.State)) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	change(&g.state)
+}
+
 // Revoke refuses the device from now on and tells every stream.
 func (g *Gateway) Revoke(d *wire.Denial) {
 	e := &wire.Error{Code: d.Reason, Message: d.Message, Remedy: d.Remedy, Denial: d}
