@@ -162,8 +162,7 @@ func (g *gateway) build() (err error) {
 	g.proxy, err = proxy.New(proxy.Config{
 		Session: g.sessions, AppByAddr: g.sessions.AppByAddr, Signer: g.signer, Log: g.log,
 		Certificate: func(names []string) (*tls.Certificate, error) { return g.ca.ServerCertificate(names, nil) },
-		Forbidden:   cfg.forbidden(),
-		Timeouts:    cfg.Proxy.timeouts(), Limits: cfg.Proxy.limits(),
+		Forbidden:   cfg.forbidden(), Timeouts: cfg.Proxy.timeouts(), Limits: cfg.Proxy.limits(),
 	})
 	if err != nil {
 		return err
@@ -180,8 +179,7 @@ func (g *gateway) build() (err error) {
 		CA: g.ca, Store: g.store, Audit: g.audit, Sessions: g.sessions, Identity: g.identity, MTU: cfg.Tunnel.MTU,
 		Tunnel:      wire.GatewayTunnel{TunnelKey: keyText(g.tunnel.PublicKey()), Endpoints: cfg.Tunnel.Endpoints, Addresses: own[:]},
 		DNSSuffixes: g.dnsSuffixes, RedirectPorts: cfg.Identity.RedirectPorts,
-		SessionLifetime: time.Duration(cfg.Session.Lifetime), JWKS: g.signer.JWKS(), Log: g.log,
-		WebSocket: g.tunnel.Accept,
+		SessionLifetime: time.Duration(cfg.Session.Lifetime), JWKS: g.signer.JWKS(), WebSocket: g.tunnel.Accept, Log: g.log,
 	})
 	g.admin = admin.New(admin.Config{
 		Socket: cfg.SocketPath(), Group: cfg.Admin.Group, URL: cfg.Public.URL, CA: g.ca, Store: g.store, Audit: g.audit, Sessions: g.sessions,

@@ -77,11 +77,18 @@ func TestBreaker(t *testing.T) {
 		if got := p.Unreachable(); len(got) != 0 {
 			t.Errorf("unreachable: %q", got)
 		}
+	})
+}
 
-		// An app that is gone is not unreachable for ever.
-		answer = dead
+// An app that is gone is not unreachable for ever.
+func TestBreakersAreForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &Proxy{upstreams: upstreams{breakers: breakers{log: slog.New(slog.DiscardHandler)}}}
+		ask := func(app string) {
+			_, _ = p.upstreams.breakers.try(breakerKey{app, "x"}, func() (net.Conn, error) { return nil, errors.New("no route") })
+		}
 		for range tripAfter {
-			_ = ask("gone")
+			ask("gone")
 		}
 		if got := p.Unreachable(); !slices.Equal(got, []string{"gone"}) {
 			t.Errorf("unreachable: %q", got)
@@ -90,9 +97,9 @@ func TestBreaker(t *testing.T) {
 		if got := p.Unreachable(); len(got) != 0 {
 			t.Errorf("unreachable: %q", got)
 		}
-		_ = ask("new")
-		if len(b.all) != 1 {
-			t.Errorf("%d breakers are kept", len(b.all))
+		ask("new")
+		if n := len(p.upstreams.breakers.all); n != 1 {
+			t.Errorf("%d breakers are kept", n)
 		}
 	})
 }

@@ -310,6 +310,14 @@ func (c *corpus) identity() {
 			c.t.Errorf("%q over HTTP/2: answered %s", name, got)
 		case !passes:
 			c.refuseH2(name, got)
+		default: // as a trailer
+			id += "-trailer"
+			c.expect(id, 1)
+			got := c.h2.send([]string{"body"}, [][2]string{{lower, "forged"}},
+				[2]string{":method", "POST"}, [2]string{":scheme", "https"}, [2]string{":authority", "crm.test"}, [2]string{":path", "/" + id})
+			if got != "200" {
+				c.t.Errorf("%q as a trailer over HTTP/2: answered %s", name, got)
+			}
 		}
 	}
 }
