@@ -31,6 +31,8 @@ type clock struct {
 	whole   bool          // of a request being handled: all of it was read
 	watcher chan struct{} // closed when nobody watches any more; nil when nobody does
 
+	onGone func() // what the handler wants to be called when the other end went away
+
 	// gone says that the other end went away. It is the watcher's, and then of
 	// whoever waited for it.
 	gone bool
@@ -143,6 +145,12 @@ func (c *served) watch(done chan struct{}) {
 		if n == 0 || err != nil {
 			c.gone = true
 			c.cancel()
+			c.mu.Lock()
+			fn := c.onGone
+			c.mu.Unlock()
+			if fn != nil {
+				fn()
+			}
 			return
 		}
 	}
@@ -152,7 +160,7 @@ func (c *served) watch(done chan struct{}) {
 // goroutine again.
 func (c *served) listen() {
 	c.mu.Lock()
-	c.phase, c.due = heading, time.Time{}
+	c.phase, c.due, c.onGone = heading, time.Time{}, nil
 	done := c.watcher
 	c.mu.Unlock()
 	if done == nil {

@@ -22,6 +22,7 @@ type Conn struct {
 	via    netip.AddrPort // the device's connection it served last
 	reused bool
 	asks   bool // the answer was 401: the next request may end a handshake
+	probe  probe
 
 	// While it waits, guarded by the pool.
 	since        time.Time // when it began to
@@ -58,6 +59,10 @@ func (c *Conn) Next(wait func() error) ([]byte, error) {
 	b, err := c.next(math.MaxInt64)
 	return b, answerFault(err)
 }
+
+// Buffered is how many bytes were read that nobody has taken: so many Next
+// returns without waiting.
+func (c *Conn) Buffered() int { return c.w - c.r }
 
 // Trailer returns the trailer lines, once Next has returned io.EOF. They are
 // valid until the connection is released.

@@ -103,7 +103,7 @@ func (p *Pool) Idle(h Holder, via netip.AddrPort) *Conn {
 		}
 		p.unlink(c)
 		p.mu.Unlock()
-		if silent(c.nc) {
+		if c.probe.silent(c.nc) {
 			c.begin()
 			c.reused, c.via = true, via
 			return c
@@ -114,11 +114,10 @@ func (p *Pool) Idle(h Holder, via netip.AddrPort) *Conn {
 
 func (p *Pool) find(h Holder, via netip.AddrPort) (best *Conn) {
 	for c := p.devices[h.Inner].top; c != nil; c = c.below {
-		switch {
-		case c.holder != h:
-		case c.via == via:
+		if c.via == via && c.holder == h {
 			return c
-		case best == nil && !c.asks: // else another's handshake may go on there
+		}
+		if best == nil && !c.asks && c.holder == h { // else another's handshake may go on there
 			best = c
 		}
 	}

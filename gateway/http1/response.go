@@ -24,6 +24,8 @@ type response struct {
 	buf *[]byte // of a sync.Pool; holds what was not sent yet
 	n   int     // how much
 
+	gather Gatherer // nil where every write is as good as another
+
 	status   int // 0 until there is one
 	state    state
 	length   int64 // declared; -1 for none
@@ -307,6 +309,15 @@ func (w *response) SetReadDeadline(t time.Time) error {
 	return w.c.nc.SetReadDeadline(t)
 }
 
+// OnGone has fn called once if the other end goes away before the handler
+// returns, or the connection is closed. It costs less than
+// [context.AfterFunc] of the request's context.
+func (w *response) OnGone(fn func()) {
+	w.c.mu.Lock()
+	defer w.c.mu.Unlock()
+	w.c.onGone = fn
+}
+
 // Hijack implements http.Hijacker. What the other end has sent after the request
 // is read from the connection first.
 func (w *response) Hijack() (net.Conn, *bufio.ReadWriter, error) {
@@ -429,8 +440,17 @@ func (w *response) bytes(b []byte) {
 }
 
 func (w *response) write(b []byte) {
-	if w.err == nil {
+	if w.err != nil {
+		return
+	}
+	if w.gather == nil || len(b) <= oneRecord {
 		_, w.err = w.c.nc.Write(b)
+		return
+	}
+	w.gather.Gather()
+	_, w.err = w.c.nc.Write(b)
+	if err := w.gather.Send(); w.err == nil {
+		w.err = err
 	}
 }
 
@@ -447,6 +467,17 @@ func (w *response) drop() {
 		small.Put(w.buf)
 		w.buf, w.n = nil, 0
 	}
+}
+
+// oneRecord is the most that TLS writes at once (RFC 8446, 5.1).
+const oneRecord = 16 << 10
+
+// Gatherer is a connection under TLS that can put what it is given together:
+// what is written between Gather and Send leaves with Send, or before when it
+// is much. Answers that are several TLS records are then one write.
+type Gatherer interface {
+	Gather()
+	Send() error
 }
 
 type dated struct {

@@ -91,6 +91,9 @@ func (s *Server) Serve(ctx context.Context, nc net.Conn) {
 		req: newRequest(ctx, nc.RemoteAddr().String()),
 	}
 	c.answer = response{c: c, header: make(http.Header, 16)}
+	if under, ok := nc.(interface{ NetConn() net.Conn }); ok {
+		c.answer.gather, _ = under.NetConn().(Gatherer)
+	}
 	s.mu.Lock()
 	if s.conns == nil {
 		s.conns = map[*served]struct{}{}

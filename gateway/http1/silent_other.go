@@ -4,5 +4,7 @@ package http1
 
 import "net"
 
+type probe struct{}
+
 // silent cannot be told here: no connection is used twice.
-func silent(net.Conn) bool { return false }
+func (*probe) silent(net.Conn) bool { return false }

@@ -8,23 +8,35 @@ import (
 	"syscall"
 )
 
+// probe looks at a connection's socket. It is made once for a connection, so
+// that a look costs the system call and no memory.
+type probe struct {
+	raw   syscall.RawConn
+	look  func(fd uintptr) bool
+	quiet bool
+}
+
 // silent says that nothing came on an idle connection, not even its end. It
 // looks and takes nothing away.
-func silent(nc net.Conn) bool {
-	s, ok := nc.(syscall.Conn)
-	if !ok {
-		return false
+func (p *probe) silent(nc net.Conn) bool {
+	if p.raw == nil {
+		s, ok := nc.(syscall.Conn)
+		if !ok {
+			return false
+		}
+		raw, err := s.SyscallConn()
+		if err != nil {
+			return false
+		}
+		p.raw, p.look = raw, p.peek
 	}
-	raw, err := s.SyscallConn()
-	if err != nil {
-		return false
-	}
-	quiet := false
-	err = raw.Read(func(fd uintptr) bool {
-		var b [1]byte
-		_, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-		quiet = errors.Is(err, syscall.EAGAIN)
-		return true
-	})
-	return err == nil && quiet
+	p.quiet = false
+	return p.raw.Read(p.look) == nil && p.quiet
+}
+
+func (p *probe) peek(fd uintptr) bool {
+	var b [1]byte
+	_, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+	p.quiet = errors.Is(err, syscall.EAGAIN)
+	return true
 }

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 
 	"github.com/portvakt/portvakt/policy"
 )
@@ -24,6 +25,58 @@ type conn struct {
 	net.Conn
 	peer, local netip.AddrPort
 	gone        func() // takes it out of the Proxy's table; once
+
+	gathering atomic.Bool
+	mu        sync.Mutex // guards what follows
+	gathered  []byte     // of chunks, nil when nothing is
+	n         int
+}
+
+// Gather makes what is written wait for Send, so that the records of a large
+// answer leave together. It implements [http1.Gatherer].
+func (c *conn) Gather() { c.gathering.Store(true) }
+
+// Send writes what was gathered.
+func (c *conn) Send() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.gathering.Store(false)
+	err := c.flush()
+	if c.gathered != nil {
+		chunks.Put(c.gathered)
+		c.gathered = nil
+	}
+	return err
+}
+
+func (c *conn) flush() error {
+	n := c.n
+	if c.n = 0; n == 0 {
+		return nil
+	}
+	_, err := c.Conn.Write(c.gathered[:n])
+	return err
+}
+
+func (c *conn) Write(b []byte) (int, error) {
+	if !c.gathering.Load() {
+		return c.Conn.Write(b)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.gathered == nil {
+		c.gathered = chunks.Get()
+	}
+	if c.n+len(b) > len(c.gathered) {
+		if err := c.flush(); err != nil {
+			return 0, err
+		}
+	}
+	if len(b) > len(c.gathered) {
+		return c.Conn.Write(b)
+	}
+	c.n += copy(c.gathered[c.n:], b)
+	return len(b), nil
 }
 
 // Close closes the connection in an orderly way.

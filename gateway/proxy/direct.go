@@ -29,8 +29,13 @@ func (p *Proxy) direct(w http.ResponseWriter, r *http.Request, x *exchange) {
 		x.conn.reset()
 		x.held.abort()
 	})
-	defer context.AfterFunc(r.Context(), x.held.abort)()
-	up := &upload{w: w, x: x, r: r, body: &requestBody{ReadCloser: r.Body, x: x}}
+	if g, ok := w.(interface{ OnGone(fn func()) }); ok {
+		g.OnGone(x.held.abort)
+	} else { // HTTP/2
+		defer context.AfterFunc(r.Context(), x.held.abort)()
+	}
+	x.upload = upload{w: w, x: x, r: r, body: requestBody{ReadCloser: r.Body, x: x}}
+	up := &x.upload
 	c, head, err := p.ask(r, x, up)
 	if err != nil {
 		p.fault(w, r, x, err)
@@ -167,7 +172,7 @@ type upload struct {
 	w    http.ResponseWriter
 	r    *http.Request
 	x    *exchange
-	body *requestBody
+	body requestBody
 	// length is that of the body that is not in the head's write: 0 for none,
 	// -1 for chunks.
 	length int64
@@ -194,7 +199,7 @@ func (u *upload) begin(dst []byte) ([]byte, error) {
 	}
 	at := len(dst)
 	dst = append(dst, make([]byte, n)...)
-	if _, err := io.ReadFull(u.body, dst[at:]); err != nil {
+	if _, err := io.ReadFull(&u.body, dst[at:]); err != nil {
 		u.x.mu.Lock()
 		u.x.clientErr = err
 		u.x.mu.Unlock()
@@ -267,7 +272,7 @@ func (u *upload) send(c *http1.Conn) error {
 	buf := chunks.Get()
 	defer chunks.Put(buf)
 	if u.length > 0 {
-		_, err := io.CopyBuffer(struct{ io.Writer }{c}, io.LimitReader(u.body, u.length), buf)
+		_, err := io.CopyBuffer(struct{ io.Writer }{c}, io.LimitReader(&u.body, u.length), buf)
 		return err
 	}
 	const room = 10 // for a chunk's size in front, and two more behind
@@ -424,20 +429,26 @@ func (x *exchange) interim(w http.ResponseWriter, head http1.Head) error {
 }
 
 // answer passes the app's answer on. What is there goes out before more is
-// waited for, unless the length says when it is whole.
+// waited for; but a head alone waits for its body, whose length it says.
 func (x *exchange) answer(w http.ResponseWriter, c *http1.Conn, head http1.Head) error {
 	if err := x.flow.Check(); err != nil {
 		return err
 	}
 	h := w.Header()
 	trailers := pass(h, head.Fields)
+	if _, ok := h["Content-Type"]; !ok {
+		h["Content-Type"] = nil // net/http would guess one
+	}
 	x.note(head.Status, outcomeDone)
 	w.WriteHeader(head.Status)
 	var flush func() error
 	var gone error // why the device cannot be written to
-	if head.Length < 0 || strings.HasPrefix(h.Get("Content-Type"), "text/event-stream") {
+	waits := head.Length < 0 || strings.HasPrefix(h.Get("Content-Type"), "text/event-stream")
+	if waits || head.Length > int64(c.Buffered()) {
 		flush = func() error {
-			gone = http.NewResponseController(w).Flush()
+			if waits {
+				gone = http.NewResponseController(w).Flush()
+			}
 			return gone
 		}
 	}
@@ -460,7 +471,7 @@ func (x *exchange) answer(w http.ResponseWriter, c *http1.Conn, head http1.Head)
 		}
 		n, err := w.Write(b)
 		x.out.Add(int64(n))
-		if err != nil {
+		if waits = true; err != nil {
 			return err
 		}
 	}

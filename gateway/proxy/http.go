@@ -48,7 +48,8 @@ type exchange struct {
 	message int64
 	ping    time.Duration
 
-	held held // of direct
+	held   held // of direct, as what follows
+	upload upload
 
 	// mu guards the fields below, which the upstream's goroutines touch too.
 	mu        sync.Mutex

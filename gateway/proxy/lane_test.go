@@ -61,14 +61,20 @@ func newMailboxes(t *testing.T, kind string) (m *mailboxes, yaml string) {
 	} else {
 		m.EnableHTTP2 = kind == "h2"
 		m.StartTLS()
-		file := filepath.Join(t.TempDir(), "ca.pem")
-		if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: m.Certificate().Raw}), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		yaml += "upstream_ca_file: " + file + "\n"
+		yaml += "upstream_ca_file: " + caFile(t, m.Server) + "\n"
 	}
 	t.Cleanup(m.Close)
 	return m, yaml
+}
+
+// caFile is a file with what an app's certificate is checked by.
+func caFile(t *testing.T, s *httptest.Server) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
 }
 
 func (m *mailboxes) open() (open, made int) {
