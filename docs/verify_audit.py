@@ -4,13 +4,18 @@
   verify_audit.py AUDIT.JSONL CHECKPOINT VERIFIER.KEY
 
 Written from docs/audit.md alone, with Python's standard library: a second
-opinion, and an example for whoever writes another. Exit code 0: the first
-records of the log, as many as the checkpoint says, are the ones that were
+opinion, and an example for whoever writes another. The files of earlier days
+are looked for beside AUDIT.JSONL, the tree beside CHECKPOINT. Exit code 0: the
+first records of the log, as many as the checkpoint says, are the ones that were
 signed. Exit code 1: they are not, or the signature is not the key's.
 """
 
 import base64
+import glob
 import hashlib
+import json
+import os
+import re
 import sys
 
 # Ed25519 (RFC 8032, section 5.1), verification only. Slow, and that is enough:
@@ -106,26 +111,64 @@ def node(left, right):
     return hashlib.sha256(b"\x01" + left + right).digest()
 
 
-def root_of(path, size):
-    peaks, n = [], 0
-    with open(path, "rb") as log:
-        while n < size:
-            line = log.readline()
-            if not line.endswith(b"\n"):
-                sys.exit(f"record {n + 1} is missing: {size} records were signed")
-            if not line.startswith(b'{"seq":%d,' % (n + 1)):
-                sys.exit(f"record {n + 1} is not where it must be")
-            h, k = hashlib.sha256(b"\x00" + line[:-1]).digest(), n
-            while k & 1:
-                h, k = node(peaks.pop(), h), k >> 1
-            peaks.append(h)
-            n += 1
+def stored(tree, size, level, n):
+    """Hash n of a level of the tree, from the tile files."""
+    tile_level, inner = divmod(level, 8)
+    tile, offset = divmod(n << inner, 256)
+    name = "%03d" % (tile % 1000)
+    while tile >= 1000:
+        tile //= 1000
+        name = "x%03d/" % (tile % 1000) + name
+    path = os.path.join(tree, "tile", "8", str(tile_level), name)
+    if not os.path.exists(path):
+        path += ".p/%d" % ((size >> (8 * tile_level)) % 256)
+    try:
+        with open(path, "rb") as f:
+            data = f.read()[32 * offset : 32 * (offset + (1 << inner))]
+    except OSError as e:
+        sys.exit(f"records were removed, and their hashes are not there: {e}")
+    row = [data[i : i + 32] for i in range(0, len(data), 32)]
+    while len(row) > 1:
+        row = [node(row[i], row[i + 1]) for i in range(0, len(row), 2)]
+    return row[0] if row else b""
+
+
+def removal(line):
+    """Up to which record a line says that retention was about to remove."""
+    if b'"kind":"erase","actor":"retention"' not in line:
+        return 0
+    r = json.loads(line)
+    return int(r["detail"].get("to", 0)) if (r["kind"], r["actor"]) == ("erase", "retention") else 0
+
+
+def root_of(log, tree, size):
+    days = [f for f in sorted(glob.glob(os.path.join(os.path.dirname(log) or ".", "audit-*.jsonl"))) if re.search(r"audit-\d{20}\.jsonl$", f)]
+    lines = (line for f in days + [log] for line in open(f, "rb"))
+    line = next(lines, b"")
+    first = re.match(rb'\{"seq":(\d+),', line)
+    n = removed = int(first[1]) - 1 if first else 0
+    peaks = [stored(tree, size, k, (n >> k) - 1) for k in range(62, -1, -1) if n >> k & 1]
+    told = 0
+    while n < size:
+        if not line.endswith(b"\n"):
+            sys.exit(f"record {n + 1} is missing: {size} records were signed")
+        if not line.startswith(b'{"seq":%d,' % (n + 1)):
+            sys.exit(f"record {n + 1} is not where it must be")
+        told = max(told, removal(line))
+        h, k = hashlib.sha256(b"\x00" + line[:-1]).digest(), n
+        while k & 1:
+            h, k = node(peaks.pop(), h), k >> 1
+        peaks.append(h)
+        n += 1
+        line = next(lines, b"")
+    if told < removed:
+        sys.exit(f"the log begins with record {removed + 1}, and no signed record says why")
     if not peaks:
-        return hashlib.sha256(b"").digest()
+        return hashlib.sha256(b"").digest(), removed
     h = peaks.pop()
     while peaks:
         h = node(peaks.pop(), h)
-    return h
+    return h, removed
 
 
 def main():
@@ -133,8 +176,11 @@ def main():
         sys.exit(__doc__)
     log, checkpoint, key = sys.argv[1:]
     size, root, rest = read_checkpoint(checkpoint, read_key(key))
-    if root_of(log, size) != root:
+    got, removed = root_of(log, os.path.dirname(checkpoint) or ".", size)
+    if got != root:
         sys.exit(f"the first {size} records are not the ones that were signed")
+    if removed:
+        print(f"records 1 to {removed} were removed by retention; their hashes are the signed ones")
     print(f"the first {size} records are the ones that were signed;", *rest)
 
 

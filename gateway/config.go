@@ -127,8 +127,10 @@ type AuditConfig struct {
 
 // RetentionConfig says for how long the decision log can be read.
 type RetentionConfig struct {
-	// Personal is for how long personal data can be opened; default: until it is
-	// erased.
+	// Records is for how long records are kept; default: for ever.
+	Records Days `yaml:"records"`
+	// Personal is for how long personal data can be opened; default: as long
+	// as the records.
 	Personal Days `yaml:"personal"`
 }
 
@@ -389,8 +391,14 @@ func (c *Config) checkDurations(bad func(key, format string, args ...any)) {
 }
 
 func (c *Config) checkRetention(bad func(key, format string, args ...any)) {
-	if c.Audit.Retention.Personal < 0 {
+	r := c.Audit.Retention
+	if r.Personal < 0 {
 		bad("audit.retention.personal", "expected a number of days such as 90d")
+	}
+	if r.Records < 0 {
+		bad("audit.retention.records", "expected a number of days such as 400d")
+	} else if r.Records > 0 && r.Records < r.Personal {
+		bad("audit.retention.personal", "expected no more than audit.retention.records")
 	}
 }
 

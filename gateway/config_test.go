@@ -98,6 +98,8 @@ func TestBadConfigSaysWhereAndWhat(t *testing.T) {
 		"plain issuer":        {strings.Replace(good, "https://login", "http://login", 1), "gateway.yaml:5: identity.issuer: expected the https URL"},
 		"no client":           {strings.Replace(good, "client_id: portvakt", "client_id: ''", 1), "identity.client_id: is required"},
 		"bad duration":        {add("session:\n  lifetime: 12 hours\n"), "gateway.yaml:10: session.lifetime: expected a duration such as 12h"},
+		"record retention":    {add("audit:\n  retention: {records: 1y}\n"), "audit.retention.records: expected a number of days such as 400d"},
+		"personal beyond it":  {add("audit:\n  retention: {records: 30d, personal: 90d}\n"), "audit.retention.personal: expected no more than"},
 		"bad retention":       {add("audit:\n  retention: {personal: 90}\n"), "audit.retention.personal: expected a number of days such as 90d"},
 		"long session":        {add("session:\n  lifetime: 48h\n"), "session.lifetime: at most 24h"},
 		"short posture":       {add("posture:\n  max_age: 5s\n"), "posture.max_age: expected between 45s and 10m"},

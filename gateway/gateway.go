@@ -4,6 +4,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -221,8 +222,13 @@ func (g *gateway) run(ctx context.Context) error {
 	})
 	grp.Go(func() error { return g.audit.Run(base) })
 	grp.Go(func() error { return g.notary.Run(base) })
-	if keep := g.cfg.Audit.Retention.Personal; keep > 0 {
-		grp.Go(func() error { return g.audit.Retain(base, time.Duration(keep)) })
+	if keep := g.cfg.Audit.Retention; keep.Personal > 0 || keep.Records > 0 {
+		grp.Go(func() error {
+			return g.audit.Retain(base, audit.Retention{
+				Personal: time.Duration(cmp.Or(keep.Personal, keep.Records)), Records: time.Duration(keep.Records),
+				Keep: audit.Keep{Signed: func() uint64 { return uint64(g.notary.Last().Size) }, Provable: g.notary.Provable},
+			})
+		})
 	}
 	for _, s := range g.sinks {
 		grp.Go(func() error { return s.Run(base) })

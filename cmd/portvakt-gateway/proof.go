@@ -22,7 +22,7 @@ import (
 type evidence struct{ dir, key string }
 
 func (e *evidence) flags(c *cobra.Command) {
-	c.Flags().StringVar(&e.dir, "dir", "", "`directory` with audit.jsonl and tree/ (default: data_dir/audit of the configuration)")
+	c.Flags().StringVar(&e.dir, "dir", "", "the audit `directory` (default: data_dir/audit of the configuration)")
 	c.Flags().StringVar(&e.key, "key", "", "verifier key, or a `file` with it (default: tree/verifier.key; a key you kept elsewhere proves more)")
 }
 
@@ -66,7 +66,7 @@ func auditVerifyCmd(opt *options) *cobra.Command {
 		Use: "verify", Short: "Check that the decision log is the one that was signed", Args: cobra.NoArgs,
 		Long: `Check the whole decision log against its latest signed checkpoint, and against
 every earlier checkpoint you kept elsewhere: what was signed then must still be
-there, unchanged. It needs no running gateway; copies of audit.jsonl and tree/
+there, unchanged. It needs no running gateway; copies of the audit directory
 on another machine do. Of a log that was changed it names the first record that
 is not the one that was signed, and ends with exit code 1.
 
@@ -113,12 +113,16 @@ func printReport(w io.Writer, asJSON bool, rep notary.Report) error {
 	c := rep.Signing
 	if asJSON {
 		return printJSON(w, map[string]any{
-			"ok": true, "records": rep.Records, "signed": rep.Signed, "earlier_checkpoints": rep.Earlier,
+			"ok": true, "first": rep.First, "records": rep.Records, "signed": rep.Signed, "earlier_checkpoints": rep.Earlier,
 			"root": c.Root.String(), "signed_at": c.Time.UTC().Format(time.RFC3339), "key": rep.Verifier,
 		})
 	}
+	holds := fmt.Sprintf("%d records, %d of them signed", rep.Records, rep.Signed-rep.First+1)
+	if rep.First > 1 {
+		holds += fmt.Sprintf("; those before %d were removed by retention, and are still signed", rep.First)
+	}
 	return table(w, [][]string{
-		{"the log holds", fmt.Sprintf("%d records, %d of them signed", rep.Records, rep.Signed)},
+		{"the log holds", holds},
 		{"signed at", c.Time.UTC().Format(time.RFC3339)},
 		{"root", c.Root.String()},
 		{"key", rep.Verifier},

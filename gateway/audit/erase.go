@@ -50,14 +50,32 @@ const (
 	retainAgain = time.Minute // after a failure
 )
 
+// Retention says for how long a log is kept; zero is for ever.
+type Retention struct {
+	Personal time.Duration // what opens personal data
+	Records  time.Duration
+	Keep     Keep // for Records
+}
+
 // Retain destroys what opens personal data of days that ended longer ago than
-// keep, now and every hour, until ctx ends. What it does is recorded first.
-func (l *Log) Retain(ctx context.Context, keep time.Duration) error {
+// it is kept, and removes older records, now and every hour, until ctx ends.
+// What it does is recorded first.
+func (l *Log) Retain(ctx context.Context, r Retention) error {
 	for {
+		var errs [2]error
+		if r.Personal > 0 {
+			errs[0] = l.expire(l.now().Add(-r.Personal))
+		}
+		if r.Records > 0 {
+			errs[1] = l.forget(ctx, l.now().Add(-r.Records), r.Keep)
+		}
 		wait := retainEvery
-		if err := l.expire(l.now().Add(-keep)); err != nil {
-			l.log.Error("destroying the keys of old personal data in the audit log; trying again", "err", err)
+		if err := errors.Join(errs[:]...); err != nil && ctx.Err() == nil {
+			l.log.Error("what is old in the audit log could not be destroyed; trying again", "err", err)
 			wait = retainAgain
+		}
+		if ctx.Err() != nil {
+			return nil
 		}
 		timer := time.NewTimer(wait)
 		select {

@@ -50,9 +50,11 @@ type Log struct {
 
 	// mu is held while anything is written; it guards what follows.
 	mu     sync.Mutex
-	seq    uint64 // of the last record in the file
-	size   int64  // of the file, up to and with the last whole record
-	torn   bool   // bytes of a failed write may stand behind size
+	seq    uint64    // of the last record
+	first  uint64    // of the first record in the file
+	began  time.Time // of that record
+	size   int64     // of the file, up to and with the last whole record
+	torn   bool      // bytes of a failed write may stand behind size
 	closed bool
 	fatal  error // a failed fsync; for ever
 	away   error // the file is not where it was
@@ -110,6 +112,9 @@ func (l *Log) Run(ctx context.Context) error {
 			l.drain()
 		case <-place.C:
 			l.checkPlace()
+			if err := l.rotateIfDue(); err != nil {
+				return err
+			}
 		case <-tick.C:
 			l.writeFolds(false)
 			l.drain()
@@ -328,6 +333,9 @@ func (l *Log) commit(bodies [][]byte) (int, error) {
 		whole++
 	}
 	if whole > 0 {
+		if l.size == 0 {
+			l.first, l.began = l.seq+1, l.now()
+		}
 		l.seq += uint64(whole)
 		l.size += int64(ends[whole-1])
 		l.appended.Add(uint64(whole))
@@ -414,13 +422,17 @@ func (l *Log) syncWritten() (uint64, error) {
 		return 0, errClosed
 	}
 	if err := l.sync(); err != nil {
-		err = fmt.Errorf("syncing the audit log: %w; what of its last records is on the disk is not known, so nothing more is granted and the gateway stops: check the disk before it is started again", err)
 		l.mu.Lock()
-		l.fatal = err
-		l.mu.Unlock()
-		return 0, err
+		defer l.mu.Unlock()
+		return 0, l.fail(err)
 	}
 	return seq, nil
+}
+
+// fail closes the log for ever after a failed sync. mu is held.
+func (l *Log) fail(err error) error {
+	l.fatal = fmt.Errorf("syncing the audit log: %w; what of its last records is on the disk is not known, so nothing more is granted and the gateway stops: check the disk before it is started again", err)
+	return l.fatal
 }
 
 // checkPlace sees whether the file under the log's name is still the one that

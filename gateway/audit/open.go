@@ -60,7 +60,7 @@ func Open(opt Options) (*Log, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the audit log: %w", err)
 	}
-	l.f, l.write, l.truncate, l.sync = f, f.Write, f.Truncate, f.Sync
+	l.use(f)
 	if err := l.resume(opt.Dir); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening the audit log: %w", err), f.Close())
 	}
@@ -118,6 +118,9 @@ func (l *Log) resume(dir string) error {
 		return fmt.Errorf("%s: %w", l.path, err)
 	}
 	l.seq, l.size, l.synced = last, end, last
+	if err := l.findBegin(); err != nil {
+		return fmt.Errorf("%s: %w", l.path, err)
+	}
 	if len(tail) == 0 {
 		return syncDir(dir)
 	}
@@ -139,6 +142,60 @@ func (l *Log) resume(dir string) error {
 		"bytes":  strconv.Itoa(len(tail)),
 		"sha256": fmt.Sprintf("%x", sha256.Sum256(tail)),
 	}})
+}
+
+// findBegin finds out with which record the active segment begins; when it is
+// empty, the log goes on behind the one before.
+func (l *Log) findBegin() error {
+	if l.size > 0 {
+		r, err := recordBefore(l.f, 0)
+		if err != nil {
+			l.log.Warn("the audit log begins with what is no record; it goes on in this file for ever", "err", err)
+			return nil
+		}
+		l.first, l.began = r.Seq, r.Time
+		return nil
+	}
+	closed, err := closedSegments(l.path)
+	if err != nil || len(closed) == 0 {
+		return err
+	}
+	r, err := lastOf(closed[len(closed)-1].path)
+	if err != nil {
+		return err
+	}
+	l.seq, l.synced = r.Seq, r.Seq
+	return nil
+}
+
+// recordBefore reads the record whose line ends at an offset; at 0 the first
+// record of the file.
+func recordBefore(f *os.File, end int64) (*Record, error) {
+	from := max(0, end-MaxLine)
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	b := make([]byte, min(MaxLine, st.Size()))
+	if end > 0 {
+		b = b[:end-from]
+	}
+	n, err := f.ReadAt(b, from)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	b = b[:n]
+	if end == 0 {
+		b, _, _ = bytes.Cut(b, []byte{'\n'})
+	} else {
+		b = bytes.TrimSuffix(b, []byte{'\n'})
+		b = b[bytes.LastIndexByte(b, '\n')+1:]
+	}
+	r, err := parseLine(b)
+	if err != nil {
+		return nil, fmt.Errorf("its line at %d is no record: %w", end, err)
+	}
+	return r, nil
 }
 
 // lastRecord returns the number of the last whole record, the offset behind

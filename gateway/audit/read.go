@@ -45,13 +45,23 @@ func parseLine(line []byte) (*Record, error) {
 // valid during the call. An unfinished last line is passed over: a writer may
 // be at work. A line in the middle that is no record is an error.
 func Scan(path string, fn func(line []byte, r *Record) bool) error {
-	f, err := os.Open(path)
+	all, err := openSegments(path)
 	if err != nil {
 		return fmt.Errorf("reading the audit log: %w", err)
 	}
-	defer f.Close()
-	if _, err := scan(f, fn); err != nil {
-		return fmt.Errorf("reading the audit log %s: %w", path, err)
+	defer closeSegments(all)
+	more := true
+	for _, s := range all {
+		_, err := scan(s.file, func(line []byte, r *Record) bool {
+			more = fn(line, r)
+			return more
+		})
+		if err != nil {
+			return fmt.Errorf("reading the audit log %s: %w", s.path, err)
+		}
+		if !more {
+			break
+		}
 	}
 	return nil
 }
@@ -111,26 +121,23 @@ func readLine(br *bufio.Reader) ([]byte, error) {
 // behind the last record that is there now. A log that is shortened, moved or
 // replaced under it is an error.
 func Follow(ctx context.Context, path string, fromEnd bool, fn func(line []byte, r *Record) bool) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return fmt.Errorf("following the audit log: %w", err)
+	fl := follower{path: path, fn: fn}
+	if err := fl.begin(fromEnd); err != nil {
+		return fmt.Errorf("following the audit log %s: %w", path, err)
 	}
-	defer f.Close()
-	fl := follower{f: f, path: path, fn: fn}
-	if fromEnd {
-		if _, fl.off, _, err = lastRecord(f); err != nil {
-			return fmt.Errorf("following the audit log %s: %w", path, err)
-		}
-	}
+	defer func() { _ = fl.f.Close() }() // only read
 	tick := time.NewTicker(followEvery)
 	defer tick.Stop()
 	for {
-		done, err := fl.poll()
+		done, next, err := fl.poll()
 		if err != nil {
 			return fmt.Errorf("following the audit log %s: %w", path, err)
 		}
 		if done {
 			return nil
+		}
+		if next {
+			continue
 		}
 		select {
 		case <-ctx.Done():
@@ -150,15 +157,43 @@ type follower struct {
 	bad  int // polls in a row that ended at a line that is no record
 }
 
-func (fl *follower) poll() (done bool, err error) {
+// begin opens the first file of the log, or the last one at its end.
+func (fl *follower) begin(fromEnd bool) (err error) {
+	if fromEnd {
+		if fl.f, err = os.Open(fl.path); err != nil {
+			return err
+		}
+		if _, fl.off, _, err = lastRecord(fl.f); err != nil {
+			return errors.Join(err, fl.f.Close())
+		}
+		return nil
+	}
+	all, err := openSegments(fl.path)
+	if err != nil {
+		return err
+	}
+	fl.f = all[0].file
+	closeSegments(all[1:])
+	return nil
+}
+
+// poll reads what is new; next says that it has come to the next file.
+func (fl *follower) poll() (done, next bool, err error) {
 	// Looked at before reading: what was written before a move is still read.
-	placeErr := fl.place()
+	after, placeErr := fl.place()
+	if after != "" {
+		defer func() {
+			if err == nil && !done && fl.bad == 0 {
+				next, err = true, fl.goOn(after)
+			}
+		}()
+	}
 	st, err := fl.f.Stat()
 	if err != nil {
-		return false, err
+		return false, false, err
 	}
 	if st.Size() < fl.off {
-		return false, fmt.Errorf("it was shortened from %d to %d bytes", fl.off, st.Size())
+		return false, false, fmt.Errorf("it was shortened from %d to %d bytes", fl.off, st.Size())
 	}
 	n, err := scan(io.NewSectionReader(fl.f, fl.off, st.Size()-fl.off), func(line []byte, r *Record) bool {
 		done = !fl.fn(line, r)
@@ -169,29 +204,57 @@ func (fl *follower) poll() (done bool, err error) {
 		fl.bad = 0
 	}
 	if done {
-		return true, nil
+		return true, false, nil
 	}
 	if err != nil {
 		if fl.bad++; fl.bad > settle {
-			return false, err
+			return false, false, err
 		}
 	}
-	return false, placeErr
+	return false, false, placeErr
 }
 
-func (fl *follower) place() error {
-	open, err := fl.f.Stat()
+// goOn takes the next file.
+func (fl *follower) goOn(path string) error {
+	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
-	named, err := os.Stat(fl.path)
+	old := fl.f
+	fl.f, fl.off, fl.bad = f, 0, 0
+	return old.Close()
+}
+
+// place says which file comes after the one that is open, when that is closed.
+func (fl *follower) place() (after string, err error) {
+	open, err := fl.f.Stat()
 	if err != nil {
-		return fmt.Errorf("it was moved or removed: %w", err)
+		return "", err
 	}
-	if !os.SameFile(open, named) {
-		return errors.New("it was replaced by another file: follow it anew")
+	named, namedErr := os.Stat(fl.path)
+	if namedErr == nil && os.SameFile(open, named) {
+		return "", nil
 	}
-	return nil
+	closed, err := closedSegments(fl.path)
+	if err != nil {
+		return "", err
+	}
+	for i, s := range closed {
+		st, err := os.Stat(s.path)
+		switch {
+		case err != nil || !os.SameFile(open, st):
+		case i+1 < len(closed):
+			return closed[i+1].path, nil
+		case namedErr == nil:
+			return fl.path, nil
+		default:
+			return "", nil // it is about to come
+		}
+	}
+	if namedErr != nil {
+		return "", fmt.Errorf("it was moved or removed: %w", namedErr)
+	}
+	return "", errors.New("it was replaced by another file: follow it anew")
 }
 
 // Find returns the record with that sequence number or decision ID, and its

@@ -187,7 +187,7 @@ func TestRetentionOfPersonalData(t *testing.T) {
 		l := sealing(t, dir, nil)
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
-		go func() { done <- l.Retain(ctx, 48*time.Hour) }()
+		go func() { done <- l.Retain(ctx, audit.Retention{Personal: 48 * time.Hour}) }()
 		for range 5 {
 			if err := l.Append(&audit.Record{Kind: audit.KindDecision, Subject: "iss#anna"}); err != nil {
 				t.Fatal(err)

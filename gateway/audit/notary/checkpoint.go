@@ -32,7 +32,7 @@ func (c Checkpoint) text() string {
 	return fmt.Sprintf("%s\n%d\n%s\ntime %s\n", Origin, c.Size, c.Root, c.Time.UTC().Format(time.RFC3339))
 }
 
-// ParseVerifier reads a verifier key as [Notary.VerifierKey] prints it.
+// ParseVerifier reads a verifier key as the file [FileVerifier] holds it.
 func ParseVerifier(key string) (note.Verifier, error) {
 	v, err := note.NewVerifier(strings.TrimSpace(key))
 	if err != nil {

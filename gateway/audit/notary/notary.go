@@ -8,20 +8,18 @@
 package notary
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strconv"
 	"sync"
 	"time"
 
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
+	"golang.org/x/sys/unix"
 
 	"github.com/portvakt/portvakt/gateway/audit"
 )
@@ -37,7 +35,7 @@ const every = 4 * time.Second
 
 // Config of a Notary. All but Now and Log are required.
 type Config struct {
-	// LogFile is the decision log.
+	// LogFile is the decision log: the file that is written to.
 	LogFile string
 	// Dir keeps the tree and the latest checkpoint.
 	Dir string
@@ -54,8 +52,8 @@ type Notary struct {
 	signer note.Signer
 	public string
 
-	tree   tiles
-	offset int64 // of the first byte behind the last record in the tree
+	tree tiles
+	at   audit.Place // behind the last record in the tree
 
 	// mu guards what others ask for.
 	mu     sync.Mutex
@@ -86,9 +84,6 @@ func New(cfg Config) (*Notary, error) {
 	}
 	return &Notary{cfg: cfg, signer: signer, public: public, tree: tiles{dir: cfg.Dir}}, nil
 }
-
-// VerifierKey is the public key that checks the checkpoints.
-func (n *Notary) VerifierKey() string { return n.public }
 
 // Last is the latest checkpoint; the zero one before the first.
 func (n *Notary) Last() Checkpoint {
@@ -151,7 +146,10 @@ func (n *Notary) tell(err error) {
 func (n *Notary) resume() error {
 	msg, err := os.ReadFile(filepath.Join(n.cfg.Dir, FileCheckpoint))
 	if errors.Is(err, os.ErrNotExist) {
-		n.offset = 0
+		if first, err := audit.First(n.cfg.LogFile); err != nil || first > 1 {
+			return errors.Join(err, fmt.Errorf("the log begins with record %d, and the checkpoint that signed those before is gone: restore %s from a backup", first, n.cfg.Dir))
+		}
+		n.at = audit.Place{}
 		return n.tree.clear()
 	}
 	if err != nil {
@@ -165,9 +163,10 @@ func (n *Notary) resume() error {
 	if err != nil {
 		return err
 	}
+	n.at = audit.Place{}
 	if n.tree.load(c.Size) == nil {
 		if root, err := n.tree.root(); err == nil && root == c.Root {
-			if n.offset, err = endOf(n.cfg.LogFile, c.Size); err != nil {
+			if err := n.find(c.Size); err != nil {
 				return err
 			}
 			n.set(c)
@@ -175,10 +174,12 @@ func (n *Notary) resume() error {
 		}
 	}
 	n.cfg.Log.Warn("the audit tree is damaged; making it anew from the decision log")
+	if first, err := audit.First(n.cfg.LogFile); err != nil || first > 1 {
+		return errors.Join(err, fmt.Errorf("the audit tree is damaged, and the records before %d, which retention removed, are not there to make it anew: restore %s from a backup", first, n.cfg.Dir))
+	}
 	if err := n.tree.clear(); err != nil {
 		return err
 	}
-	n.offset = 0
 	if err := n.read(c.Size); err != nil {
 		return err
 	}
@@ -191,6 +192,35 @@ func (n *Notary) resume() error {
 	}
 	n.set(c)
 	return nil
+}
+
+// find goes behind the last record that is signed.
+func (n *Notary) find(signed int64) error {
+	if signed == 0 {
+		return nil
+	}
+	there := false
+	err := n.lines(signed-1, func(line []byte) (bool, error) {
+		if there {
+			return false, nil
+		}
+		seq, ok := audit.Sequence(line)
+		there = ok && seq == uint64(signed)
+		return there, nil
+	})
+	if err == nil && !there {
+		err = fmt.Errorf("%w: record %d was signed and is not there", ErrChanged, signed)
+	}
+	return err
+}
+
+// lines reads on behind the record numbered after, which was the last.
+func (n *Notary) lines(after int64, fn func(line []byte) (bool, error)) error {
+	err := audit.Lines(n.cfg.LogFile, uint64(after), &n.at, fn)
+	if errors.Is(err, audit.ErrShorter) || errors.Is(err, audit.ErrRemoved) {
+		err = fmt.Errorf("%w: %w", ErrChanged, err)
+	}
+	return err
 }
 
 func (n *Notary) set(c Checkpoint) {
@@ -230,102 +260,31 @@ func (n *Notary) Sign() error {
 	return nil
 }
 
-// read takes the records behind offset into the tree, up to limit in all (-1:
-// all there are).
+// read takes the records behind those in the tree into it, up to limit in all
+// (-1: all there are).
 func (n *Notary) read(limit int64) error {
-	f, err := os.Open(n.cfg.LogFile)
-	if err != nil {
-		return fmt.Errorf("reading the decision log: %w", err)
-	}
-	defer f.Close()
-	if st, err := f.Stat(); err != nil || st.Size() < n.offset {
-		return errors.Join(err, fmt.Errorf("%w: it is shorter than it was", ErrChanged))
-	}
-	return lines(io.NewSectionReader(f, n.offset, 1<<62), func(line []byte) (bool, error) {
+	return n.lines(n.tree.size, func(line []byte) (bool, error) {
 		if limit >= 0 && n.tree.size >= limit {
 			return false, nil
 		}
-		if seq, ok := sequence(line); !ok || seq != n.tree.size+1 {
+		if seq, ok := audit.Sequence(line); !ok || seq != uint64(n.tree.size)+1 {
 			return false, fmt.Errorf("%w: behind record %d does not come record %d", ErrChanged, n.tree.size, n.tree.size+1)
 		}
-		if err := n.tree.add(tlog.RecordHash(line)); err != nil {
-			return false, err
-		}
-		n.offset += int64(len(line)) + 1
-		return true, nil
+		return true, n.tree.add(tlog.RecordHash(line))
 	})
 }
 
-// sequence reads a line's number. It is the line's first member, always.
-func sequence(line []byte) (int64, bool) {
-	rest, ok := bytes.CutPrefix(line, []byte(`{"seq":`))
-	if !ok {
-		return 0, false
-	}
-	digits, _, ok := bytes.Cut(rest, []byte(","))
-	if !ok || len(digits) > 19 {
-		return 0, false
-	}
-	seq, err := strconv.ParseInt(string(digits), 10, 64)
-	return seq, err == nil && seq > 0
-}
-
-// lines calls fn for each line that has its newline, without it, until fn
-// returns false or an error.
-func lines(r io.Reader, fn func(line []byte) (bool, error)) error {
-	buf := make([]byte, 0, 1<<20)
-	for {
-		if len(buf) == cap(buf) {
-			if cap(buf) > 2*audit.MaxLine {
-				return fmt.Errorf("reading the decision log: a line is longer than %d bytes", audit.MaxLine)
-			}
-			buf = append(make([]byte, 0, 2*cap(buf)), buf...)
-		}
-		n, err := r.Read(buf[len(buf):cap(buf)])
-		buf = buf[:len(buf)+n]
-		done := 0
-		for {
-			end := bytes.IndexByte(buf[done:], '\n')
-			if end < 0 {
-				break
-			}
-			more, err := fn(buf[done : done+end])
-			if err != nil || !more {
-				return err
-			}
-			done += end + 1
-		}
-		buf = buf[:copy(buf, buf[done:])]
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("reading the decision log: %w", err)
-		}
-	}
-}
-
-// endOf finds the first byte behind the first n records.
-func endOf(path string, n int64) (int64, error) {
-	f, err := os.Open(path)
+// Provable makes sure that what is signed stays provable when its records are
+// removed: their hashes are on the disk.
+func (n *Notary) Provable() error {
+	d, err := os.Open(n.cfg.Dir)
 	if err != nil {
-		return 0, fmt.Errorf("reading the decision log: %w", err)
+		return fmt.Errorf("syncing the audit tree: %w", err)
 	}
-	defer f.Close()
-	var off, seen, seq int64
-	err = lines(f, func(line []byte) (bool, error) {
-		if seen == n {
-			return false, nil
-		}
-		seen++
-		seq, _ = sequence(line)
-		off += int64(len(line)) + 1
-		return true, nil
-	})
-	if err == nil && (seen != n || (n > 0 && seq != n)) {
-		err = fmt.Errorf("%w: record %d was signed and is not there", ErrChanged, n)
+	if err := errors.Join(unix.Syncfs(int(d.Fd())), d.Close()); err != nil {
+		return fmt.Errorf("syncing the audit tree: %w", err)
 	}
-	return off, err
+	return nil
 }
 
 func syncFile(path string) error {

@@ -1,21 +1,26 @@
 package notary
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
+
+	"github.com/portvakt/portvakt/gateway/audit"
 )
 
 // Report is what Verify found in a log that holds.
 type Report struct {
-	Records  int64 // in the file
-	Signed   int64 // of them, by the checkpoint; the rest is newer than it
+	First    int64 // the first record that is there: those before were removed, as retention does
+	Records  int64 // that are there
+	Signed   int64 // the last one that the checkpoint signs; the rest is newer than it
 	Earlier  int   // checkpoints kept elsewhere that hold as well
 	Signing  Checkpoint
 	Verifier string // the name and hash of the key, as checkpoints show it
@@ -62,7 +67,12 @@ func Verify(logFile, dir string, v note.Verifier, earlier ...[]byte) (Report, er
 		}
 		want[c.Size] = c.Root
 	}
-	rep.Records, err = walk(logFile, dir, now, want)
+	first, err := audit.First(logFile)
+	if err != nil {
+		return rep, err
+	}
+	rep.First = int64(first)
+	rep.Records, err = walk(logFile, dir, rep.First-1, now, want)
 	if err == nil {
 		rep.Earlier = len(earlier)
 	}
@@ -70,14 +80,25 @@ func Verify(logFile, dir string, v note.Verifier, earlier ...[]byte) (Report, er
 }
 
 // walk computes the tree of a log and compares its root at every size wanted.
-func walk(logFile, dir string, now Checkpoint, want map[int64]tlog.Hash) (int64, error) {
-	f, err := os.Open(logFile)
-	if err != nil {
-		return 0, fmt.Errorf("reading the decision log: %w", err)
-	}
-	defer f.Close()
-	signed := signedHashes(dir, now)
+// The records up to removed are not there any more: what the tree beside the log
+// says of them counts, because only the true hashes lead to the signed root.
+func walk(logFile, dir string, removed int64, now Checkpoint, want map[int64]tlog.Hash) (int64, error) {
+	reader := treeReader(dir, now)
 	tree := &rightEdge{}
+	if removed > 0 {
+		if reader == nil || removed > now.Size {
+			return 0, fmt.Errorf("%w: the records before %d were removed, and the tree beside the log is not the signed one, so nothing can be said of them", ErrChanged, removed+1)
+		}
+		var err error
+		if tree, err = edgeOf(removed, reader); err != nil {
+			return 0, err
+		}
+		for size, root := range want {
+			if was, err := tlog.TreeHash(size, reader); size < removed && (err != nil || was != root) {
+				return 0, fmt.Errorf("%w: the first %d records, which were removed, had another root than was signed then", errors.Join(ErrChanged, err), size)
+			}
+		}
+	}
 	check := func() error {
 		root, ok := want[tree.size]
 		if !ok || root == tree.root() {
@@ -88,14 +109,16 @@ func walk(logFile, dir string, now Checkpoint, want map[int64]tlog.Hash) (int64,
 	if err := check(); err != nil {
 		return 0, err
 	}
-	err = lines(f, func(line []byte) (bool, error) {
+	signed := signedHashes(reader, now)
+	told := int64(0) // up to where signed records say that retention removed
+	err := audit.Lines(logFile, uint64(removed), &audit.Place{}, func(line []byte) (bool, error) {
 		n := tree.size + 1
 		h := tlog.RecordHash(line)
-		seq, ok := sequence(line)
+		seq, ok := audit.Sequence(line)
 		switch {
 		case !ok:
 			return false, &BadRecord{n, "is no record: " + clip(line)}
-		case seq != n:
+		case seq != uint64(n):
 			return false, &BadRecord{n, fmt.Sprintf("is missing; in its place is record %d", seq)}
 		case signed != nil && n <= now.Size:
 			was, err := signed(n - 1)
@@ -105,22 +128,43 @@ func walk(logFile, dir string, now Checkpoint, want map[int64]tlog.Hash) (int64,
 			if h != was {
 				return false, &BadRecord{n, "is not the one that was signed"}
 			}
+			told = max(told, removedUpTo(line))
 		}
 		tree.add(h)
 		return true, check()
 	})
 	if err != nil {
-		return tree.size, err
+		return tree.size - removed, err
 	}
 	if tree.size < now.Size {
-		return tree.size, &BadRecord{tree.size + 1, fmt.Sprintf("is missing: %d records were signed, the log ends before", now.Size)}
+		return tree.size - removed, &BadRecord{tree.size + 1, fmt.Sprintf("is missing: %d records were signed, the log ends before", now.Size)}
 	}
-	return tree.size, nil
+	if told < removed {
+		return tree.size - removed, fmt.Errorf("%w: the log begins with record %d, and no signed record says that retention removed those before", ErrChanged, removed+1)
+	}
+	return tree.size - removed, nil
 }
 
-// signedHashes returns a function that reads the hash of record i (from 0) as it
-// was signed, or nil when the tree beside the log is not the signed one.
-func signedHashes(dir string, c Checkpoint) func(i int64) (tlog.Hash, error) {
+// removedUpTo is the number of the last record that retention was about to
+// remove, if a line says such a thing.
+func removedUpTo(line []byte) int64 {
+	if !bytes.Contains(line, []byte(`"kind":"erase","actor":"retention"`)) {
+		return 0
+	}
+	var r audit.Record
+	if json.Unmarshal(line, &r) != nil || r.Kind != audit.KindErase || r.Actor != "retention" {
+		return 0
+	}
+	to, err := strconv.ParseInt(r.Detail["to"], 10, 64)
+	if err != nil {
+		return 0
+	}
+	return to
+}
+
+// treeReader reads hashes of the tree beside the log, each proven to belong to
+// the signed root, or is nil when that tree is not the signed one.
+func treeReader(dir string, c Checkpoint) tlog.HashReader {
 	t := &tiles{dir: dir}
 	if t.load(c.Size) != nil {
 		return nil
@@ -130,7 +174,30 @@ func signedHashes(dir string, c Checkpoint) func(i int64) (tlog.Hash, error) {
 	}
 	// The root proves the edge. Each full tile below it is proven when it is
 	// first read, through the tiles above.
-	r := tlog.TileHashReader(tlog.Tree{N: c.Size, Hash: c.Root}, &tileReader{t})
+	return tlog.TileHashReader(tlog.Tree{N: c.Size, Hash: c.Root}, &tileReader{t})
+}
+
+// edgeOf is the right edge of the tree over the first size records.
+func edgeOf(size int64, r tlog.HashReader) (*rightEdge, error) {
+	var indexes []int64
+	for level := 62; level >= 0; level-- {
+		if size>>level&1 == 1 {
+			indexes = append(indexes, tlog.StoredHashIndex(level, size>>level-1))
+		}
+	}
+	peaks, err := r.ReadHashes(indexes)
+	if err != nil {
+		return nil, fmt.Errorf("%w: the tree beside the log is damaged where records were removed: %w", ErrChanged, err)
+	}
+	return &rightEdge{size: size, peaks: peaks}, nil
+}
+
+// signedHashes returns a function that reads the hash of record i (from 0) as it
+// was signed, or nil without a tree.
+func signedHashes(r tlog.HashReader, c Checkpoint) func(i int64) (tlog.Hash, error) {
+	if r == nil {
+		return nil
+	}
 	var tile []tlog.Hash
 	first := int64(-1)
 	return func(i int64) (tlog.Hash, error) {
@@ -224,18 +291,18 @@ func Prove(logFile, dir string, v note.Verifier, match func(line []byte) bool) (
 	if err != nil {
 		return Proof{}, err
 	}
-	f, err := os.Open(logFile)
-	if err != nil {
-		return Proof{}, fmt.Errorf("reading the decision log: %w", err)
-	}
-	defer f.Close()
 	p := Proof{Checkpoint: string(msg)}
-	if err := lines(f, func(line []byte) (bool, error) {
+	first, err := audit.First(logFile)
+	if err != nil {
+		return Proof{}, err
+	}
+	if err := audit.Lines(logFile, first-1, &audit.Place{}, func(line []byte) (bool, error) {
 		if !match(line) {
 			return true, nil
 		}
 		p.Record = string(line)
-		p.Seq, _ = sequence(line)
+		seq, _ := audit.Sequence(line)
+		p.Seq = int64(seq)
 		return false, nil
 	}); err != nil {
 		return Proof{}, err
@@ -280,7 +347,7 @@ func CheckProof(p Proof, v note.Verifier) (Checkpoint, error) {
 	if err != nil {
 		return Checkpoint{}, err
 	}
-	if seq, ok := sequence([]byte(p.Record)); !ok || seq != p.Seq || seq > c.Size {
+	if seq, ok := audit.Sequence([]byte(p.Record)); !ok || seq != uint64(p.Seq) || p.Seq > c.Size {
 		return Checkpoint{}, fmt.Errorf("%w: the proof is of record %d, the line in it is another", ErrChanged, p.Seq)
 	}
 	var hashes tlog.RecordProof

@@ -13,7 +13,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"math/rand/v2"
 	"os"
@@ -72,9 +71,9 @@ type receiver interface {
 
 // position is how far a sink has come.
 type position struct {
-	Seq    uint64 `json:"seq"`    // of the last record that arrived
-	Offset int64  `json:"offset"` // in the log, of the first byte behind it
-	Size   int64  `json:"size"`   // of the file a file sink writes
+	Seq         uint64 `json:"seq"` // of the last record that arrived
+	audit.Place        // behind it
+	Size        int64  `json:"size"` // of the file a file sink writes
 }
 
 // Sink is one of them. Run it from one goroutine; Healthy and Sent may be called
@@ -127,6 +126,11 @@ func New(cfg Config) (*Sink, error) {
 // begin is a sink's first start. A file that is there already keeps what it
 // holds: the position says so before anything is written behind it.
 func (s *Sink) begin() error {
+	first, err := audit.First(s.cfg.Decisions.File)
+	if err != nil {
+		return fmt.Errorf("preparing sink %s: %w", s.cfg.Name, err)
+	}
+	s.at.Seq = first - 1 // what retention removed is not to be had
 	if s.cfg.Type != "file" {
 		return nil
 	}
@@ -231,7 +235,7 @@ func (s *Sink) step(ctx context.Context) (n int, err error) {
 	if err := s.to.send(ctx, batch); err != nil {
 		return 0, fmt.Errorf("sending records %d to %d: %w", batch[0].Seq, batch[len(batch)-1].Seq, err)
 	}
-	s.at = position{Seq: batch[len(batch)-1].Seq, Offset: end}
+	s.at = position{Seq: batch[len(batch)-1].Seq, Place: end}
 	if f, ok := s.to.(*file); ok {
 		s.at.Size = f.size
 	}
@@ -251,54 +255,39 @@ func (s *Sink) keep() error {
 }
 
 // read returns the next records behind the position, and where they end.
-func (s *Sink) read() (batch []record, end int64, err error) {
-	f, err := os.Open(s.cfg.Decisions.File)
-	if err != nil {
-		return nil, 0, fmt.Errorf("reading the decision log: %w", err)
-	}
-	defer f.Close()
-	buf := make([]byte, maxBytes)
-	n, err := f.ReadAt(buf, s.at.Offset)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, 0, fmt.Errorf("reading the decision log: %w", err)
-	}
-	if n == 0 {
-		if st, err := f.Stat(); err != nil || st.Size() < s.at.Offset {
-			return nil, 0, errors.Join(err, fmt.Errorf("the decision log is shorter than what was sent of it; remove %s to send the whole log again", s.positionFile()))
+func (s *Sink) read() (batch []record, end audit.Place, err error) {
+	end, size := s.at.Place, 0
+	err = audit.Lines(s.cfg.Decisions.File, s.at.Seq, &end, func(line []byte) (bool, error) {
+		if len(batch) == maxRecords || len(batch) > 0 && size+len(line) > maxBytes {
+			return false, nil
 		}
-		return nil, s.at.Offset, nil
-	}
-	end = s.at.Offset
-	if bytes.IndexByte(buf[:n], '\n') < 0 && n == len(buf) {
-		buf = make([]byte, audit.MaxLine+1) // one giant
-		if n, err = f.ReadAt(buf, end); err != nil && !errors.Is(err, io.EOF) {
-			return nil, 0, fmt.Errorf("reading the decision log: %w", err)
-		}
-	}
-	for rest := buf[:n]; len(batch) < maxRecords; {
-		line, after, ok := bytes.Cut(rest, []byte("\n"))
-		if !ok {
-			break
-		}
+		size += len(line)
 		r := new(audit.Record)
 		if err := json.Unmarshal(line, r); err != nil || r.Seq != s.at.Seq+uint64(len(batch))+1 {
-			return nil, 0, fmt.Errorf("behind record %d the decision log does not go on with record %d", s.at.Seq+uint64(len(batch)), s.at.Seq+uint64(len(batch))+1)
+			return false, fmt.Errorf("behind record %d the decision log does not go on with record %d", s.at.Seq+uint64(len(batch)), s.at.Seq+uint64(len(batch))+1)
 		}
 		shown := line
 		if s.cfg.Decisions.Reveal != nil {
+			var err error
 			if shown, err = s.cfg.Decisions.Reveal(line, r); err != nil {
-				return nil, 0, fmt.Errorf("reading the decision log: %w", err)
+				return false, fmt.Errorf("reading the decision log: %w", err)
 			}
 		}
 		out := record{Record: r}
 		if f := export.Formats[s.cfg.Format]; f != nil {
+			var err error
 			if out.text, err = f(nil, s.cfg.Node, shown, r); err != nil {
-				return nil, 0, fmt.Errorf("writing record %d as %s: %w", r.Seq, s.cfg.Format, err)
+				return false, fmt.Errorf("writing record %d as %s: %w", r.Seq, s.cfg.Format, err)
 			}
 		}
 		batch = append(batch, out)
-		end += int64(len(line)) + 1
-		rest = after
+		return true, nil
+	})
+	if errors.Is(err, audit.ErrShorter) || errors.Is(err, audit.ErrRemoved) {
+		err = fmt.Errorf("%w; remove %s to send all there is again", err, s.positionFile())
+	}
+	if err != nil {
+		return nil, end, err
 	}
 	return batch, end, nil
 }
