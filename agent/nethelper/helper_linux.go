@@ -239,7 +239,7 @@ func (s *session) handle(req any) (text string, tun int, err error) {
 }
 
 func (s *session) open(r openRequest) (tun int, err error) {
-	if err := checkName(r.name); err != nil {
+	if err := CheckName(r.name); err != nil {
 		return -1, err
 	}
 	if r.mtu < minMTU || r.mtu > maxMTU {

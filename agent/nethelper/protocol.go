@@ -242,8 +242,8 @@ func (r *reader) domains(n int) []string {
 	return out
 }
 
-// checkName refuses every interface but the agent's own kind.
-func checkName(name string) error {
+// CheckName refuses every interface but the agent's own kind.
+func CheckName(name string) error {
 	number, ok := strings.CutPrefix(name, "portvakt")
 	if !ok || len(number) < 1 || len(number) > 3 || strings.Trim(number, "0123456789") != "" {
 		return fmt.Errorf("the interface must be called portvakt0 to portvakt999, not %q", name)

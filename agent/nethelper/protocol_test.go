@@ -114,7 +114,7 @@ func TestNames(t *testing.T) {
 		"portvakt0": true, "portvakt999": true, "portvakt": false, "portvakt1000": false, "portvaktx": false,
 		"eth0": false, "": false, "portvakt0/": false, "portvakt 1": false, "portvakt-1": false,
 	} {
-		if err := checkName(name); (err == nil) != good {
+		if err := CheckName(name); (err == nil) != good {
 			t.Errorf("%q: %v", name, err)
 		}
 	}

@@ -286,7 +286,7 @@ func ourLinks() (out []int, err error) {
 		return nil, fmt.Errorf("listing the machine's interfaces: %w", err)
 	}
 	for _, l := range links {
-		if checkName(l.Attrs().Name) == nil {
+		if CheckName(l.Attrs().Name) == nil {
 			out = append(out, l.Attrs().Index)
 		}
 	}

@@ -118,13 +118,25 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 denied.`,
   portvakt-agent why crm`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args:          cobra.NoArgs,
-		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Version:       moduleVersion(),
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return nil
+			}
+			hint := ""
+			if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+				hint = "; did you mean " + strings.Join(near, " or ") + "?"
+			}
+			return fmt.Errorf("unknown command %q%s", args[0], hint)
+		},
+		SuggestionsMinimumDistance: 2,
+		RunE:                       func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		// cobra runs this after flags and arguments were found right.
 		PersistentPreRun: func(*cobra.Command, []string) { *started = true },
 	}
 	root.PersistentFlags().StringVar(&o.state, "state", "",
 		"directory of the laptop's enrolment (default $PORTVAKT_STATE, else "+defaultStateHint()+")")
+	root.SetVersionTemplate("portvakt-agent {{.Version}}\n")
 	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), ".FlagUsages", ".FlagUsagesWrapped 80"))
 	root.AddCommand(
 		newEnroll(o), newRun(o), newLogin(o), newLogout(o), newStatus(o), newApps(o), newWhy(o), newPostureHelper(), newNetHelper(), newVersion(),

@@ -31,6 +31,11 @@ var denial = &wire.Denial{
 	Remedy:  "If you need it for your work, ask your supervisor to have your account added to one of the groups.",
 }
 
+var locked = &wire.Denial{
+	Decision: "d-43", Reason: "locked_down", App: "desk", Time: at,
+	Message: "Your company has closed this for the time being.",
+}
+
 // agents are running agents as the commands meet them.
 func agents() map[string]localapi.Config {
 	until := at.Add(8 * time.Hour)
@@ -38,7 +43,7 @@ func agents() map[string]localapi.Config {
 		State: localapi.StateConnected, Version: "v1.2.3", Gateway: "https://gateway.example.com", DeviceID: "dev-1",
 		CertificateExpiresAt: &until, Since: at, Location: wire.Location{Address: "192.0.2.7", Country: "SE"},
 		Session: &wire.Session{ID: "s-1", Subject: "https://idp#anna", Name: "Anna \x1b[31mA", Groups: []string{"sales"}, OSUser: fmt.Sprintf("%d:me", os.Geteuid()), ExpiresAt: until},
-		Posture: []wire.Signal{{Name: "host_firewall", State: "fail", Value: "ufw: off"}, {Name: "disk_encryption", State: "pass", Value: strings.Repeat("long ", 40)}},
+		Posture: []wire.Signal{{Name: "host_firewall", State: "fail", Value: "ufw: off"}, {Name: "disk_encryption", State: "pass", Value: strings.Repeat("long ", 40)}, {Name: "screen_lock", State: "unknown", Value: "not_supported"}, {Name: "os_updates", State: "unknown", Value: "needs_helper"}},
 		Proxy:   &localapi.Proxy{Address: "127.0.0.1:9180", PAC: "http://127.0.0.1:9180/proxy.pac"},
 		Tunnel:  &localapi.Tunnel{Endpoint: "192.0.2.1:51820", RxBytes: 5 << 20, LastHandshake: &at, PostQuantum: true, Transport: "udp", MTU: 1280},
 	}
@@ -77,13 +82,19 @@ func agents() map[string]localapi.Config {
 			Denial: &wire.Denial{Reason: "device_revoked", Message: "This laptop is no longer allowed to connect.", Remedy: "Ask your IT support; they can enrol it again."},
 		}
 	}
+	// The desk is closed and its calls may be finished; then everything is.
+	desk := localapi.App{App: wire.App{Name: "desk", Protocol: "tcp", Denial: locked, FinishBy: &until}, Local: []localapi.Mapping{}}
+	partly, shut := base, base
+	partly.Apps = func() []localapi.App { return []localapi.App{items[0], desk, items[2]} }
+	partly.Why = func(context.Context, string) (*wire.Denial, error) { return locked, nil }
+	shut.Apps = func() []localapi.App { return []localapi.App{desk} }
 	waiting := base
 	waiting.Status = func() localapi.Status {
 		t := control.Diagnose(&control.ClockError{Now: at, NotBefore: until, NotAfter: until})
 		return localapi.Status{State: localapi.StateWaiting, Since: at, Trouble: &t, RetryAt: &until}
 	}
 	waiting.Apps = func() []localapi.App { return nil }
-	return map[string]localapi.Config{"ok": base, "refusing": refusing, "waiting": waiting}
+	return map[string]localapi.Config{"ok": base, "refusing": refusing, "waiting": waiting, "partly": partly, "shut": shut}
 }
 
 func TestScripts(t *testing.T) {
@@ -184,7 +195,7 @@ func TestColorOnlyOnRequest(t *testing.T) {
 	if strings.Contains(plain.String(), "\x1b") {
 		t.Error("escape sequences in a pipe")
 	}
-	if !strings.Contains(colored.String(), "\x1b[32m") || strings.Contains(colored.String(), "\x1b[31mA") {
+	if !strings.Contains(colored.String(), "\x1b[32m") || strings.Contains(colored.String(), "\x1b[31mA") || strings.Contains(colored.String(), "\x1b[m") {
 		t.Error("ours should be there, and what came with a name should not")
 	}
 }

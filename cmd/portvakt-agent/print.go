@@ -12,6 +12,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/portvakt/portvakt/agent/localapi"
+	"github.com/portvakt/portvakt/agent/posture"
 	"github.com/portvakt/portvakt/internal/wire"
 )
 
@@ -23,6 +24,9 @@ const (
 	red    = "31"
 	yellow = "33"
 )
+
+// reasonLockedDown is the gateway's Reason for what a lockdown refuses.
+const reasonLockedDown = "locked_down"
 
 // paper prints for people.
 type paper struct {
@@ -37,7 +41,7 @@ func newPaper(w io.Writer) *paper {
 }
 
 func (p *paper) paint(color, s string) string {
-	if !p.color || s == "" {
+	if !p.color || color == "" || s == "" {
 		return s
 	}
 	return "\x1b[" + color + "m" + s + "\x1b[0m"
@@ -162,6 +166,29 @@ func (p *paper) person(st *localapi.Status) {
 	}
 }
 
+// causes say why a check has no answer, at most width-38 letters each.
+var causes = map[string]string{
+	posture.CauseNotSupported: "not checked on this system",
+	posture.CauseNeedsHelper:  "no posture helper answers: tell IT",
+}
+
+// closed names the apps that a lockdown refuses.
+func (p *paper) closed(items []localapi.App) {
+	var names []string
+	for _, a := range items {
+		if a.Denial != nil && !a.Allowed && a.Denial.Reason == reasonLockedDown {
+			names = append(names, a.Name)
+		}
+	}
+	switch len(names) {
+	case 0:
+		return
+	case len(items):
+		names = []string{"everything"}
+	}
+	p.item("closed", "by your company: "+strings.Join(names, ", ")+" ("+reasonLockedDown+")", red)
+}
+
 func (p *paper) checks(posture []wire.Signal) {
 	for i, s := range posture {
 		name := ""
@@ -169,7 +196,11 @@ func (p *paper) checks(posture []wire.Signal) {
 			name = "checks"
 		}
 		color := map[string]string{wire.SignalPass: green, wire.SignalFail: red}[s.State]
-		fmt.Fprintf(p.out, "%-12s%-17s%s  %s\n", name, clean(s.Name), p.paint(color, fmt.Sprintf("%-7s", clean(s.State))), cut(clean(s.Value), width-38))
+		value := s.Value
+		if s.State == wire.SignalUnknown && causes[value] != "" {
+			value = causes[value]
+		}
+		fmt.Fprintf(p.out, "%-12s%-17s%s  %s\n", name, clean(s.Name), p.paint(color, fmt.Sprintf("%-7s", clean(s.State))), cut(clean(value), width-38))
 	}
 }
 
@@ -243,9 +274,7 @@ func (p *paper) apps(items []localapi.App) {
 		if !a.Allowed && a.Denial != nil {
 			p.denial(a.Denial, name+2)
 		}
-		if a.FinishBy != nil {
-			fmt.Fprintf(p.out, "%*s%s\n", name+2, "", p.paint(yellow, "what is open may be finished until "+clock(*a.FinishBy)))
-		}
+		p.finish(a, name+2)
 	}
 }
 
@@ -303,6 +332,13 @@ func (p *paper) why(app string, d *wire.Denial) {
 	p.denial(d, 2)
 	if d.Decision != "" {
 		fmt.Fprintf(p.out, "  decision %s\n", clean(d.Decision))
+	}
+}
+
+// finish says until when what is open of an app goes on.
+func (p *paper) finish(a localapi.App, indent int) {
+	if a.FinishBy != nil {
+		fmt.Fprintf(p.out, "%*s%s\n", indent, "", p.paint(yellow, "what is open may be finished until "+clock(*a.FinishBy)))
 	}
 }
 

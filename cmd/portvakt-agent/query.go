@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/spf13/cobra"
 
@@ -32,7 +33,12 @@ It exits with 3 when the gateway refuses this laptop.`,
 			if o.json {
 				err = printJSON(cmd.OutOrStdout(), st)
 			} else {
-				newPaper(cmd.OutOrStdout()).status(st)
+				p := newPaper(cmd.OutOrStdout())
+				p.status(st)
+				// Who may not see the apps, or cannot any more, has seen the status.
+				if apps, err := client.Apps(cmd.Context()); err == nil && st.State == localapi.StateConnected {
+					p.closed(apps.Items)
+				}
 			}
 			if err == nil && st.State == localapi.StateRevoked {
 				return &coded{exitDenied, errSaid}
@@ -83,7 +89,15 @@ reason, the fact that decided, and what to do. It exits with 3 when the app is
 refused.`,
 		Example: `  portvakt-agent why crm
   portvakt-agent why crm --json`,
-		Args: cobra.ExactArgs(1),
+		Args: func(_ *cobra.Command, args []string) error {
+			switch {
+			case len(args) == 0:
+				return errors.New("which app? see: portvakt-agent apps")
+			case len(args) > 1:
+				return fmt.Errorf("wanted one app, got %d arguments", len(args))
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if args[0] == "" {
 				return &coded{exitUsage, errors.New("name an app; portvakt-agent apps lists them")}
@@ -99,7 +113,15 @@ refused.`,
 			if o.json {
 				err = printJSON(cmd.OutOrStdout(), d)
 			} else {
-				newPaper(cmd.OutOrStdout()).why(args[0], d)
+				p := newPaper(cmd.OutOrStdout())
+				p.why(args[0], d)
+				if apps, err := client.Apps(cmd.Context()); err == nil && !d.Allow {
+					for _, a := range apps.Items {
+						if a.Name == args[0] {
+							p.finish(a, 2)
+						}
+					}
+				}
 			}
 			if err == nil && !d.Allow {
 				return &coded{exitDenied, errSaid}

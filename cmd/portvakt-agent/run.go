@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -32,8 +33,8 @@ privilege. It stops with Ctrl-C or SIGTERM.
 With --tun (Linux) the apps' addresses are reached through a network interface,
 by any program of the OS user who logged in, without a proxy. A small helper
 with root's privilege makes the interface and its routes and must stay running:
-"sudo portvakt-agent net-helper --allow-uid UID", with --pool for other pools
-than the default. An agent that runs as root starts one of its own.
+"sudo portvakt-agent net-helper --allow-uid UID", with --pool for pools outside
+100.64.0.0/10 and fd00::/8. An agent that runs as root starts one of its own.
 The proxies below work as well.
 
 Apps are reached on this laptop's own loopback:
@@ -50,7 +51,7 @@ For a service, set PORTVAKT_STATE or --state. Checks that need privilege come
 from "portvakt-agent posture-helper".`,
 		Example: `  portvakt-agent run
   portvakt-agent run --proxy-addr 127.0.0.1:9280
-  sudo portvakt-agent run --tun
+  portvakt-agent run --tun    (with net-helper running)
   portvakt-agent run --endpoint 192.0.2.10:51820 --log-level debug`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -58,14 +59,19 @@ from "portvakt-agent posture-helper".`,
 			if err := lv.UnmarshalText([]byte(level)); err != nil {
 				return &coded{exitUsage, fmt.Errorf("--log-level must be debug, info, warn or error, not %q", level)}
 			}
+			if err := tun.check(); err != nil {
+				return &coded{exitUsage, err}
+			}
+			if cmd.Flags().Changed("language") {
+				if err := checkLanguage(cfg.Language); err != nil {
+					return &coded{exitUsage, err}
+				}
+			}
 			dir, err := o.open()
 			if err != nil {
 				return err
 			}
 			if _, err := dir.Load(); err != nil {
-				return &coded{exitUsage, err}
-			}
-			if err := tun.check(); err != nil {
 				return &coded{exitUsage, err}
 			}
 			cfg.State, cfg.Version, cfg.Socket = dir, moduleVersion(), o.socket
@@ -81,13 +87,26 @@ from "portvakt-agent posture-helper".`,
 	f.StringVar(&cfg.Endpoint, "endpoint", "", "UDP endpoint of the tunnel, host:port, instead of the gateway's word")
 	f.BoolVar(&cfg.UDPGSOOff, "no-udp-gso", false, "send every datagram to the kernel by itself; for a kernel that corrupts those it is given together")
 	f.StringVar(&cfg.PostureRoot, "posture-root", "/", "root directory the posture checks read below, for containers and tests")
-	f.StringVar(&cfg.HelperSocket, "helper-socket", defaultHelperSocket, "Unix socket of the posture helper")
+	f.StringVar(&cfg.HelperSocket, "posture-socket", defaultHelperSocket, "Unix socket of the posture helper")
 	f.StringVar(&cfg.Language, "language", languageOf(os.Getenv), "language of refusals: en, sv, nb, da, fi or nl (default that of the environment)")
 	f.Lookup("language").DefValue = "" // what the environment says is told above
 	o.addQuery(cmd)
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	f.BoolVar(&cfg.AllowAnyLocalUser, "allow-any-local-user", false, "on systems that cannot name the owner of a connection (all but Linux): let every account of this laptop use the apps")
 	return cmd
+}
+
+// checkLanguage refuses what no refusal is written in. What the environment says
+// is not checked: there English takes the place of a language that is missing.
+func checkLanguage(wanted string) error {
+	for tag := range strings.SplitSeq(wanted, ",") {
+		tag, _, _ = strings.Cut(strings.TrimSpace(tag), ";")
+		base, _, _ := strings.Cut(strings.ToLower(tag), "-")
+		if !slices.Contains([]string{"en", "sv", "nb", "da", "fi", "nl"}, base) {
+			return fmt.Errorf("--language %q: expected en, sv, nb, da, fi or nl", wanted)
+		}
+	}
+	return nil
 }
 
 // languageOf is the language of the person's environment in the form of
@@ -177,6 +196,9 @@ checks that need privilege are reported as unknown, never as passed.`,
 		Example: "  sudo portvakt-agent posture-helper --allow-uid 1000",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := needUID(cmd.Flags()); err != nil {
+				return err
+			}
 			return posture.RunHelper(cmd.Context(), cfg)
 		},
 	}

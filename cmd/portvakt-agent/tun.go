@@ -31,7 +31,7 @@ type tunFlags struct {
 
 func (t *tunFlags) add(f *pflag.FlagSet) {
 	f.BoolVar(&t.on, "tun", false, "use a network interface instead of the userspace stack (Linux)")
-	f.StringVar(&t.helper, "net-helper", "", "with --tun: Unix socket of the network helper (default "+nethelper.DefaultSocket+"; as root: a helper of its own)")
+	f.StringVar(&t.helper, "net-socket", "", "with --tun: Unix socket of the network helper (default "+nethelper.DefaultSocket+"; as root: a helper of its own)")
 	f.StringVar(&t.name, "tun-name", agent.DefaultInterface, "with --tun: name of the interface, portvakt0 to portvakt999")
 	f.BoolVar(&t.noDNS, "no-dns", false, "with --tun: leave this laptop's DNS alone")
 	addBounds(f, &t.pools, &t.domains, "with --tun as root: ")
@@ -50,6 +50,21 @@ func addBounds(f *pflag.FlagSet, pools, domains *[]string, when string) {
 func (t *tunFlags) check() error {
 	if t.on && runtime.GOOS != "linux" {
 		return errors.New("--tun is not available on this system yet, only on Linux; without it the agent works through its loopback proxies")
+	}
+	if !t.on {
+		return nil
+	}
+	if err := nethelper.CheckName(t.name); err != nil {
+		return fmt.Errorf("--tun-name: %w", err)
+	}
+	return nil
+}
+
+// needUID is for helpers: one that serves root alone would look like one that
+// works.
+func needUID(f *pflag.FlagSet) error {
+	if !f.Changed("allow-uid") {
+		return &coded{exitUsage, errors.New("--allow-uid UID is needed: the user id that the agent runs as (id -u says it; 0 for an agent that is root)")}
 	}
 	return nil
 }
@@ -160,6 +175,9 @@ was killed itself left behind is undone at the next start.`,
 		Example: "  sudo portvakt-agent net-helper --allow-uid 1000",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := needUID(cmd.Flags()); err != nil {
+				return err
+			}
 			ctx, cancel := context.WithCancel(cmd.Context())
 			defer cancel()
 			for _, text := range pools {
