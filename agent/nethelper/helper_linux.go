@@ -66,16 +66,11 @@ func Run(ctx context.Context, cfg HelperConfig) (err error) {
 	if os.Geteuid() != 0 {
 		return errors.New("it must run as root to make interfaces and routes")
 	}
-	// Abstract names belong to the network namespace, as routes do, and vanish
-	// with the process.
-	alone, err := net.ListenUnix("unixpacket", &net.UnixAddr{Net: "unixpacket", Name: "@portvakt-net-helper"})
-	if errors.Is(err, syscall.EADDRINUSE) {
-		return errors.New("another network helper runs already")
-	}
+	release, err := alone()
 	if err != nil {
 		return err
 	}
-	defer alone.Close()
+	defer release()
 	if err := errors.Join(undoRoutes(), dns.Recover(ctx, dns.Config{Log: cfg.Log})); err != nil {
 		return fmt.Errorf("undoing what a former helper left: %w", err)
 	}
@@ -113,18 +108,66 @@ func Run(ctx context.Context, cfg HelperConfig) (err error) {
 	}
 }
 
-// listen makes a socket that only uid can open.
-func listen(path string, uid int) (*net.UnixListener, error) {
-	dir := filepath.Dir(path)
-	info, err := os.Stat(dir)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("%s does not exist; run: install -d -m 755 %s", dir, dir)
+// alone takes this network namespace, which routes belong to, for one helper. The
+// kernel lets go of it with the process. No other account can hold the file, as
+// it could an abstract socket's name.
+func alone() (release func(), err error) {
+	var ns unix.Stat_t
+	if err := unix.Stat("/proc/self/ns/net", &ns); err != nil {
+		return nil, fmt.Errorf("naming this network namespace: %w", err)
 	}
-	if err != nil {
+	dir := filepath.Dir(DefaultSocket)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
+	if err := checkDir(dir); err != nil {
+		return nil, err
+	}
+	path := filepath.Join(dir, fmt.Sprintf("net-helper.%d.lock", ns.Ino))
+	for {
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err != nil {
+			f.Close()
+			if errors.Is(err, unix.EWOULDBLOCK) {
+				err = errors.New("another network helper runs already")
+			}
+			return nil, err
+		}
+		mine, err1 := f.Stat()
+		there, err2 := os.Stat(path)
+		if err1 == nil && err2 == nil && os.SameFile(mine, there) {
+			return func() {
+				os.Remove(path)
+				f.Close()
+			}, nil
+		}
+		f.Close() // the former one's, removed as it ended
+	}
+}
+
+// checkDir says whether names in a directory are root's to give.
+func checkDir(dir string) error {
+	info, err := os.Stat(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("%s does not exist; run: install -d -m 755 %s", dir, dir)
+	}
+	if err != nil {
+		return err
+	}
 	if st, ok := info.Sys().(*syscall.Stat_t); !ok || st.Uid != 0 || info.Mode().Perm()&0o022 != 0 {
-		return nil, fmt.Errorf("%s must belong to root and not be writable by others", dir)
+		return fmt.Errorf("%s must belong to root and not be writable by others", dir)
+	}
+	return nil
+}
+
+// listen makes a socket that only uid can open.
+func listen(path string, uid int) (*net.UnixListener, error) {
+	if err := checkDir(filepath.Dir(path)); err != nil {
+		return nil, err
 	}
 	if info, err := os.Lstat(path); err == nil && info.Mode()&os.ModeSocket != 0 {
 		if c, err := net.DialTimeout("unixpacket", path, time.Second); err == nil {
