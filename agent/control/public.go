@@ -135,6 +135,12 @@ func NewPublic(cfg PublicConfig) (*Public, error) {
 		Proxy:               environmentProxy(cfg.OwnProxy),
 		TLSClientConfig:     conf,
 		TLSHandshakeTimeout: dialTimeout,
+		OnProxyConnectResponse: func(_ context.Context, proxy *url.URL, _ *http.Request, res *http.Response) error {
+			if res.StatusCode != http.StatusOK {
+				return &ProxyError{Proxy: proxy.Host, Status: res.StatusCode}
+			}
+			return nil
+		},
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 			c, err := dial(ctx, network, address)
 			if err == nil && address == direct { // not a proxy
@@ -157,16 +163,27 @@ func NewPublic(cfg PublicConfig) (*Public, error) {
 }
 
 // environmentProxy is for [http.Transport]: the proxy that the environment names,
-// but never own, which leads through the tunnel that is to be built.
+// but never own, which leads through the tunnel that is to be built, whatever it
+// is called there.
 func environmentProxy(own string) func(*http.Request) (*url.URL, error) {
 	ask := httpproxy.FromEnvironment().ProxyFunc()
+	_, port, _ := net.SplitHostPort(own)
 	return func(r *http.Request) (*url.URL, error) {
 		u, err := ask(r.URL)
-		if u != nil && u.Host == own {
+		if u != nil && port != "" && u.Port() == port && thisLaptop(u.Hostname()) {
 			return nil, nil
 		}
 		return u, err
 	}
+}
+
+// thisLaptop says whether a host of a URL is the loopback (RFC 6761 section 6.3).
+func thisLaptop(host string) bool {
+	if a, err := netip.ParseAddr(host); err == nil {
+		return a.Unmap().IsLoopback()
+	}
+	host = strings.ToLower(strings.TrimSuffix(host, "."))
+	return host == "localhost" || strings.HasSuffix(host, ".localhost")
 }
 
 // Tunnel opens a WebSocket for the tunnel's datagrams. ctx bounds the opening,
@@ -237,6 +254,18 @@ func (p *Public) Connect(ctx context.Context, req wire.ConnectRequest) (*wire.Co
 	out.PostQuantum = out.PostQuantum && p.curve == tls.X25519MLKEM768
 	p.mu.Unlock()
 	return out, nil
+}
+
+// ProxyError says that the environment's proxy does not carry connections to the
+// gateway.
+type ProxyError struct {
+	Proxy  string // host:port
+	Status int    // of its answer
+}
+
+// Error returns one sentence for the person at the laptop.
+func (e *ProxyError) Error() string {
+	return fmt.Sprintf("The web proxy %s, which HTTPS_PROXY names for this laptop, does not let it through to the gateway (%d %s)", e.Proxy, e.Status, http.StatusText(e.Status))
 }
 
 // UntrustedError says that whoever answered is not the gateway.

@@ -176,9 +176,46 @@ func TestThroughAProxy(t *testing.T) {
 	if direct.Remote().String() != srv.Listener.Addr().String() {
 		t.Errorf("the gateway is taken to be at %v", direct.Remote())
 	}
-	own := public(t, "https://gateway.invalid", ca, u.Host)
-	if _, err := own.Connect(t.Context(), wire.ConnectRequest{}); err == nil || asked.Load() != "" {
-		t.Errorf("through the own proxy: %v, it was asked for %v", err, asked.Load())
+	for _, host := range []string{"127.0.0.1", "localhost", "LocalHost.", "[::1]", "proxy.localhost", "[::ffff:127.0.0.1]"} {
+		t.Setenv("HTTPS_PROXY", "http://"+net.JoinHostPort(strings.Trim(host, "[]"), u.Port()))
+		own := public(t, "https://gateway.invalid", ca, u.Host)
+		_, err := own.Connect(t.Context(), wire.ConnectRequest{})
+		if control.Diagnose(err).Code != "dns" || asked.Load() != "" {
+			t.Errorf("through the own proxy as %s: %v, it was asked for %v", host, err, asked.Load())
+		}
+	}
+}
+
+// What the proxy does is not the gateway's fault.
+func TestProxyFaultsAreTheProxys(t *testing.T) {
+	ca := newAuthority(t, "Portvakt")
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	taken.Close()
+	refusing := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(http.StatusProxyAuthRequired)
+	}))
+	defer refusing.Close()
+	for name, c := range map[string]struct{ proxy, code, word string }{
+		"nobody listens": {"http://" + taken.Addr().String(), "proxy", taken.Addr().String()},
+		"no such name":   {"http://proxy.invalid:3128", "proxy", "proxy.invalid"},
+		"credentials":    {"http://anna:secret@" + refusing.Listener.Addr().String(), "proxy_refused", "407"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Setenv("HTTPS_PROXY", c.proxy)
+			t.Setenv("NO_PROXY", "")
+			p := public(t, "https://gateway.invalid", ca, "127.0.0.1:1")
+			_, connect := p.Connect(t.Context(), wire.ConnectRequest{})
+			_, tunnel := p.Tunnel(t.Context(), t.Context())
+			for _, err := range []error{connect, tunnel} {
+				got := control.Diagnose(err)
+				if got.Code != c.code || !strings.Contains(got.Message, "HTTPS_PROXY") || !strings.Contains(got.Message, c.word) || strings.Contains(got.Message, "secret") || got.Remedy == "" {
+					t.Errorf("%v: trouble %+v", err, got)
+				}
+			}
+		})
 	}
 }
 

@@ -15,7 +15,8 @@ import (
 type Trouble struct {
 	// Code is one of dns, refused, unreachable, timeout, clock, untrusted,
 	// tls_inspected (untrusted, made for the gateway's name by somebody else),
-	// gateway (it answered with an error), silent, error.
+	// gateway (it answered with an error), proxy (the one of HTTPS_PROXY cannot be
+	// reached), proxy_refused (it does not carry this), silent, error.
 	Code    string `json:"code"`
 	Message string `json:"message"`
 	Remedy  string `json:"remedy,omitempty"`
@@ -29,8 +30,20 @@ func Diagnose(err error) Trouble {
 		untrusted *UntrustedError
 		refused   *wire.Error
 		timeout   net.Error
+		proxy     *net.OpError
+		carrier   *ProxyError
 	)
 	switch {
+	case errors.As(err, &proxy) && proxy.Op == "proxyconnect": // whatever is in it, it is not the gateway's
+		return Trouble{
+			"proxy", "The web proxy that HTTPS_PROXY names for this laptop cannot be used: " + proxy.Err.Error() + ".",
+			"Check HTTPS_PROXY where the agent is started, or unset it if this network needs none. Your IT support knows.",
+		}
+	case errors.As(err, &carrier):
+		return Trouble{
+			"proxy_refused", carrier.Error() + ".",
+			"Ask whoever runs the proxy to let the gateway's address through; if it wants a name and a password, HTTPS_PROXY has to carry them. Your IT support knows.",
+		}
 	case errors.As(err, &clock):
 		return Trouble{
 			"clock", "This laptop's clock and the gateway's certificate do not agree: " + clock.Error() + ".",

@@ -141,8 +141,9 @@ func redeem(ctx context.Context, cfg Config, public *control.Public, code wire.C
 func lost(err error) error {
 	var clock *control.ClockError
 	var untrusted *control.UntrustedError
+	var proxy *control.ProxyError
 	var op *net.OpError
-	if errors.As(err, &clock) || errors.As(err, &untrusted) || errors.As(err, &op) && op.Op == "dial" {
+	if errors.As(err, &clock) || errors.As(err, &untrusted) || errors.As(err, &proxy) || errors.As(err, &op) && (op.Op == "dial" || op.Op == "proxyconnect") {
 		// Nothing was sent.
 		t := control.Diagnose(err)
 		return fmt.Errorf("enrolling: %w. %s The code was not sent and is still good: run the command again", err, t.Remedy)
