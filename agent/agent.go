@@ -293,16 +293,8 @@ func (a *agent) userAllowed(uid uint32) bool {
 	if a.status.Session == nil && a.status.Finish == nil {
 		return uid == a.own
 	}
-	of, ok := userOf(a.status.Session, a.status.Finish)
+	of, ok := localapi.UserOf(a.status.Session, a.status.Finish)
 	return ok && uid == of
-}
-
-// userOf is whose the tunnel is.
-func userOf(s *wire.Session, f *wire.Finish) (uint32, bool) {
-	if s == nil && f != nil {
-		return localapi.OSUserID(f.OSUser)
-	}
-	return localapi.SessionUID(s)
 }
 
 // dial opens a connection through the tunnel for the loopback proxies. While

@@ -588,7 +588,7 @@ func TestWhoFinishesACallKeepsTheTunnel(t *testing.T) {
 		{nil, nil, 0, false},
 		{nil, &wire.Finish{}, 0, false}, // a gateway that does not say whose: nobody's
 	} {
-		if uid, ok := agent.UserOf(c.session, c.finish); ok != c.ok || ok && uid != c.want {
+		if uid, ok := localapi.UserOf(c.session, c.finish); ok != c.ok || ok && uid != c.want {
 			t.Errorf("%+v %+v: %d %v", c.session, c.finish, uid, ok)
 		}
 	}

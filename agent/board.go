@@ -246,7 +246,7 @@ func (a *agent) tunnelUser(s *wire.State) uint32 {
 		return a.own
 	}
 	// The helper gives root no way in, unless the agent is root itself.
-	if uid, ok := userOf(s.Session, s.Finish); ok && (uid != 0 || a.own == 0) {
+	if uid, ok := localapi.UserOf(s.Session, s.Finish); ok && (uid != 0 || a.own == 0) {
 		return uid
 	}
 	return nethelper.NoUser

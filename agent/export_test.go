@@ -16,9 +16,6 @@ var Slept = slept
 // Backoff is backoff.
 var Backoff = backoff
 
-// UserOf is userOf.
-var UserOf = userOf
-
 // Twin replaces the tunnel with dial, hurries the waiting times, and tells
 // allowed what the tunnel may carry. The func it returns makes every agent
 // made with cfg believe that the laptop slept.

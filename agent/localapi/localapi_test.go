@@ -67,6 +67,7 @@ func callAs(call, socket string) string {
 type fixture struct {
 	path    string
 	session *wire.Session
+	finish  *wire.Finish
 	callers chan localapi.Caller
 	login   func(context.Context, func(*wire.LoginResponse) error) (*wire.State, error)
 }
@@ -88,7 +89,7 @@ func serve(t *testing.T, own uint32, f *fixture) {
 	s := localapi.New(localapi.Config{
 		Path: f.path, OwnUID: own,
 		Status: func() localapi.Status {
-			return localapi.Status{State: localapi.StateConnected, DeviceID: "dev-1", Session: f.session, Since: time.Now()}
+			return localapi.Status{State: localapi.StateConnected, DeviceID: "dev-1", Session: f.session, Finish: f.finish, Since: time.Now()}
 		},
 		Apps: func() []localapi.App { return nil },
 		Why: func(_ context.Context, app string) (*wire.Denial, error) {

@@ -37,12 +37,16 @@ func (c Caller) OSUser() string {
 	return id + ":" + u.Username
 }
 
-// SessionUID returns the uid of a session's OS user.
-func SessionUID(s *wire.Session) (uint32, bool) {
-	if s == nil {
-		return 0, false
+// UserOf returns the uid of the OS user whose the tunnel is: who logged in, or
+// who finishes what is open after the login has ended.
+func UserOf(s *wire.Session, f *wire.Finish) (uint32, bool) {
+	switch {
+	case s != nil:
+		return OSUserID(s.OSUser)
+	case f != nil:
+		return OSUserID(f.OSUser)
 	}
-	return OSUserID(s.OSUser)
+	return 0, false
 }
 
 // OSUserID returns the uid of an OS user as Sessions name it: UID:NAME.
@@ -204,19 +208,19 @@ func (s *Server) mayCall(c Caller) bool {
 	return s.cfg.OwnUID == 0 || c.UID == 0 || c.UID == s.cfg.OwnUID
 }
 
-// owns says whether the caller may see everything and end the login: the
-// logged-in OS user and root. While nobody is logged in there is nothing of
-// anyone's to see.
-func owns(c Caller, session *wire.Session) bool {
-	if session == nil || c.Known && c.UID == 0 {
+// owns says whether the caller may see everything and end the login and what is
+// being finished after it: the OS user whose it is, and root. While there is
+// neither, there is nothing of anyone's to see.
+func owns(c Caller, st Status) bool {
+	if st.Session == nil && st.Finish == nil || c.Known && c.UID == 0 {
 		return true
 	}
-	uid, ok := SessionUID(session)
+	uid, ok := UserOf(st.Session, st.Finish)
 	return ok && c.Known && uid == c.UID
 }
 
-func (s *Server) maySee(c Caller, session *wire.Session) bool {
-	return owns(c, session) || c.Known && c.UID == s.cfg.OwnUID
+func (s *Server) maySee(c Caller, st Status) bool {
+	return owns(c, st) || c.Known && c.UID == s.cfg.OwnUID
 }
 
 func (s *Server) status(w http.ResponseWriter, r *http.Request) {
@@ -225,20 +229,20 @@ func (s *Server) status(w http.ResponseWriter, r *http.Request) {
 
 func (s *Server) statusFor(c Caller) Status {
 	st := s.cfg.Status()
-	st.InUse = st.Session != nil
-	if s.maySee(c, st.Session) {
+	st.InUse = st.Session != nil || st.Finish != nil
+	if s.maySee(c, st) {
 		return st
 	}
 	return Status{State: st.State, Version: st.Version, InUse: st.InUse, Limited: true, Since: st.Since, Trouble: st.Trouble}
 }
 
 var errNotYours = &wire.Error{
-	Code: "not_your_session", Message: "Another user of this laptop is logged in.",
+	Code: "not_your_session", Message: "Another user of this laptop is logged in, or finishes a call.",
 	Remedy: "They (or an administrator of the laptop) can log out with: portvakt-agent logout",
 }
 
 func (s *Server) apps(w http.ResponseWriter, r *http.Request) {
-	if !s.maySee(caller(r), s.cfg.Status().Session) {
+	if !s.maySee(caller(r), s.cfg.Status()) {
 		answer(w, http.StatusForbidden, errNotYours)
 		return
 	}
@@ -250,7 +254,7 @@ func (s *Server) apps(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Server) why(w http.ResponseWriter, r *http.Request) {
-	if !s.maySee(caller(r), s.cfg.Status().Session) {
+	if !s.maySee(caller(r), s.cfg.Status()) {
 		answer(w, http.StatusForbidden, errNotYours)
 		return
 	}
@@ -282,7 +286,7 @@ func (s *Server) login(w http.ResponseWriter, r *http.Request) {
 			Remedy: "Run the command as the user who started the agent.",
 		})
 		return
-	case !owns(who, s.cfg.Status().Session):
+	case !owns(who, s.cfg.Status()):
 		answer(w, http.StatusForbidden, errNotYours)
 		return
 	}
@@ -307,7 +311,7 @@ func (s *Server) login(w http.ResponseWriter, r *http.Request) {
 
 func (s *Server) logout(w http.ResponseWriter, r *http.Request) {
 	who := caller(r)
-	if !who.Known || !owns(who, s.cfg.Status().Session) {
+	if !who.Known || !owns(who, s.cfg.Status()) {
 		answer(w, http.StatusForbidden, errNotYours)
 		return
 	}

@@ -43,7 +43,7 @@ const (
 type Status struct {
 	State   string `json:"state"`
 	Version string `json:"version"`
-	// InUse says that somebody is logged in.
+	// InUse says that somebody is logged in, or finishes what is open.
 	InUse bool `json:"in_use"`
 	// Limited says that the rest is withheld from this caller.
 	Limited bool `json:"limited,omitempty"`

@@ -27,24 +27,32 @@ func TestOtherUsers(t *testing.T) {
 	bin := copyFor(t, exe)
 	const anna, bo = 12001, 12002
 	annas := &wire.Session{OSUser: "12001:anna"}
+	annasCall := &wire.Finish{OSUser: "12001:anna"}
 	own := `limited=false session=true device="dev-1"`
 	for _, tc := range []struct {
 		agent   uint32
 		session *wire.Session
+		finish  *wire.Finish
 		uid     uint32
 		want    map[string]string
 	}{
-		{0, annas, anna, map[string]string{"status": own, "apps": "ok", "why": "ok", "login": "ok", "logout": "ok"}},
-		{0, annas, 0, map[string]string{"status": own, "logout": "ok"}},
-		{0, annas, bo, map[string]string{
+		{0, annas, nil, anna, map[string]string{"status": own, "apps": "ok", "why": "ok", "login": "ok", "logout": "ok"}},
+		{0, annas, nil, 0, map[string]string{"status": own, "logout": "ok"}},
+		{0, annas, nil, bo, map[string]string{
 			"status": `limited=true session=false device=""`, "apps": "refused not_your_session", "why": "refused not_your_session",
 			"login": "refused not_your_session", "logout": "refused not_your_session",
 		}},
-		{0, nil, bo, map[string]string{"status": `limited=false session=false device="dev-1"`, "login": "ok"}},
-		{anna, annas, bo, map[string]string{"status": "failed", "login": "failed"}},
-		{anna, annas, 0, map[string]string{"status": own, "login": "refused not_your_agent", "logout": "ok"}},
+		{0, nil, nil, bo, map[string]string{"status": `limited=false session=false device="dev-1"`, "login": "ok"}},
+		{0, nil, annasCall, bo, map[string]string{
+			"status": `limited=true session=false device=""`, "apps": "refused not_your_session", "why": "refused not_your_session",
+			"login": "refused not_your_session", "logout": "refused not_your_session",
+		}},
+		{0, nil, annasCall, anna, map[string]string{"status": `limited=false session=false device="dev-1"`, "login": "ok", "logout": "ok"}},
+		{0, nil, &wire.Finish{}, bo, map[string]string{"logout": "refused not_your_session"}}, // nobody knows whose
+		{anna, annas, nil, bo, map[string]string{"status": "failed", "login": "failed"}},
+		{anna, annas, nil, 0, map[string]string{"status": own, "login": "refused not_your_agent", "logout": "ok"}},
 	} {
-		f := &fixture{session: tc.session}
+		f := &fixture{session: tc.session, finish: tc.finish}
 		serve(t, tc.agent, f)
 		calls := slices.Sorted(maps.Keys(tc.want))
 		cmd := exec.Command(bin)
@@ -57,7 +65,7 @@ func TestOtherUsers(t *testing.T) {
 		said := strings.Split(strings.TrimSpace(string(out)), "\n")
 		for i, call := range calls {
 			if got, want := said[i], tc.want[call]; got != want && (want != "failed" || !strings.HasPrefix(got, "failed")) {
-				t.Errorf("agent of %d, session %v, caller %d, %s: %s", tc.agent, tc.session, tc.uid, call, got)
+				t.Errorf("agent of %d, session %v, finish %v, caller %d, %s: %s", tc.agent, tc.session, tc.finish, tc.uid, call, got)
 			}
 		}
 	}
