@@ -23,10 +23,11 @@ type association struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	used   atomic.Int64 // unix nanoseconds of the last datagram either way
+	// checked is when the client's owner was looked at last, in unix nanoseconds.
+	checked atomic.Int64
 
 	// What follows is owned by the goroutine of fromClient.
 	client  netip.AddrPort // zero until its first datagram
-	checked time.Time      // when its owner was looked at last
 	refused map[netip.AddrPort]time.Time
 	inner   [2]*innerSocket // IPv4, IPv6
 	tried   time.Time       // when a socket could not be opened last
@@ -177,18 +178,23 @@ func (a *association) admit(from netip.AddrPort) bool {
 			a.s.logRefusal(from.String(), errUser)
 			return false
 		}
-		a.client, a.checked, a.refused = from, now, nil
+		a.client, a.refused = from, nil
+		a.checked.Store(now.UnixNano())
 		return true
 	}
-	if from != a.client {
-		return false
+	return from == a.client && a.current(from)
+}
+
+// current says whether the client's port is still its user's; it looks at most
+// once every udpRecheck, and ends the association when it is another account's.
+func (a *association) current(client netip.AddrPort) bool {
+	now, last := time.Now().UnixNano(), a.checked.Load()
+	if now-last < int64(udpRecheck) || !a.checked.CompareAndSwap(last, now) {
+		return a.ctx.Err() == nil
 	}
-	if now.Sub(a.checked) >= udpRecheck {
-		if !a.s.udpOwnerAllowed(from) {
-			a.cancel() // the port is another account's by now
-			return false
-		}
-		a.checked = now
+	if !a.s.udpOwnerAllowed(client) {
+		a.cancel()
+		return false
 	}
 	return true
 }
@@ -255,6 +261,9 @@ func (a *association) toClient(in *innerSocket, client netip.AddrPort) {
 		from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
 		if _, ok := a.s.routes.Load().udpFrom[from]; !ok {
 			continue // of an app that went away
+		}
+		if !a.current(client) {
+			return
 		}
 		head := appendHead(make([]byte, 0, headSize), from)
 		start := headSize - len(head)

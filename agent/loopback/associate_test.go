@@ -56,7 +56,11 @@ func newInside(t *testing.T, apps ...string) *inside {
 				if err != nil {
 					return
 				}
-				c.WriteToUDPAddrPort(fmt.Appendf(nil, "%v %d %s", virtual, from.Port(), buf[:n]), from)
+				answer := fmt.Appendf(nil, "%v %d %s", virtual, from.Port(), buf[:n])
+				c.WriteToUDPAddrPort(answer, from)
+				if string(buf[:n]) == "again later" {
+					time.AfterFunc(300*time.Millisecond, func() { c.WriteToUDPAddrPort(answer, from) })
+				}
 			}
 		}()
 	}
@@ -331,6 +335,33 @@ func TestAssociateIdle(t *testing.T) {
 	u.control.SetReadDeadline(time.Now().Add(3 * time.Second))
 	if _, err := u.control.Read(make([]byte, 1)); err == nil || os.IsTimeout(err) {
 		t.Errorf("an idle association goes on: %v", err)
+	}
+}
+
+// Answers do not go to whoever owns the port by now, also when nothing is sent.
+func TestAssociateAnswersItsUserOnly(t *testing.T) {
+	loopback.SetBounds(t, 10*time.Second, time.Minute, time.Minute, 50*time.Millisecond)
+	in := newInside(t, "10.99.0.20:4000")
+	var gone atomic.Bool
+	s := serve(t, loopback.Config{Dial: newGateway(t).dial, ListenUDP: in.listen, UserAllowed: func(uint32) bool { return !gone.Load() }}, phone)
+	u := associate(t, proxyOf(s))
+	u.send("10.99.0.20", 4000, "again later")
+	for _, when := range []string{"at once", "later"} {
+		if _, got := u.receive(3 * time.Second); !strings.HasSuffix(got, " again later") {
+			t.Fatalf("%s came %q", when, got)
+		}
+	}
+	u.send("10.99.0.20", 4000, "again later")
+	if _, got := u.receive(3 * time.Second); got == "" {
+		t.Fatal("no answer")
+	}
+	gone.Store(true)
+	if _, got := u.receive(time.Second); got != "" {
+		t.Errorf("the port's next owner was told %q", got)
+	}
+	u.control.SetReadDeadline(time.Now().Add(3 * time.Second))
+	if _, err := u.control.Read(make([]byte, 1)); err == nil || os.IsTimeout(err) {
+		t.Errorf("the association goes on: %v", err)
 	}
 }
 
