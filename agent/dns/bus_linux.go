@@ -144,7 +144,10 @@ func (m *Manager) throughDnsmasq(ctx context.Context, bus *dbus.Conn) bool {
 // dnsmasq is the one that NetworkManager runs. Its D-Bus interface can only
 // replace all servers or edit a connection that it manages itself, which the
 // tunnel's interface is not; a file in dnsmasq.d is what its manual offers.
-type dnsmasq struct{ m *Manager }
+type dnsmasq struct {
+	m      *Manager
+	loaded bool // what is in the file
+}
 
 func (*dnsmasq) name() string { return Dnsmasq }
 
@@ -158,16 +161,19 @@ func (d *dnsmasq) set(ctx context.Context, s Setting) error {
 			fmt.Fprintf(&b, "server=/%s/%s\n", name, a)
 		}
 	}
-	if old, err := os.ReadFile(d.file()); err == nil && string(old) == b.String() {
+	if old, err := os.ReadFile(d.file()); err == nil && d.loaded && string(old) == b.String() {
 		return nil
 	}
+	d.loaded = false
 	if err := os.MkdirAll(filepath.Dir(d.file()), 0o755); err != nil {
 		return err
 	}
 	if err := replace(d.file(), []byte(b.String()), 0o644); err != nil {
 		return err
 	}
-	return d.reload(ctx)
+	err := d.reload(ctx)
+	d.loaded = err == nil
+	return err
 }
 
 func (d *dnsmasq) undo(ctx context.Context) error {
@@ -235,7 +241,7 @@ func (m *Manager) listen(ctx context.Context, changed chan<- string, first bool)
 			if !open {
 				return errors.New("the connection ended")
 			}
-			if why := meaning(s); why != "" {
+			if why := meaning(s); why != "" && genuine(ctx, bus, s) {
 				tell(changed, why)
 			}
 		}

@@ -94,7 +94,7 @@ func Recover(ctx context.Context, cfg Config) error {
 	if m.ownFiles() != nil {
 		return nil // what is in them is another's
 	}
-	return errors.Join((&dnsmasq{m}).undo(ctx), (&resolvConf{m: m}).undo(ctx))
+	return errors.Join((&dnsmasq{m: m}).undo(ctx), (&resolvConf{m: m}).undo(ctx))
 }
 
 // Set puts s in force and returns the name of the manager that has it.
@@ -160,7 +160,7 @@ func (m *Manager) choose(ctx context.Context) (backend, error) {
 			return &resolved{m}, nil
 		}
 		if m.throughDnsmasq(ctx, bus) {
-			return &dnsmasq{m}, nil
+			return &dnsmasq{m: m}, nil
 		}
 	}
 	if err := m.ownFiles(); err != nil {

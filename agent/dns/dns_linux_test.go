@@ -367,11 +367,15 @@ type networkManager struct {
 	mu      sync.Mutex
 	mode    string
 	reloads []uint32
+	fail    bool // refuse to reload
 }
 
 func (n *networkManager) Reload(flags uint32) *dbus.Error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if n.fail {
+		return dbus.NewError("org.freedesktop.NetworkManager.Failed", []any{"not now"})
+	}
 	n.reloads = append(n.reloads, flags)
 	return nil
 }
@@ -422,6 +426,26 @@ func TestNetworkManager(t *testing.T) {
 	if got := read(t, root, "etc/resolv.conf"); got != conf {
 		t.Errorf("resolv.conf became %q", got)
 	}
+	t.Run("not reloaded", func(t *testing.T) {
+		fail := func(on bool) {
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			n.fail, n.reloads = on, nil
+		}
+		fail(true)
+		for range 2 {
+			if _, err := m.Set(t.Context(), setting); err == nil || !strings.Contains(err.Error(), "not now") {
+				t.Errorf("Set: %v", err)
+			}
+		}
+		fail(false)
+		set(t, m, setting, dns.Dnsmasq)
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		if !slices.Equal(n.reloads, []uint32{4}) {
+			t.Errorf("reloads %v", n.reloads)
+		}
+	})
 	t.Run("killed", func(t *testing.T) {
 		set(t, m, setting, dns.Dnsmasq)
 		must(t, dns.Recover(t.Context(), cfg))
