@@ -265,6 +265,19 @@ func meaning(s *dbus.Signal) string {
 	return ""
 }
 
+// genuine says whether a signal is of the service it speaks for. What is sent to
+// this connection's own name arrives whatever was asked for, and from anybody.
+func genuine(ctx context.Context, bus *dbus.Conn, s *dbus.Signal) bool {
+	if s.Sender == "org.freedesktop.DBus" {
+		return true // nobody else can have that name
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	var owner string
+	err := bus.BusObject().CallWithContext(ctx, "org.freedesktop.DBus.GetNameOwner", 0, loginService).Store(&owner)
+	return err == nil && s.Sender == owner
+}
+
 // nameservers are the servers resolv.conf names.
 func nameservers(text string) (out []string) {
 	for line := range strings.Lines(text) {

@@ -354,6 +354,20 @@ func TestForeignSignals(t *testing.T) {
 	stranger := connect(t, address)
 	must(t, stranger.Emit("/org/freedesktop/login1", "org.freedesktop.login1.Manager.PrepareForSleep", false))
 	must(t, stranger.Emit("/org/freedesktop/DBus", "org.freedesktop.DBus.NameOwnerChanged", "org.freedesktop.resolve1", "", ":1.99"))
+	own(t, connect(t, address), "org.freedesktop.login1")
+	var names []string
+	must(t, stranger.BusObject().Call("org.freedesktop.DBus.ListNames", 0).Store(&names))
+	for _, name := range names { // ours among them
+		if !strings.HasPrefix(name, ":") {
+			continue
+		}
+		msg := &dbus.Message{Type: dbus.TypeSignal, Body: []any{false}, Headers: map[dbus.HeaderField]dbus.Variant{
+			dbus.FieldDestination: dbus.MakeVariant(name), dbus.FieldPath: dbus.MakeVariant(dbus.ObjectPath("/org/freedesktop/login1")),
+			dbus.FieldInterface: dbus.MakeVariant("org.freedesktop.login1.Manager"), dbus.FieldMember: dbus.MakeVariant("PrepareForSleep"),
+			dbus.FieldSignature: dbus.MakeVariant(dbus.SignatureOf(false)),
+		}}
+		must(t, stranger.Send(msg, nil).Err)
+	}
 	time.Sleep(400 * time.Millisecond)
 	r.mu.Lock()
 	defer r.mu.Unlock()
