@@ -116,6 +116,7 @@ type agent struct {
 
 	mu      sync.Mutex
 	status  localapi.Status // guarded by mu; what is composed on reading is zero
+	skew    time.Duration   // guarded by mu; how far the clock was ahead of the gateway's at the last State
 	apps    []wire.App      // guarded by mu
 	signals []wire.Signal   // guarded by mu; the last collected
 	link    *link           // guarded by mu; nil while there is none

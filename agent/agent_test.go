@@ -467,6 +467,21 @@ func TestLoginAndLogout(t *testing.T) {
 	}
 }
 
+// A login lasts as long as the gateway means, whatever the laptop's clock says.
+func TestAClockAheadDoesNotEndALogin(t *testing.T) {
+	t.Parallel()
+	l := newLaptop(t)
+	l.wrong = 59 * time.Second // the page is good for a minute
+	l.start()
+	l.until("connecting", is(localapi.StateConnected))
+	ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
+	defer cancel()
+	_, err := l.api.Login(ctx, func(localapi.LoginEvent) error { return nil })
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("the login ended by itself: %v", err)
+	}
+}
+
 func TestASecondLoginTakesThePlaceOfTheFirst(t *testing.T) {
 	t.Parallel()
 	l := newLaptop(t)

@@ -197,8 +197,11 @@ func (a *agent) apply(l *link, s *wire.State) error {
 	a.status.Denial, a.status.Trouble, a.status.RetryAt = nil, nil, nil
 	a.status.Session, a.status.Finish, a.status.Location = s.Session, s.Finish, s.Location
 	a.status.Epoch, a.status.Revision = s.Epoch, s.Revision
-	a.status.ClockSkewSeconds = 0
-	if skew := a.cfg.Now().Sub(s.Time).Round(time.Second); !s.Time.IsZero() && skew.Abs() > 30*time.Second {
+	a.skew, a.status.ClockSkewSeconds = 0, 0
+	if !s.Time.IsZero() {
+		a.skew = a.cfg.Now().Sub(s.Time)
+	}
+	if skew := a.skew.Round(time.Second); skew.Abs() > 30*time.Second {
 		a.status.ClockSkewSeconds = int64(skew / time.Second)
 	}
 	a.apps = s.Apps
@@ -223,6 +226,13 @@ func (a *agent) apply(l *link, s *wire.State) error {
 	}
 	a.mark()
 	return nil
+}
+
+// gatewayNow is the time by the gateway's clock, as far as it is known.
+func (a *agent) gatewayNow() time.Time {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.cfg.Now().Add(-a.skew)
 }
 
 // ownNames are the names through which the agent reaches the gateway.

@@ -50,7 +50,7 @@ type Config struct {
 	Open func(*wire.LoginResponse) error
 	// Complete hands the answer to the gateway.
 	Complete func(context.Context, wire.LoginComplete) (*wire.State, error)
-	Now      func() time.Time // nil means time.Now
+	Now      func() time.Time // by the gateway's clock; nil means time.Now
 	Log      *slog.Logger     // nil discards
 }
 
@@ -76,7 +76,7 @@ func Run(ctx context.Context, cfg Config) (*wire.State, error) {
 	}
 	until := DefaultTimeout
 	if d := begun.ExpiresAt.Sub(cfg.Now()); d > 0 && d < until {
-		until = d // a wrong clock here must not end the login at once
+		until = d // a clock that is wrong all the same must not end the login at once
 	}
 	waiting, cancel := context.WithTimeoutCause(ctx, until, ErrTimeout)
 	defer cancel()
