@@ -1,12 +1,18 @@
 package gateway_test
 
 import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"math/big"
 	"os"
 	"path/filepath"
 	"reflect"
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/portvakt/portvakt/certs"
 	"github.com/portvakt/portvakt/gateway"
@@ -151,6 +157,41 @@ func TestCheckLooksAtTheAppsFiles(t *testing.T) {
 	}
 	if err := app(good); err != nil {
 		t.Error(err)
+	}
+
+	pub, private, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, leaf, leaf, pub, private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, key := filepath.Join(other, "client.pem"), filepath.Join(other, "client.key")
+	for file, block := range map[string]*pem.Block{cert: {Type: "CERTIFICATE", Bytes: der}, key: {Type: "PRIVATE KEY", Bytes: secret}} {
+		if err := os.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	shown := func(cert string) error {
+		return app(good + "\nupstream_cert_file: " + cert + "\nupstream_key_file: " + key)
+	}
+	if err := shown(cert); err != nil {
+		t.Error(err)
+	}
+	if err := shown(good); err == nil || !strings.Contains(err.Error(), "crm.yaml:7: upstream_cert_file: wanted a certificate and its key") {
+		t.Errorf("another's certificate: %v", err)
+	}
+	if err := os.Chmod(key, 0o604); err != nil {
+		t.Fatal(err)
+	}
+	if err := shown(cert); err == nil || !strings.Contains(err.Error(), "everyone may read") {
+		t.Errorf("a key that is no secret: %v", err)
 	}
 }
 

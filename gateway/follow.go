@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -69,6 +70,9 @@ func (c *Config) checkApps(rev *policy.Revision) error {
 		if text := c.undialled(a); text != "" {
 			problems = append(problems, rev.Problem(a.Name, "upstream", text))
 		}
+		if text := unusable(a.UpstreamCertFile, a.UpstreamKeyFile); text != "" {
+			problems = append(problems, rev.Problem(a.Name, "upstream_cert_file", text))
+		}
 		if a.UpstreamCAFile == "" {
 			continue
 		}
@@ -84,6 +88,20 @@ func (c *Config) checkApps(rev *policy.Revision) error {
 		return problems
 	}
 	return nil
+}
+
+// unusable says what is wrong with a client certificate.
+func unusable(certFile, keyFile string) string {
+	if certFile == "" {
+		return ""
+	}
+	if _, err := tls.LoadX509KeyPair(certFile, keyFile); err != nil {
+		return "wanted a certificate and its key, in PEM, that the gateway can read: " + err.Error()
+	}
+	if info, err := os.Stat(keyFile); err == nil && info.Mode().Perm()&0o007 != 0 {
+		return fmt.Sprintf("everyone may read %s (mode %04o). Run: chmod o= %s", keyFile, info.Mode().Perm(), keyFile)
+	}
+	return ""
 }
 
 // undialled says why the address an app's upstream names is never dialled. What

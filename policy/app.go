@@ -58,6 +58,11 @@ type App struct {
 	// UpstreamCAFile is the absolute path of PEM certificates that an https
 	// upstream is checked against instead of the system's; may be empty.
 	UpstreamCAFile string `json:"upstream_ca_file"`
+	// UpstreamCertFile and UpstreamKeyFile are the absolute paths, in PEM, of the
+	// client certificate that the gateway shows an https upstream; both are empty
+	// when it shows none.
+	UpstreamCertFile string `json:"upstream_cert_file"`
+	UpstreamKeyFile  string `json:"upstream_key_file"`
 	// Ports are those of the app's virtual address: 443 and 80 for http.
 	Ports []uint16 `json:"ports"`
 	// Allow holds otherwise forbidden destinations (loopback, link-local, ...)

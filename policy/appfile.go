@@ -26,7 +26,7 @@ const gatewayHost = "gateway.portvakt.internal"
 
 var (
 	appKeys = []string{
-		"name", "title", "protocol", "hosts", "upstream", "upstream_ca_file", "ports", "allow",
+		"name", "title", "protocol", "hosts", "upstream", "upstream_ca_file", "upstream_cert_file", "upstream_key_file", "ports", "allow",
 		"visibility", "dscp", "durability", "websocket", "origins", "cross_site",
 		"encoded_slash", "path_parameters", "on_loss", "access",
 	}
@@ -118,23 +118,41 @@ func (f *yamlFile) appAddress(app *App, fields map[string]field, body ast.Node) 
 		check = checkHostPort
 	}
 	app.Upstream = f.required(fields, body, "upstream", check)
-	if fd, ok := fields["upstream_ca_file"]; ok {
-		app.UpstreamCAFile = f.checked(fd, func(s string) string {
-			switch {
-			case !strings.HasPrefix(app.Upstream, "https://"):
-				return "no such key, because only an https:// upstream has a certificate"
-			case !filepath.IsAbs(s) || filepath.Clean(s) != s:
-				return "an absolute path"
-			}
-			return ""
-		})
-	}
+	f.appTLS(app, fields)
 	f.appPorts(app, fields, body)
 	f.appDSCP(app, fields)
 	if fd, ok := fields["allow"]; ok {
 		for _, s := range f.texts(fd, checkPrefix) {
 			app.Allow = append(app.Allow, netip.MustParsePrefix(s))
 		}
+	}
+}
+
+// appTLS reads the files of an https upstream.
+func (f *yamlFile) appTLS(app *App, fields map[string]field) {
+	for _, file := range []struct {
+		key string
+		to  *string
+	}{{"upstream_ca_file", &app.UpstreamCAFile}, {"upstream_cert_file", &app.UpstreamCertFile}, {"upstream_key_file", &app.UpstreamKeyFile}} {
+		if fd, ok := fields[file.key]; ok {
+			*file.to = f.checked(fd, func(s string) string {
+				switch {
+				case !strings.HasPrefix(app.Upstream, "https://"):
+					return "no such key, because only an https:// upstream has certificates"
+				case !filepath.IsAbs(s) || filepath.Clean(s) != s:
+					return "an absolute path"
+				}
+				return ""
+			})
+		}
+	}
+	cert, hasCert := fields["upstream_cert_file"]
+	key, hasKey := fields["upstream_key_file"]
+	switch {
+	case hasCert && !hasKey:
+		f.fail(cert.key, cert.path, "wanted upstream_key_file beside it")
+	case hasKey && !hasCert:
+		f.fail(key.key, key.path, "wanted upstream_cert_file beside it")
 	}
 }
 

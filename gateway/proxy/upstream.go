@@ -56,7 +56,8 @@ func (u *upstreams) of(app *policy.App) (*upstream, error) {
 	u.mu.Lock()
 	defer u.unlock()
 	old := u.all[app.Name]
-	if old != nil && old.from.Upstream == app.Upstream && old.from.UpstreamCAFile == app.UpstreamCAFile && slices.Equal(old.from.Allow, app.Allow) {
+	if old != nil && old.from.Upstream == app.Upstream && old.from.UpstreamCAFile == app.UpstreamCAFile &&
+		old.from.UpstreamCertFile == app.UpstreamCertFile && old.from.UpstreamKeyFile == app.UpstreamKeyFile && slices.Equal(old.from.Allow, app.Allow) {
 		return old, nil
 	}
 	up, err := u.make(app)
@@ -76,16 +77,9 @@ func (u *upstreams) make(app *policy.App) (*upstream, error) {
 	if err != nil || to.Host == "" || (to.Scheme != "http" && to.Scheme != "https") {
 		return nil, fmt.Errorf("reading the upstream %q: not http(s)://host[:port]", app.Upstream)
 	}
-	conf := &tls.Config{MinVersion: tls.VersionTLS12}
-	if app.UpstreamCAFile != "" {
-		pem, err := os.ReadFile(app.UpstreamCAFile)
-		if err != nil {
-			return nil, fmt.Errorf("reading the upstream's CA: %w", err)
-		}
-		conf.RootCAs = x509.NewCertPool()
-		if !conf.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("reading the upstream's CA: no certificate in %s", app.UpstreamCAFile)
-		}
+	conf, err := upstreamTLS(app)
+	if err != nil {
+		return nil, err
 	}
 	name, dialer := app.Name, dial.New(u.timeouts.Dial, app.Allow, u.forbidden)
 	connect := func(ctx context.Context, address string) (net.Conn, error) {
@@ -121,6 +115,31 @@ func (u *upstreams) make(app *policy.App) (*upstream, error) {
 		})
 	}
 	return up, nil
+}
+
+// upstreamTLS is how an https app is known, and how it knows the gateway.
+func upstreamTLS(app *policy.App) (*tls.Config, error) {
+	conf := &tls.Config{MinVersion: tls.VersionTLS12}
+	if app.UpstreamCAFile != "" {
+		pem, err := os.ReadFile(app.UpstreamCAFile)
+		if err != nil {
+			return nil, fmt.Errorf("reading the upstream's CA: %w", err)
+		}
+		conf.RootCAs = x509.NewCertPool()
+		if !conf.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("reading the upstream's CA: no certificate in %s", app.UpstreamCAFile)
+		}
+	}
+	if cert, key := app.UpstreamCertFile, app.UpstreamKeyFile; cert != "" {
+		conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			pair, err := tls.LoadX509KeyPair(cert, key)
+			if err != nil {
+				return nil, fmt.Errorf("reading the certificate for the app: %w", err)
+			}
+			return &pair, nil
+		}
+	}
+	return conf, nil
 }
 
 // retire closes what waits to be used again, for good. u.mu is held.
