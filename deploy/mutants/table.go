@@ -34,6 +34,46 @@ var mutants = []mutant{
 		pkg: "./gateway/audit", test: "TestDurableRecordsShareASync",
 	},
 	{
+		name: "flood_uncounted", breaks: "refusals beyond the rate are in no record",
+		edit: edit{
+			"gateway/audit/refusals.go",
+			"	r.fold(&rec)\n", "	_ = r.fold\n",
+		},
+		pkg: "./gateway/audit", test: "TestFloodsAddUp",
+	},
+	{
+		name: "end_lost", breaks: "the end of a flow may find no room in the queue",
+		edit: edit{
+			"gateway/audit/queue.go",
+			"	if !l.note(&r, 0) {", "	if !l.note(&r, maxNotes) {",
+		},
+		pkg: "./gateway/audit", test: "TestEndsAreNeverLost",
+	},
+	{
+		name: "personal_in_the_open", breaks: "personal data is written as it is",
+		edit: edit{
+			"gateway/audit/seal.go",
+			"	if keys == nil {\n", "	if keys != nil || keys == nil {\n",
+		},
+		pkg: "./gateway/audit", test: "TestPersonalDataIsSealedAndRevealed",
+	},
+	{
+		name: "erasure_keeps_the_key", breaks: "what was erased can be opened after a restart",
+		edit: edit{
+			"gateway/audit/people/people.go",
+			"	if err := k.destroy(id); err != nil {\n		return err\n	}\n	k.mu.Lock()\n	delete(k.byID, id)", "	k.mu.Lock()\n	delete(k.byID, id)",
+		},
+		pkg: "./gateway/audit/people", test: "TestErase",
+	},
+	{
+		name: "removal_untold", breaks: "a log whose beginning somebody removed verifies",
+		edit: edit{
+			"gateway/audit/notary/verify.go",
+			"	if told < removed {", "	if told < 0 {",
+		},
+		pkg: "./gateway/audit/notary", test: "TestRemovalIsNoWayAroundTheSignature",
+	},
+	{
 		name: "record_unescaped", breaks: "text of others may move a cursor in the log",
 		edit: edit{
 			"gateway/audit/encode.go",

@@ -174,6 +174,12 @@ func OCSF(to []byte, node string, _ []byte, r *audit.Record) ([]byte, error) {
 		rest["detail"] = r.Detail
 	}
 	set("unmapped", rest, len(rest) > 0)
+	return appendObject(to, e)
+}
+
+// appendObject appends an object as JSON on one line, with what a terminal or an
+// eye is misled by escaped.
+func appendObject(to []byte, e object) ([]byte, error) {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
