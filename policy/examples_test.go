@@ -89,3 +89,28 @@ func TestExamplesShowEveryKey(t *testing.T) {
 		}
 	}
 }
+
+// docs/policy.md explains every Reason, and none that is not.
+func TestGuideExplainsEveryReason(t *testing.T) {
+	data, err := os.ReadFile("../docs/policy.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, ok := strings.Cut(string(data), "### All reasons\n")
+	table, _, ok2 := strings.Cut(table, "\n## ")
+	if !ok || !ok2 {
+		t.Fatal("docs/policy.md has no section All reasons")
+	}
+	var explained, all []string
+	for _, m := range regexp.MustCompile("(?m)^\\| `([a-z_]+)` \\|").FindAllStringSubmatch(table, -1) {
+		explained = append(explained, m[1])
+	}
+	for r := range policy.Reasons {
+		all = append(all, string(r))
+	}
+	slices.Sort(explained)
+	slices.Sort(all)
+	if !slices.Equal(explained, all) {
+		t.Errorf("explained\n%q, there are\n%q", explained, all)
+	}
+}
