@@ -84,13 +84,19 @@ func exitCode(err error) int {
 	return exitFailed
 }
 
-// sentence gives a gateway's or the agent's refusal its remedy on a line of its own.
+// sentence gives a gateway's or the agent's refusal its remedy on a line of its
+// own. What others wrote of it cannot command the terminal.
 func sentence(err error) string {
+	text := err.Error()
 	var e *wire.Error
-	if errors.As(err, &e) && e.Remedy != "" && e.Message != "" && err.Error() == e.Error() {
-		return e.Message + "\n" + e.Remedy
+	if errors.As(err, &e) && e.Remedy != "" && e.Message != "" && text == e.Error() {
+		text = e.Message + "\n" + e.Remedy
 	}
-	return err.Error()
+	lines := strings.Split(text, "\n")
+	for i, line := range lines {
+		lines[i] = clean(line)
+	}
+	return strings.Join(lines, "\n")
 }
 
 func newRoot(started *bool) *cobra.Command {

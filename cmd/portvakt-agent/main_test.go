@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -241,7 +242,8 @@ func TestTellerSaysEachThingOnce(t *testing.T) {
 	tl := &teller{out: &out}
 	cfg := agents()["ok"]
 	for range 3 {
-		tl.tell(cfg.Status(), cfg.Apps())
+		apps := append(cfg.Apps(), localapi.App{App: wire.App{Name: "x\x1b[31m", Protocol: "tcp"}, Local: []localapi.Mapping{{Port: 1, Local: "127.0.0.1:1"}}})
+		tl.tell(cfg.Status(), apps)
 	}
 	for _, want := range []string{"127.0.0.1:9180 (HTTP and SOCKS5)", "/proxy.pac", "desk: 127.0.0.1:40022 (tcp 22)", "connected to https://gateway.example.com"} {
 		if n := strings.Count(out.String(), want); n != 1 {
@@ -250,6 +252,19 @@ func TestTellerSaysEachThingOnce(t *testing.T) {
 	}
 	if strings.Contains(out.String(), "\x1b") {
 		t.Error("the control characters of a name reached the terminal")
+	}
+}
+
+func TestErrorsDoNotCommandTheTerminal(t *testing.T) {
+	for err, want := range map[error]string{
+		&wire.Error{Code: "x", Message: "No\x1b[31m.", Remedy: "Ask\rIT."}:                            "No?[31m.\nAsk?IT.",
+		fmt.Errorf("x: %w", &wire.Error{Code: "x", Message: "No\x1b.", Remedy: "Ask."}):               "x: No?. Ask.",
+		errors.Join(errors.New("one\x07"), errors.New("two \u202e")):                                  "one?\ntwo ?",
+		&wire.Error{Code: "x", Message: "Det går inte – försök igen.", Remedy: "Fråga IT-supporten."}: "Det går inte – försök igen.\nFråga IT-supporten.",
+	} {
+		if got := sentence(err); got != want {
+			t.Errorf("%q is said as %q", err, got)
+		}
 	}
 }
 

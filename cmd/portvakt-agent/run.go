@@ -175,7 +175,7 @@ func (t *teller) tell(st localapi.Status, apps []localapi.App) {
 	}
 	for _, a := range apps {
 		for _, m := range a.Local {
-			s := fmt.Sprintf("app       %s: %s (%s %d)", a.Name, m.Local, a.Protocol, m.Port)
+			s := fmt.Sprintf("app       %s: %s (%s %d)", clean(a.Name), m.Local, clean(a.Protocol), m.Port)
 			if !t.ports[s] {
 				t.ports[s] = true
 				fmt.Fprintln(t.out, s)

@@ -37,12 +37,12 @@ once.`,
 			session, err := client.Login(ctx, func(e localapi.LoginEvent) error {
 				if !noBrowser {
 					if err := login.OpenBrowser(ctx, e.URL); err == nil {
-						fmt.Fprintf(out, "Your browser shows the login page. Should it not, open this address in it:\n%s\n", e.URL)
+						fmt.Fprintf(out, "Your browser shows the login page. Should it not, open this address in it:\n%s\n", clean(e.URL))
 						return nil
 					}
 				}
 				// The address stands alone on its line, for copying and for scripts.
-				fmt.Fprintf(out, "Open this address in a browser on this laptop:\n%s\n", e.URL)
+				fmt.Fprintf(out, "Open this address in a browser on this laptop:\n%s\n", clean(e.URL))
 				return nil
 			})
 			switch {
@@ -57,7 +57,7 @@ once.`,
 			if session == nil {
 				return errors.New("the login went through, but the gateway keeps no session; run: portvakt-agent status")
 			}
-			fmt.Fprintf(out, "Logged in as %s until %s.\n", session.Name, clock(session.ExpiresAt))
+			fmt.Fprintf(out, "Logged in as %s until %s.\n", clean(session.Name), clock(session.ExpiresAt))
 			return nil
 		},
 	}
