@@ -85,7 +85,7 @@ func Enroll(ctx context.Context, cfg Config, url, codeText string) (state.Identi
 	case !errors.Is(err, state.ErrNotEnrolled):
 		return state.Identity{}, err
 	}
-	public, err := control.NewPublic(control.PublicConfig{URL: u.String(), CAHash: code.CAHash, OwnProxy: cfg.OwnProxy, Dial: cfg.Dial, Now: cfg.Now})
+	public, err := control.NewPublic(control.PublicConfig{URL: u.String(), CAHash: code.CAHash, Language: cfg.Language, OwnProxy: cfg.OwnProxy, Dial: cfg.Dial, Now: cfg.Now})
 	if err != nil {
 		return state.Identity{}, err
 	}

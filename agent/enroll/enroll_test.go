@@ -80,6 +80,17 @@ func TestEnroll(t *testing.T) {
 	}
 }
 
+func TestEnrollsInThePersonsLanguage(t *testing.T) {
+	g, cfg := twin.New(t, nil), config(dir(t))
+	cfg.Language = "sv"
+	if _, err := enroll.Enroll(t.Context(), cfg, g.URL, g.Code().String()); err != nil {
+		t.Fatal(err)
+	}
+	if got := g.Languages(); len(got) != 1 || got[0] != "sv" {
+		t.Errorf("asked for %q", got)
+	}
+}
+
 // The gateway carried the enrolment out, but the answer never arrived.
 func TestLostAnswerIsRepaired(t *testing.T) {
 	for _, force := range []bool{false, true} {

@@ -48,6 +48,7 @@ type Gateway struct {
 	connects  []wire.ConnectRequest
 	renewals  int
 	completed []wire.LoginComplete
+	languages []string // asked for on the public side
 	closed    chan struct{}
 }
 
@@ -170,6 +171,13 @@ func (g *Gateway) Seen() (reports []wire.Report, connects []wire.ConnectRequest,
 	return append(reports, g.reports...), append(connects, g.connects...), g.renewals, append(completed, g.completed...)
 }
 
+// Languages returns what each call on the public side asked for, in order.
+func (g *Gateway) Languages() []string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return append([]string(nil), g.languages...)
+}
+
 func answer(w http.ResponseWriter, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	json.NewEncoder(w).Encode(v)
@@ -184,6 +192,7 @@ func fail(w http.ResponseWriter, status int, e *wire.Error) {
 func (g *Gateway) public(w http.ResponseWriter, r *http.Request) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.languages = append(g.languages, r.Header.Get("Accept-Language"))
 	if e := g.refuse[r.URL.Path]; e != nil {
 		fail(w, http.StatusForbidden, e)
 		return

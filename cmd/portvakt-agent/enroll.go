@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -58,7 +59,9 @@ If the answer is lost on the way, run the same command again: nothing is lost.`,
 				return err
 			}
 			defer release()
-			id, err := enroll.Enroll(cmd.Context(), enroll.Config{State: dir, Info: info, Force: force, OwnProxy: agent.DefaultProxyAddr}, args[0], text)
+			id, err := enroll.Enroll(cmd.Context(), enroll.Config{
+				State: dir, Info: info, Force: force, Language: languageOf(os.Getenv), OwnProxy: agent.DefaultProxyAddr,
+			}, args[0], text)
 			var refused *wire.Error
 			switch {
 			case errors.Is(err, enroll.ErrAlreadyEnrolled):

@@ -129,6 +129,12 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			// language TAG: the gateway was asked in it last.
+			"language": func(ts *testscript.TestScript, _ bool, args []string) {
+				if all := g.Languages(); len(all) == 0 || all[len(all)-1] != args[0] {
+					ts.Fatalf("the gateway was asked in %q", all)
+				}
+			},
 			// code VAR: a fresh enrolment code in an environment variable.
 			"code": func(ts *testscript.TestScript, _ bool, args []string) { ts.Setenv(args[0], g.Code().String()) },
 			// exits CODE args...: runs the agent and compares its exit code.
