@@ -43,7 +43,7 @@ type discovery struct {
 	mu     sync.Mutex
 	good   *discovered // guarded by mu; nil before the first
 	at     time.Time   // guarded by mu; when good was fetched
-	failed time.Time   // guarded by mu; when the last try failed
+	failed time.Time   // guarded by mu; when the last login's try failed
 	err    error       // guarded by mu; of the last try
 }
 
@@ -73,7 +73,7 @@ func (p *Provider) discover(ctx context.Context) (*discovered, error) {
 		if d, err := p.disc.state(p.now()); d != nil || err != nil {
 			return d, err
 		}
-		return p.ask(context.WithoutCancel(ctx))
+		return p.ask(context.WithoutCancel(ctx), true)
 	})
 	select {
 	case <-ctx.Done():
@@ -87,8 +87,9 @@ func (p *Provider) discover(ctx context.Context) (*discovered, error) {
 }
 
 // ask reads the provider's configuration and keeps it, or the failure. A new
-// failure and its end are said.
-func (p *Provider) ask(ctx context.Context) (*discovered, error) {
+// failure and its end are said. Only a failed login has the next ones wait: the
+// provider may have come up since Run found it silent.
+func (p *Provider) ask(ctx context.Context, login bool) (*discovered, error) {
 	d, err := p.fetchDiscovery(ctx)
 	if err != nil && ctx.Err() != nil {
 		return nil, err // whoever asked went away: that says nothing about the provider
@@ -100,7 +101,10 @@ func (p *Provider) ask(ctx context.Context) (*discovered, error) {
 		if was == nil {
 			p.log.Warn("the identity provider does not answer; nobody can log in", "url", p.cfg.Issuer, "err", err)
 		}
-		p.disc.failed, p.disc.err = p.now(), err
+		p.disc.err = err
+		if login {
+			p.disc.failed = p.now()
+		}
 		if p.disc.good != nil {
 			return p.disc.good, nil
 		}
@@ -123,7 +127,7 @@ func (p *Provider) Run(ctx context.Context) error {
 	ticker := time.NewTicker(lookEvery)
 	defer ticker.Stop()
 	for {
-		_, _ = p.ask(ctx) // which keeps what Healthy tells
+		_, _ = p.ask(ctx, false) // which keeps what Healthy tells
 		select {
 		case <-ctx.Done():
 			return nil
