@@ -53,8 +53,7 @@ type Config struct {
 	// refused. Its sockets use *net.UDPAddr.
 	ListenUDP func(ctx context.Context, v6 bool, port uint16) (net.PacketConn, error)
 	// UserAllowed says whether that account may use the apps now. It is asked
-	// for every connection, and again for the open ones on
-	// [Server.UsersChanged].
+	// for every connection, and again for the open ones on [Server.SetApps].
 	UserAllowed func(uid uint32) bool
 	// LoadPorts and SavePorts keep the ports that were given out, so that a
 	// program configured with one still finds its app after a restart. Keys are
@@ -227,7 +226,8 @@ func (s *Server) stop() {
 
 // SetApps replaces the visible apps. When it returns, a port of an app that is
 // gone is closed and its connections are cut, and ports of new apps listen.
-// Connections of an app that stayed as it was go on.
+// Connections of an app that stayed as it was go on, if UserAllowed still says
+// so. Call it after a login or logout, too.
 func (s *Server) SetApps(apps []wire.App) {
 	s.mu.Lock()
 	s.apps = slices.Clone(apps)
@@ -235,12 +235,12 @@ func (s *Server) SetApps(apps []wire.App) {
 		s.reconcile()
 	}
 	s.mu.Unlock()
-	s.UsersChanged()
+	s.usersChanged()
 }
 
-// UsersChanged asks UserAllowed about every open connection and cuts those it
-// no longer allows. Call it after a login or logout.
-func (s *Server) UsersChanged() {
+// usersChanged asks UserAllowed about every open connection and cuts those it
+// no longer allows.
+func (s *Server) usersChanged() {
 	s.mu.Lock()
 	open := slices.Collect(maps.Keys(s.peers))
 	var udp []*target

@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/portvakt/portvakt/agent/loopback"
+	"github.com/portvakt/portvakt/internal/wire"
 )
 
 const nobody = 65534
@@ -85,7 +86,7 @@ func TestAssociationIsNotTaken(t *testing.T) {
 }
 
 // A logout cuts what is open on every road, and nothing new gets through.
-func TestUsersChangedCutsOpenConnections(t *testing.T) {
+func TestALogoutCutsOpenConnections(t *testing.T) {
 	loopback.SetBounds(t, time.Second, time.Second, time.Minute, time.Minute)
 	g := newGateway(t)
 	var out atomic.Bool
@@ -101,7 +102,7 @@ func TestUsersChangedCutsOpenConnections(t *testing.T) {
 	wantEcho(t, tcp, "desk:")
 	wantEcho(t, udp, "voice:")
 	out.Store(true)
-	s.UsersChanged()
+	s.SetApps([]wire.App{crm, desk, voice})
 	wantCut(t, tunnel)
 	wantCut(t, tcp)
 	wantCut(t, idle)
