@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/portvakt/portvakt/agent/control"
+	"github.com/portvakt/portvakt/agent/peeruser"
 	"github.com/portvakt/portvakt/internal/wire"
 )
 
@@ -106,7 +107,7 @@ func (s *Server) Run(ctx context.Context) error {
 		MaxHeaderBytes:    16 << 10,
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			uid, err := peerUID(c)
+			uid, err := peeruser.Unix(c)
 			if err != nil {
 				s.cfg.Log.Debug("the caller of the local API is not known", "err", err)
 			}

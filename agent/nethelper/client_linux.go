@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/portvakt/portvakt/agent/peeruser"
 )
 
 const (
@@ -65,12 +67,12 @@ func Open(ctx context.Context, socket string, cfg Config) (*Network, error) {
 
 func (n *Network) open(ctx context.Context, cfg Config) (string, error) {
 	defer context.AfterFunc(ctx, func() { n.conn.SetDeadline(time.Unix(1, 0)) })()
-	cred, err := peer(n.conn)
+	uid, err := peeruser.Unix(n.conn)
 	if err != nil {
 		return "", err
 	}
-	if cred.Uid != 0 {
-		return "", fmt.Errorf("user %d listens in its place", cred.Uid)
+	if uid != 0 {
+		return "", fmt.Errorf("user %d listens in its place", uid)
 	}
 	n.conn.SetDeadline(time.Now().Add(exchangeTimeout))
 	if _, err := n.conn.Write(encode(openRequest{cfg.Name, cfg.MTU, cfg.Addresses})); err != nil {
@@ -233,15 +235,4 @@ func (n *Network) ask(req any) (string, error) {
 	// An answer that came later would be taken for that to something else.
 	n.conn.Close()
 	return "", fmt.Errorf("the network helper does not answer: %w", err)
-}
-
-// peer returns who is at the other end, as the kernel recorded it.
-func peer(c *net.UnixConn) (*unix.Ucred, error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	var cred *unix.Ucred
-	cerr := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
-	return cred, errors.Join(cerr, err)
 }

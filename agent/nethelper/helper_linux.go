@@ -10,12 +10,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/portvakt/portvakt/agent/dns"
+	"github.com/portvakt/portvakt/agent/helpersock"
+	"github.com/portvakt/portvakt/agent/peeruser"
 )
 
 // firstMessage is how long a caller may take to open its interface; the next
@@ -74,7 +75,7 @@ func Run(ctx context.Context, cfg HelperConfig) (err error) {
 	if err := errors.Join(undoRoutes(), dns.Recover(ctx, dns.Config{Log: cfg.Log})); err != nil {
 		return fmt.Errorf("undoing what a former helper left: %w", err)
 	}
-	l, err := listen(cfg.Socket, cfg.AllowUID)
+	l, err := helpersock.Listen("unixpacket", cfg.Socket, cfg.AllowUID)
 	if err != nil {
 		return err
 	}
@@ -120,7 +121,7 @@ func alone() (release func(), err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
-	if err := checkDir(dir); err != nil {
+	if err := helpersock.CheckDir(dir); err != nil {
 		return nil, err
 	}
 	path := filepath.Join(dir, fmt.Sprintf("net-helper.%d.lock", ns.Ino))
@@ -149,47 +150,6 @@ func alone() (release func(), err error) {
 	}
 }
 
-// checkDir says whether names in a directory are root's to give.
-func checkDir(dir string) error {
-	info, err := os.Stat(dir)
-	if errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("%s does not exist; run: install -d -m 755 %s", dir, dir)
-	}
-	if err != nil {
-		return err
-	}
-	if st, ok := info.Sys().(*syscall.Stat_t); !ok || st.Uid != 0 || info.Mode().Perm()&0o022 != 0 {
-		return fmt.Errorf("%s must belong to root and not be writable by others", dir)
-	}
-	return nil
-}
-
-// listen makes a socket that only uid can open.
-func listen(path string, uid int) (*net.UnixListener, error) {
-	if err := checkDir(filepath.Dir(path)); err != nil {
-		return nil, err
-	}
-	if info, err := os.Lstat(path); err == nil && info.Mode()&os.ModeSocket != 0 {
-		if c, err := net.DialTimeout("unixpacket", path, time.Second); err == nil {
-			c.Close()
-			return nil, fmt.Errorf("another helper answers on %s", path)
-		}
-		if err := os.Remove(path); err != nil { // left by one that was killed
-			return nil, err
-		}
-	}
-	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Net: "unixpacket", Name: path})
-	if err != nil {
-		return nil, err
-	}
-	// Nobody else may write to the directory, so the name is still ours.
-	if err := errors.Join(os.Chmod(path, 0o600), os.Lchown(path, uid, -1)); err != nil {
-		l.Close()
-		return nil, err
-	}
-	return l, nil
-}
-
 // session is one agent's connection. Everything belongs to the goroutine of
 // serve.
 type session struct {
@@ -204,12 +164,12 @@ type session struct {
 // serve answers one agent and undoes everything in the end.
 func (s *session) serve() {
 	defer s.conn.Close()
-	cred, err := peer(s.conn)
-	if err != nil || cred.Uid != 0 && int(cred.Uid) != s.cfg.AllowUID {
-		s.cfg.Log.Warn("the network helper refused a caller", "remote", cred, "err", err)
+	uid, err := peeruser.Unix(s.conn)
+	if err != nil || uid != 0 && int(uid) != s.cfg.AllowUID {
+		s.cfg.Log.Warn("the network helper refused a caller", "remote", fmt.Sprintf("uid %d", uid), "err", err)
 		return
 	}
-	s.agent = cred.Uid
+	s.agent = uid
 	defer s.undo()
 	s.conn.SetReadDeadline(time.Now().Add(firstMessage))
 	msg := make([]byte, maxMessage+1)

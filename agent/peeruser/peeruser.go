@@ -1,10 +1,11 @@
 // Package peeruser names the operating system's user at the other end of a
-// loopback connection. A listener on 127.0.0.1 is open to every account of the
+// local connection. A listener on 127.0.0.1 is open to every account of the
 // machine; what a person's login opened must not be.
 //
 // The answer comes from the kernel's socket tables (Linux: sock_diag(7), else
 // /proc/net). Other systems have no lookup here: [Supported] is false, every
-// call returns [ErrNotSupported], and a caller has to refuse.
+// call returns [ErrNotSupported], and a caller has to refuse. Of a Unix socket
+// ([Unix]) macOS tells as well.
 package peeruser
 
 import (
@@ -53,6 +54,10 @@ func UDP(client netip.AddrPort) (uids []uint32, err error) {
 	}
 	return udpOwners(client.Port())
 }
+
+// Unix returns the user of the process at the other end of a Unix socket, as the
+// kernel recorded it: for a client that of who listens.
+func Unix(c net.Conn) (uid uint32, err error) { return unixPeer(c) }
 
 func unmap(a netip.AddrPort) netip.AddrPort {
 	return netip.AddrPortFrom(a.Addr().Unmap().WithZone(""), a.Port())

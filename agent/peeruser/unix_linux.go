@@ -1,4 +1,4 @@
-package localapi
+package peeruser
 
 import (
 	"fmt"
@@ -7,14 +7,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func peerUID(c net.Conn) (uint32, error) {
+func unixPeer(c net.Conn) (uint32, error) {
 	var cred *unix.Ucred
 	err := onSocket(c, func(fd int) (err error) {
 		cred, err = unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
 		return err
 	})
 	if err != nil {
-		return 0, fmt.Errorf("naming the caller: %w", err)
+		return 0, fmt.Errorf("naming the peer of a Unix socket: %w", err)
 	}
 	return cred.Uid, nil
 }

@@ -1,12 +1,12 @@
 //go:build !linux && !darwin
 
-package localapi
+package peeruser
 
 import (
 	"errors"
 	"net"
 )
 
-func peerUID(net.Conn) (uint32, error) {
+func unixPeer(net.Conn) (uint32, error) {
 	return 0, errors.New("this system does not name the peer of a socket")
 }

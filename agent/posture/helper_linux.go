@@ -9,14 +9,12 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
-	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/portvakt/portvakt/agent/helpersock"
+	"github.com/portvakt/portvakt/agent/peeruser"
 	"github.com/portvakt/portvakt/internal/wire"
 )
 
@@ -67,7 +65,7 @@ func RunHelper(ctx context.Context, cfg HelperConfig) error {
 		}
 		h.kernel = kernelFirewall
 	}
-	l, err := listenHelper(cfg)
+	l, err := helpersock.Listen("unix", cfg.Socket, cfg.AllowUID)
 	if err != nil {
 		return fmt.Errorf("starting the posture helper: %w", err)
 	}
@@ -113,47 +111,9 @@ type helper struct {
 	collecting chan struct{} // one collection at a time
 }
 
-// listenHelper makes a socket that only AllowUID can open.
-func listenHelper(cfg HelperConfig) (*net.UnixListener, error) {
-	dir := filepath.Dir(cfg.Socket)
-	info, err := os.Stat(dir)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("%s does not exist; run: install -d -m 755 %s", dir, dir)
-	}
-	if err != nil {
-		return nil, err
-	}
-	if st, ok := info.Sys().(*syscall.Stat_t); !ok || int(st.Uid) != os.Geteuid() || info.Mode().Perm()&0o022 != 0 {
-		return nil, fmt.Errorf("%s must belong to the helper's user and not be writable by others", dir)
-	}
-	if info, err := os.Lstat(cfg.Socket); err == nil && info.Mode()&os.ModeSocket != 0 {
-		if c, err := net.DialTimeout("unix", cfg.Socket, helperDial); err == nil {
-			c.Close()
-			return nil, fmt.Errorf("another helper answers on %s", cfg.Socket)
-		}
-		if err := os.Remove(cfg.Socket); err != nil { // left by one that was killed
-			return nil, err
-		}
-	}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: cfg.Socket})
-	if err != nil {
-		return nil, err
-	}
-	// Nobody else may write to the directory, so the name is still ours.
-	err = os.Chmod(cfg.Socket, 0o600)
-	if err == nil && os.Geteuid() == 0 {
-		err = os.Lchown(cfg.Socket, cfg.AllowUID, -1)
-	}
-	if err != nil {
-		l.Close()
-		return nil, err
-	}
-	return l, nil
-}
-
 func (h *helper) serve(c *net.UnixConn) {
 	c.SetDeadline(time.Now().Add(collectTimeout))
-	uid, err := peerUID(c)
+	uid, err := peeruser.Unix(c)
 	if err != nil || uid != 0 && int(uid) != h.cfg.AllowUID {
 		h.cfg.Log.Warn("posture helper refused a caller", "remote", fmt.Sprintf("uid %d", uid), "err", err)
 		return
@@ -191,7 +151,7 @@ func askHelper(ctx context.Context, socket string, root bool) ([]wire.Signal, er
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	conn.SetDeadline(time.Now().Add(helperExchange))
-	uid, err := peerUID(conn.(*net.UnixConn))
+	uid, err := peeruser.Unix(conn)
 	if err != nil {
 		return nil, fmt.Errorf("asking the posture helper: %w", err)
 	}
@@ -227,23 +187,4 @@ func parseAnswer(data []byte) ([]wire.Signal, error) {
 		out = append(out, finding{s.State, s.Value}.signal(s.Name))
 	}
 	return out, nil
-}
-
-// peerUID returns the user of the process at the other end (for a client: of
-// the one that listens), as the kernel recorded it.
-func peerUID(c *net.UnixConn) (uid uint32, err error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	var cred *unix.Ucred
-	if cerr := raw.Control(func(fd uintptr) {
-		cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	}); cerr != nil {
-		return 0, cerr
-	}
-	if err != nil {
-		return 0, err
-	}
-	return cred.Uid, nil
 }
