@@ -50,7 +50,7 @@ func (a *agent) logIn(ctx context.Context, who localapi.Caller, page func(*wire.
 		return nil, err
 	}
 	s, err := login.Run(ctx, login.Config{
-		Ports: l.connect.RedirectPorts, UID: who.UID, UserOf: userOf, Now: a.gatewayNow, Log: a.cfg.Log,
+		Ports: l.connect.RedirectPorts, UID: who.UID, UserOf: userOf, Language: a.cfg.Language, Now: a.gatewayNow, Log: a.cfg.Log,
 		Begin: func(ctx context.Context, redirect string) (*wire.LoginResponse, error) {
 			return l.client.Login(ctx, wire.LoginRequest{RedirectURI: redirect, OSUser: who.OSUser()})
 		},

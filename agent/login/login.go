@@ -50,6 +50,8 @@ type Config struct {
 	Open func(*wire.LoginResponse) error
 	// Complete hands the answer to the gateway.
 	Complete func(context.Context, wire.LoginComplete) (*wire.State, error)
+	// Language is what the person is told the end in, as in Accept-Language.
+	Language string
 	Now      func() time.Time // by the gateway's clock; nil means time.Now
 	Log      *slog.Logger     // nil discards
 }
@@ -222,17 +224,19 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		})
 		return
 	}
+	lang := languageOf(h.cfg.Language)
 	ctx, cancel := context.WithTimeout(h.ctx, completeTimeout)
 	defer cancel()
 	st, err := h.cfg.Complete(ctx, answer)
 	defer func() { h.done <- outcome{st, err} }()
 	if err != nil {
-		writePage(w, http.StatusForbidden, failure(err))
+		writePage(w, http.StatusForbidden, failure(err, lang))
 		return
 	}
-	p := page{Title: "You are logged in", Good: true, Text: "You can close this window and open your apps."}
+	say := languages[lang]
+	p := page{Lang: lang, Title: say.LoggedIn, Good: true, Text: say.Close}
 	if st != nil && st.Session != nil && st.Session.Name != "" {
-		p.Text = "Welcome, " + st.Session.Name + ". " + p.Text
+		p.Text = fmt.Sprintf(say.Welcome, st.Session.Name) + " " + p.Text
 	}
 	writePage(w, http.StatusOK, p)
 }

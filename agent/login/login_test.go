@@ -106,6 +106,41 @@ func get(t *testing.T, url string) got {
 	return g
 }
 
+// The page at the end speaks the person's language, whichever way it ends.
+func TestThePageSpeaksTheLanguage(t *testing.T) {
+	for asked, want := range map[string][2]string{
+		"":                 {`lang="en"`, "You are logged in"},
+		"fr-FR":            {`lang="en"`, "Welcome, Anna"},
+		"sv-FI, en;q=0.5":  {`lang="sv"`, "Välkommen, Anna"},
+		"nn-NO":            {`lang="nb"`, "Du er logget inn"},
+		"da":               {`lang="da"`, "Du er logget ind"},
+		"fi":               {`lang="fi"`, "Olet kirjautunut sisään"},
+		"fr, nl-BE;q=0.7 ": {`lang="nl"`, "U bent ingelogd"},
+	} {
+		p := begin(t, func(c *login.Config) { c.Language = asked })
+		page := get(t, p.redirect+"?state=right&code=c")
+		if page.status != 200 || !strings.Contains(page.body, want[0]) || !strings.Contains(page.body, want[1]) {
+			t.Errorf("%q: %d %s", asked, page.status, page.body)
+		}
+		if err := p.end(t); err != nil {
+			t.Error(err)
+		}
+	}
+	p := begin(t, func(c *login.Config) {
+		c.Language = "sv"
+		c.Complete = func(context.Context, wire.LoginComplete) (*wire.State, error) {
+			return nil, &wire.Error{Code: "unknown_state", Message: "Det gick inte."}
+		}
+	})
+	page := get(t, p.redirect+"?state=right&code=c")
+	if page.status != 403 || !strings.Contains(page.body, "Du är inte inloggad") || !strings.Contains(page.body, "Orsak: unknown_state") {
+		t.Errorf("refused: %d %s", page.status, page.body)
+	}
+	if err := p.end(t); err == nil {
+		t.Error("the refusal is lost")
+	}
+}
+
 func TestLogin(t *testing.T) {
 	p := begin(t, nil)
 	u, err := url.Parse(p.redirect)

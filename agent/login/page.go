@@ -14,6 +14,7 @@ import (
 type page struct {
 	Title, Text, Remedy, Code string
 	Good                      bool
+	Lang                      string // of languages; empty is English
 }
 
 const pageStyle = `
@@ -24,6 +25,17 @@ p.code{color:#57606a;font-size:.9rem}
 @media (prefers-color-scheme:dark){body{color:#e6edf3;background:#0d1117}p.code{color:#8b949e}}
 `
 
+// Language is what the page says of itself, to a screen reader.
+func (p page) Language() string {
+	if p.Lang == "" {
+		return "en"
+	}
+	return p.Lang
+}
+
+// Cause is the word before Code.
+func (p page) Cause() string { return languages[p.Language()].Cause }
+
 // The page runs nothing and loads nothing; its one style is named by its hash.
 var pagePolicy = func() string {
 	sum := sha256.Sum256([]byte(pageStyle))
@@ -32,26 +44,27 @@ var pagePolicy = func() string {
 }()
 
 var pageTemplate = template.Must(template.New("page").Parse(`<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<html lang="{{.Language}}"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Portvakt: {{.Title}}</title>
 <style>` + pageStyle + `</style></head>
 <body><main><h1{{if .Good}} class="good"{{end}}>{{.Title}}</h1><p>{{.Text}}</p>
-{{with .Remedy}}<p>{{.}}</p>{{end}}{{with .Code}}<p class="code">Reason: {{.}}</p>{{end}}
+{{with .Remedy}}<p>{{.}}</p>{{end}}{{with .Code}}<p class="code">{{$.Cause}}: {{.}}</p>{{end}}
 </main></body></html>
 `))
 
 // failure says why a login was refused, in the gateway's words.
-func failure(err error) page {
+func failure(err error, lang string) page {
+	say := languages[lang]
 	var refused *wire.Error
 	if errors.As(err, &refused) {
-		p := page{Title: "You are not logged in", Text: refused.Message, Remedy: refused.Remedy, Code: refused.Code}
+		p := page{Lang: lang, Title: say.NotLoggedIn, Text: refused.Message, Remedy: refused.Remedy, Code: refused.Code}
 		if p.Text == "" {
 			p.Text = "The gateway refused the login."
 		}
 		return p
 	}
 	t := control.Diagnose(err)
-	return page{Title: "You are not logged in", Text: t.Message, Remedy: "Start again with: portvakt-agent login"}
+	return page{Lang: lang, Title: say.NotLoggedIn, Text: t.Message, Remedy: say.Again}
 }
 
 func writePage(w http.ResponseWriter, status int, p page) {
