@@ -157,7 +157,7 @@ var mutants = []mutant{
 		name: "shared_connection", breaks: "an app's connection serves another login",
 		edit: edit{
 			"gateway/http1/pool.go",
-			"		case c.holder != h:", "		case c.holder.Inner != h.Inner:",
+			"!c.asks && c.holder == h {", "!c.asks {",
 		},
 		pkg: "./gateway/http1", test: "TestNoConnectionForAnother",
 	},
