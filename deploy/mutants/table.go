@@ -197,17 +197,65 @@ var mutants = []mutant{
 		name: "cut_without_reset", breaks: "a flow that is cut keeps its connections",
 		edit: edit{
 			"gateway/session/flow.go",
-			"	f.finish()\n	if fn != nil {\n		fn()", "	f.finish()\n	if fn != nil && dec.Allow {\n		fn()",
+			"		f.finish()\n		if fn != nil {\n			fn()", "		f.finish()\n		if fn != nil && dec.Allow {\n			fn()",
 		},
 		pkg: "./gateway/session", test: "TestChangeCuts",
 	},
 	{
 		name: "flow_inherited", breaks: "whoever logs in next gets the other's open flows",
 		edit: edit{
-			"gateway/session/flow.go",
+			"gateway/session/confirm.go",
 			"	case dec.Allow && !samePerson(owner, on.facts):", "	case dec.Allow && on == nil && !samePerson(owner, on.facts):",
 		},
 		pkg: "./gateway/session", test: "TestAnotherPersonInheritsNoFlow",
+	},
+	{
+		name: "drain_hides_hard", breaks: "a call that is being finished outlives the firewall",
+		edit: edit{
+			"gateway/session/drain.go",
+			"; !dec2.Allow {", "; !dec2.Allow && dec2.Reason == dec.Reason {",
+		},
+		pkg: "./gateway/session", test: "TestHardCausesCutWhatDrains",
+	},
+	{
+		name: "drain_renewed", breaks: "a permission that comes and goes lets a call be finished for ever",
+		edit: edit{
+			"gateway/session/drain.go",
+			"used: was.used + max(0, f.m.cfg.Elapsed()-was.since)", "used: was.used",
+		},
+		pkg: "./gateway/session", test: "TestDrainIsNeverLonger",
+	},
+	{
+		name: "drain_unrecorded", breaks: "what is finished without permission is not in the log",
+		edit: edit{
+			"gateway/session/drain.go",
+			"	if err := f.keep(r); err != nil {", "	if err := f.keep(r); err != nil && f.ended {",
+		},
+		pkg: "./gateway/session", test: "TestNoDrainWithoutARecord",
+	},
+	{
+		name: "lapse_unseen", breaks: "what was queued when the gateway stood still leaves when it goes on",
+		edit: edit{
+			"gateway/session/lapse.go",
+			"<= m.lapse()", "<= 1000*m.lapse()",
+		},
+		pkg: "./gateway/session", test: "TestNothingIsAwakeBeforeItIsDecidedAgain",
+	},
+	{
+		name: "lapse_leaves", breaks: "the socket sends although the gateway is not awake",
+		edit: edit{
+			"gateway/tunnel/ingress.go",
+			"awake != nil && !awake()", "awake != nil && !awake() && len(bufs) > 9",
+		},
+		pkg: "./gateway/tunnel", test: "TestNothingLeavesAfterALapse",
+	},
+	{
+		name: "shared_too_far", breaks: "one person's answer is given to another",
+		edit: edit{
+			"policy/shared.go",
+			"	if s.subjects {", "	if s.subjects && k.port == 1 {",
+		},
+		pkg: "./policy", test: "TestSharedIsNobodyElses",
 	},
 	{
 		name: "audience_ignored", breaks: "an ID token for another client logs in here",

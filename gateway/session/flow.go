@@ -263,6 +263,12 @@ func (f *Flow) decide(ctx context.Context, now time.Time, req *policy.Request) (
 		dec.ID, dec.App, dec.Time = newID("d-"), f.begin.App.Name, now
 		return nil, dec
 	}
+	on := f.basis(now, req)
+	return on, f.m.answer(ctx, on)
+}
+
+// basis is what the Flow is decided on now.
+func (f *Flow) basis(now time.Time, req *policy.Request) *basis {
 	on := &basis{facts: f.d.facts(now), question: policy.Question{
 		Time: now.UTC(), Action: f.begin.Action, App: policy.AppRef{Name: f.begin.App.Name, Protocol: f.begin.App.Protocol},
 	}}
@@ -271,7 +277,7 @@ func (f *Flow) decide(ctx context.Context, now time.Time, req *policy.Request) (
 	} else {
 		on.question.Request = req
 	}
-	return on, f.m.answer(ctx, on)
+	return on
 }
 
 // openKind tells what stays open from what is one exchange.
@@ -293,46 +299,6 @@ func (f *Flow) record(on *basis, dec policy.Decision, kind audit.Kind) *audit.Re
 		on.keep(r)
 	}
 	return r
-}
-
-// confirm decides an open Flow again and renews its lease, lets it drain, or
-// cuts it. Flows that are still being decided are left to their own epoch
-// comparison.
-func (f *Flow) confirm(now time.Time) {
-	f.confirming.Lock()
-	defer f.confirming.Unlock()
-	f.mu.Lock()
-	decided, req, owner := f.decided && !f.ended && f.cut == nil, f.request, f.facts
-	f.mu.Unlock()
-	if !decided {
-		return
-	}
-	on, dec := f.decide(context.Background(), now, req)
-	switch {
-	case dec.Allow && !samePerson(owner, on.facts):
-		// The app was told whose this is. Whoever logged in since may use the
-		// app, but not another's connection to it. No policy decided this, so
-		// no Input goes with it.
-		f.cutWith(nil, policy.NewDecision(policy.ReasonLoginRequired, &policy.Fact{
-			Name: "session", Value: "another login", Wanted: "the login the connection was opened with",
-		}))
-	case dec.Allow:
-		f.goOn(on)
-	default:
-		f.lose(on, dec, now)
-	}
-}
-
-// samePerson says whether the person and OS user a Flow belongs to are still
-// the ones of the Session in force. A new login of the same person is no reason
-// to end their call.
-func samePerson(owner Facts, now *policy.Facts) bool {
-	if owner.Subject == nil || owner.Session == nil {
-		return true // opened for the device alone
-	}
-	subject, session := now.Subject(), now.Session()
-	return subject != nil && session != nil && session.OSUser == owner.Session.OSUser &&
-		subject.Issuer == owner.Subject.Issuer && subject.ID == owner.Subject.ID
 }
 
 func (f *Flow) renew() { f.renewUntil(math.MaxInt64) }
@@ -357,7 +323,7 @@ func (f *Flow) Check() error {
 	expired := f.d.expireLocked(now, f.m.cfg.PostureMaxAge)
 	f.d.mu.Unlock()
 	f.m.noteExpired(expired, now)
-	f.confirm(now)
+	f.confirm(now, nil)
 	if f.over.Load() || int64(f.m.cfg.Elapsed()) > f.leaseEnd.Load() {
 		return ErrCut
 	}
@@ -408,14 +374,23 @@ func (f *Flow) cutOwned(session string, reason policy.Reason) {
 }
 
 // cutWith cuts the Flow: no byte passes after it returns but those already
-// handed to the system. Its record is queued, whatever the log's state. on is
-// what was decided on, nil when no policy was asked. A Flow that is still being
-// decided is not recorded: its Authorize sees the cut and refuses.
+// handed to the system. on is what was decided on, nil when no policy was asked.
 func (f *Flow) cutWith(on *basis, dec policy.Decision) {
+	if kill := f.condemn(on, dec); kill != nil {
+		kill()
+	}
+}
+
+// condemn is the quick half of a cut: no chunk is let through any more, and the
+// record is queued, whatever the log's state. What it returns, unless it is nil,
+// must be run: it ends the connections, with what is queued on them. Whoever has
+// many to cut condemns all of them first. A Flow that is still being decided is
+// not recorded: its Authorize sees the cut and refuses.
+func (f *Flow) condemn(on *basis, dec policy.Decision) (kill func()) {
 	f.mu.Lock()
 	if f.cut != nil || f.ended {
 		f.mu.Unlock()
-		return
+		return nil
 	}
 	if dec.ID == "" {
 		dec.ID, dec.Time = newID("d-"), f.m.cfg.Now()
@@ -426,13 +401,16 @@ func (f *Flow) cutWith(on *basis, dec policy.Decision) {
 	f.onCut = nil
 	f.mu.Unlock()
 	f.leaseEnd.Store(-1)
+	f.over.Store(true)
 	if decided {
 		f.m.cuts.Add(1)
-		f.noteCut(on, dec, facts, req, drained) // never blocks; before End can say "closed"
+		f.noteCut(on, dec, facts, req, drained) // never blocks
 	}
-	f.finish()
-	if fn != nil {
-		fn()
+	return func() {
+		f.finish()
+		if fn != nil {
+			fn()
+		}
 	}
 }
 

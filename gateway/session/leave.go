@@ -91,8 +91,14 @@ func (d *device) end(why policy.Decision) {
 		d.epoch.Add(1)
 	}
 	d.mu.Unlock()
+	var kills []func()
 	for _, f := range d.open() {
-		f.cutWith(nil, why)
+		if kill := f.condemn(nil, why); kill != nil {
+			kills = append(kills, kill)
+		}
+	}
+	for _, kill := range kills {
+		kill()
 	}
 }
 

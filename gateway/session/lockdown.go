@@ -227,29 +227,37 @@ func lockdownDetail(l store.Lockdown) map[string]string {
 // either seen it or sees the new epoch and decides again, and one that is marked
 // as decided is seen here.
 func (m *Manager) enforce(alone *lockdownSet) (cuts int) {
-	var n atomic.Int64
+	var mu sync.Mutex // guards kills
+	var kills []func()
 	now := m.cfg.Now()
-	m.onAll(m.all(), func(d *device) { n.Add(int64(d.cutLockedDown(alone, now))) })
-	return int(n.Load())
+	onAll(m.all(), func(d *device) {
+		if some := d.condemnLockedDown(alone, now); some != nil {
+			mu.Lock()
+			defer mu.Unlock()
+			kills = append(kills, some...)
+		}
+	})
+	onAll(kills, func(kill func()) { kill() })
+	return len(kills)
 }
 
-// cutLockedDown raises the epoch, so that Flows which are being decided are
-// decided again, and cuts those of the others that the lockdown is about.
-func (d *device) cutLockedDown(alone *lockdownSet, now time.Time) (cuts int) {
+// condemnLockedDown raises the epoch, so that Flows which are being decided are
+// decided again, and condemns those of the others that the lockdown is about.
+func (d *device) condemnLockedDown(alone *lockdownSet, now time.Time) (kills []func()) {
 	d.mu.Lock()
 	d.epoch.Add(1)
 	none := len(d.flows) == 0
 	d.mu.Unlock()
 	if none {
-		return 0
+		return nil
 	}
 	on := d.facts(now)
 	for _, f := range d.open() {
-		if f.cutLockedDown(alone, on) {
-			cuts++
+		if kill := f.condemnLockedDown(alone, on); kill != nil {
+			kills = append(kills, kill)
 		}
 	}
-	return cuts
+	return kills
 }
 
 // touches says whether a lockdown stands between the device and some app.
@@ -263,25 +271,24 @@ func (m *Manager) touches(d *device, alone *lockdownSet) bool {
 	return false
 }
 
-// cutLockedDown cuts an open Flow that a lockdown stands in the way of. One
-// that is still being decided is left to its own epoch comparison.
-func (f *Flow) cutLockedDown(alone *lockdownSet, on *policy.Facts) bool {
+// condemnLockedDown condemns an open Flow that a lockdown stands in the way of.
+// One that is still being decided is left to its own epoch comparison.
+func (f *Flow) condemnLockedDown(alone *lockdownSet, on *policy.Facts) (kill func()) {
 	f.mu.Lock()
 	open, owner := f.decided && !f.ended && f.cut == nil, f.facts.Subject
 	f.mu.Unlock()
 	if !open {
-		return false
+		return nil
 	}
 	app := f.begin.App.Name
 	fact := alone.hit(on.Subject(), f.d.record.ID, app, on.Address())
 	if fact == nil { // it may still be of the person before a new login
 		fact = alone.hit(owner, f.d.record.ID, app, on.Address())
 	}
-	dec, locked := f.m.lockdownDecision(fact, app)
-	if locked {
-		f.cutWith(nil, dec)
+	if dec, locked := f.m.lockdownDecision(fact, app); locked {
+		return f.condemn(nil, dec)
 	}
-	return locked
+	return nil
 }
 
 // Lift ends a lockdown.
@@ -330,22 +337,22 @@ func (m *Manager) LiftLockdown(ctx context.Context, lift Lift) (store.Lockdown, 
 	return l, nil
 }
 
-// onAll runs do for each device. Two workers use both of a small machine's
-// cores without starving the tunnel. They take the devices themselves: to be
-// handed one is to wait behind everything else that runs.
-func (m *Manager) onAll(devices []*device, do func(*device)) {
+// onAll runs do for each of many. Two workers use both of a small machine's
+// cores without starving the tunnel. They take the next one themselves: to be
+// handed it is to wait behind everything else that runs.
+func onAll[T any](all []T, do func(T)) {
 	var next atomic.Int64
 	work := func() {
 		for {
 			i := int(next.Add(1)) - 1
-			if i >= len(devices) {
+			if i >= len(all) {
 				return
 			}
-			do(devices[i])
+			do(all[i])
 		}
 	}
 	var other sync.WaitGroup
-	if len(devices) > 1 {
+	if len(all) > 1 {
 		other.Go(work)
 	}
 	work()

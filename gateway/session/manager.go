@@ -185,7 +185,7 @@ func (m *Manager) tick(now time.Time, edge bool) {
 		m.books.registrationEnded(d.key)
 	}
 	elapsed := m.cfg.Elapsed()
-	m.onAll(slices.DeleteFunc(m.all(), func(d *device) bool {
+	onAll(slices.DeleteFunc(m.all(), func(d *device) bool {
 		return !edge && !d.due(now, elapsed, m.cfg.PostureMaxAge)
 	}), m.refresh)
 	if edge {
@@ -249,7 +249,7 @@ func (m *Manager) AppAddresses(name string) [2]netip.Addr {
 // Relocate looks every device's place up again, after the location database
 // changed.
 func (m *Manager) Relocate() {
-	m.onAll(m.all(), func(d *device) { m.setLocation(d, netip.AddrPort{}) })
+	onAll(m.all(), func(d *device) { m.setLocation(d, netip.AddrPort{}) })
 }
 
 // Counts are the numbers that metrics show.
@@ -293,7 +293,7 @@ func (m *Manager) device(id string) (*device, error) {
 	return d, nil
 }
 
-func (m *Manager) refreshAll() { m.onAll(m.all(), m.refresh) }
+func (m *Manager) refreshAll() { onAll(m.all(), m.refresh) }
 
 // refresh decides everything about one device again: every Flow it has open,
 // first of all, and which apps it reaches, hence its segment. It raises the
@@ -314,8 +314,9 @@ func (m *Manager) refresh(d *device) {
 	d.epoch.Add(1)
 	d.confirmed = m.cfg.Elapsed()
 	d.mu.Unlock()
+	known := denials{}
 	for _, f := range d.open() {
-		f.confirm(now)
+		f.confirm(now, known)
 	}
 	d.mu.Lock()
 	d.untidy = false
