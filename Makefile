@@ -15,7 +15,7 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 RACE = ./agent/... ./gateway/... ./internal/... ./certs/... ./policy/...
 FUZZTIME ?= 60s
 
-.PHONY: help build demo test test-kill e2e bench soak mutants h2spec check fmt fuzz clean
+.PHONY: help build demo test test-kill e2e bench bench-revoke bench-proxy soak mutants h2spec check fmt fuzz clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' Makefile | sed 's/:.*## /\t/'
@@ -44,6 +44,10 @@ bench: ## the tunnel against stock wireguard-go (root; Debian's iperf3, nginx, w
 	@$(GO) test -c -o build/bench/tunnel.test ./gateway/tunnel
 	@cd deploy && $(GO) build -o ../build/bench/bench ./bench
 	@build/bench/bench $(ARGS)
+
+bench-revoke: ## from an event to the last byte, with 1,000 sessions and 10,000 open flows of all kinds; ARGS="--rounds 1 --trials 10", --quick, --json
+	@cd deploy && $(GO) build -o ../build/bench/revoke ./bench/revoke
+	@build/bench/revoke $(ARGS)
 
 bench-proxy: ## requests through the gateway's proxy against httputil.ReverseProxy, nginx and Caddy (Debian's nginx-light, caddy, wrk)
 	@$(GO) test -c -o build/bench/audit.test ./gateway/audit
