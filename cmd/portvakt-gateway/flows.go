@@ -1,6 +1,9 @@
 package main
 
 import (
+	"io"
+	"strings"
+
 	"github.com/spf13/cobra"
 
 	"github.com/portvakt/portvakt/gateway/admin"
@@ -23,19 +26,24 @@ why and the time at which it is cut.`,
 			if err != nil || opt.json {
 				return orJSON(cmd, all, err)
 			}
-			rows := [][]string{{"ID", "APP", "WHO", "DEVICE", "SINCE", "STATE"}}
-			for _, f := range all.Items {
-				state := f.State
-				if f.DrainUntil != nil {
-					state += " until " + when(*f.DrainUntil) + " (" + f.Reason + ")"
-				}
-				rows = append(rows, []string{f.ID, f.App, f.Name, f.DeviceName, when(f.OpenedAt), state})
-			}
-			return table(cmd.OutOrStdout(), rows)
+			return printFlows(cmd.OutOrStdout(), all.Items)
 		},
 	}
 	list.Flags().StringVar(&only.Device, "device", "", "of one device (`id` or name)")
 	list.Flags().StringVar(&only.App, "app", "", "to one app (`name`)")
 	list.Flags().BoolVar(&only.Draining, "draining", false, "only what is allowed no more and may be finished")
 	return group("flows", "Show what is open", list)
+}
+
+// printFlows prints the ID last: it is the longest, and the least read.
+func printFlows(w io.Writer, all []admin.Flow) error {
+	rows := [][]string{{"APP", "WHO", "DEVICE", "SINCE", "STATE", "FLOW"}}
+	for _, f := range all {
+		state := f.State
+		if f.DrainUntil != nil { // within half an hour
+			state += " until " + f.DrainUntil.Local().Format("15:04") + ": " + strings.ReplaceAll(f.Reason, "_", " ")
+		}
+		rows = append(rows, []string{f.App, f.Name, f.DeviceName, when(f.OpenedAt), state, f.ID})
+	}
+	return table(w, rows)
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/portvakt/portvakt/gateway"
+	"github.com/portvakt/portvakt/gateway/admin"
 )
 
 const app = `name: crm
@@ -377,5 +378,20 @@ func TestTextOfOthersIsSafeToShow(t *testing.T) {
 	err := table(&out, [][]string{{"NAME", "WHO"}, {"a\x1b[31mb\tc\n", "\u202eevil\u009b"}, {"x", ""}})
 	if err != nil || out.String() != "NAME        WHO\na?[31mb?c?  ?evil?\nx           -\n" {
 		t.Errorf("%q %v", out.String(), err)
+	}
+}
+
+func TestFlowsAreReadable(t *testing.T) {
+	until := time.Date(2026, 11, 23, 17, 15, 0, 0, time.Local)
+	var out bytes.Buffer
+	err := printFlows(&out, []admin.Flow{
+		{ID: "f-1", App: "crm", Name: "Anna\x1b[2J", DeviceName: "anna-laptop", State: "open", OpenedAt: until.Add(-time.Hour)},
+		{ID: "f-2", App: "voice", Name: "Ben Berg", DeviceName: "ben-laptop", State: "draining", OpenedAt: until.Add(-20 * time.Minute), DrainUntil: &until, Reason: "session_expired"},
+	})
+	want := "APP    WHO       DEVICE       SINCE             STATE                                  FLOW\n" +
+		"crm    Anna?[2J  anna-laptop  2026-11-23 16:15  open                                   f-1\n" +
+		"voice  Ben Berg  ben-laptop   2026-11-23 16:55  draining until 17:15: session expired  f-2\n"
+	if err != nil || out.String() != want {
+		t.Errorf("%v\n%s\nwant\n%s", err, out.String(), want)
 	}
 }

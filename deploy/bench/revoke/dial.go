@@ -100,7 +100,7 @@ func (l *laptop) dial(ctx context.Context, f *flow, i int) error {
 			return err
 		}
 		go func() { _, _ = io.WriteString(c, f.name+"\n") }()
-		return f.read(c, bufio.NewReaderSize(c, 256), tickBytes, 0)
+		return f.read(c, bufio.NewReaderSize(c, 256))
 	}
 	c, err := l.tls(ctx, f.app, "http/1.1")
 	if err != nil {
@@ -121,9 +121,9 @@ func (l *laptop) dial(ctx context.Context, f *flow, i int) error {
 	}
 	switch {
 	case f.kind == "websocket" && res.StatusCode == http.StatusSwitchingProtocols:
-		return f.read(c, in, tickBytes+2, 2) // an unmasked frame's head (RFC 6455, 5.2)
+		return f.read(c, frames{in, c})
 	case f.kind == "http" && res.StatusCode == http.StatusOK:
-		return f.read(c, res.Body, tickBytes, 0)
+		return f.read(c, res.Body)
 	}
 	return fmt.Errorf("%s was answered %s %s", path, res.Status, res.Header.Get("Portvakt-Reason"))
 }
@@ -161,29 +161,62 @@ func (l *laptop) dialH2(ctx context.Context, f *flow, i int) error {
 		cancel()
 		return fmt.Errorf("%s was answered %s %s", req.URL.Path, res.Proto, res.Status)
 	}
-	return f.read(closer(func() error { cancel(); h2.transport.CloseIdleConnections(); return nil }), res.Body, tickBytes, 0)
+	return f.read(closer(func() error { cancel(); h2.transport.CloseIdleConnections(); return nil }), res.Body)
 }
 
 type closer func() error
 
 func (c closer) Close() error { return c() }
 
-// read takes the first tick of size bytes, of which head are not the tick's, and
-// the others in a goroutine that ends with the flow.
-func (f *flow) read(c io.Closer, r io.Reader, size, head int) error {
+// frames are a WebSocket's payloads, of at most 125 bytes, in frames that are not
+// masked (RFC 6455, 5.2). Pings are answered.
+type frames struct {
+	in  *bufio.Reader
+	out io.Writer
+}
+
+func (f frames) Read(b []byte) (int, error) {
+	for {
+		var head [2]byte
+		if _, err := io.ReadFull(f.in, head[:]); err != nil {
+			return 0, err
+		}
+		size := int(head[1])
+		if size > min(125, len(b)) {
+			return 0, fmt.Errorf("a frame of %d bytes", size)
+		}
+		if _, err := io.ReadFull(f.in, b[:size]); err != nil {
+			return 0, err
+		}
+		switch head[0] {
+		case 0x82: // the whole of a binary message
+			return size, nil
+		case 0x89: // ping: pong, masked with zeros
+			if _, err := f.out.Write(append([]byte{0x8a, 0x80 | byte(size), 0, 0, 0, 0}, b[:size]...)); err != nil {
+				return 0, err
+			}
+		default:
+			return 0, fmt.Errorf("a frame that begins with %x", head[0])
+		}
+	}
+}
+
+// read takes the first tick, and the others in a goroutine that ends with the
+// flow.
+func (f *flow) read(c io.Closer, r io.Reader) error {
 	f.close = func() { _ = c.Close() }
-	b := make([]byte, size)
+	b := make([]byte, tickBytes)
 	if _, err := io.ReadFull(r, b); err != nil {
 		return err
 	}
-	f.took(b[head:])
+	f.took(b)
 	go func() {
 		for {
 			if _, err := io.ReadFull(r, b); err != nil {
 				f.over(err)
 				return
 			}
-			f.took(b[head:])
+			f.took(b)
 		}
 	}()
 	return nil

@@ -128,7 +128,7 @@ func (b *bench) round(ctx context.Context, o options, round int, root string, al
 		}
 		all.add(e.name+", last byte p50", "ms", quantile(lived.bytes, 0.5), table.Value(eventP50))
 		all.add(e.name+", last byte p99", "ms", quantile(lived.bytes, 0.99), table.Value(eventP99))
-		all.add(e.name+", connection over p99", "ms", quantile(lived.connections, 0.99), table.Value(eventP99))
+		all.add(e.name+", connection over p99", "ms", quantile(lived.connections, 0.99), table.Limit{}) // for orientation
 	}
 	all.add("other flows, ticks lost", "", float64(b.lost), table.Value(0))
 	row := all.add("other flows, ticks late by, p99", "ms", quantile(b.late, 0.99), table.Ratio(undisturbed))
