@@ -33,7 +33,12 @@ so that it shows neither in the list of processes nor in the shell's history.
 If the answer is lost on the way, run the same command again: nothing is lost.`,
 		Example: `  portvakt-agent enroll https://gateway.example.com pv1.SECRET.CAHASH
   portvakt-agent enroll https://gateway.example.com -`,
-		Args: cobra.ExactArgs(2),
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 2 {
+				return fmt.Errorf("wanted the gateway's address and the code, got %d arguments; your IT support has both", len(args))
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			text := args[1]
 			if text == "-" {
