@@ -99,7 +99,7 @@ func (p *Provider) ask(ctx context.Context, login bool) (*discovered, error) {
 	was := p.disc.err
 	if err != nil {
 		if was == nil {
-			p.log.Warn("the identity provider does not answer; nobody can log in", "url", p.cfg.Issuer, "err", err)
+			p.log.Warn("the identity provider does not answer; nobody can log in", "url", p.cfg.Issuer, "err", cause(err))
 		}
 		p.disc.err = err
 		if login {
@@ -144,7 +144,16 @@ func (p *Provider) Healthy() error {
 	if p.disc.err == nil {
 		return nil
 	}
-	return fmt.Errorf("%s does not answer; nobody can log in: %w", p.cfg.Issuer, p.disc.err)
+	return fmt.Errorf("%s does not answer; nobody can log in: %w", p.cfg.Issuer, cause(p.disc.err))
+}
+
+// cause is err without what a person at a login is told.
+func cause(err error) error {
+	var e *Error
+	if errors.As(err, &e) && e.Err != nil {
+		return e.Err
+	}
+	return err
 }
 
 func (p *Provider) fetchDiscovery(ctx context.Context) (*discovered, error) {
