@@ -152,7 +152,7 @@ func NewPublic(cfg PublicConfig) (*Public, error) {
 	p.http = &http.Client{Timeout: publicTimeout, Transport: road, CheckRedirect: stay}
 	stream := road.Clone()
 	stream.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
-		c, err := dial(ctx, network, address)
+		c, err := road.DialContext(ctx, network, address)
 		if err == nil {
 			transport.KeepShort(c)
 		}

@@ -161,10 +161,16 @@ func TestThroughAProxy(t *testing.T) {
 	if err != nil {
 		t.Fatalf("opening a WebSocket: %v", err)
 	}
-	done := make(chan error, 1)
-	go func() { done <- transport.NewInbox().Carry(s, s.Endpoint(), func([]byte) {}) }()
-	cancel()
-	<-done
+	carry := func(s *transport.Stream, end func()) {
+		done := make(chan error, 1)
+		go func() { done <- transport.NewInbox().Carry(s, s.Endpoint(), func([]byte) {}) }()
+		end()
+		<-done
+	}
+	if s.Endpoint().AddrPort().IsValid() {
+		t.Errorf("the WebSocket's other end is taken to be at %v", s.Endpoint().AddrPort())
+	}
+	carry(s, cancel)
 
 	// The agent's own proxy leads through the tunnel that is not there yet.
 	u, _ := url.Parse(proxy)
@@ -176,6 +182,14 @@ func TestThroughAProxy(t *testing.T) {
 	if direct.Remote().String() != srv.Listener.Addr().String() {
 		t.Errorf("the gateway is taken to be at %v", direct.Remote())
 	}
+	ctx, cancel = context.WithCancel(t.Context())
+	if s, err = public(t, srv.URL, ca, u.Host).Tunnel(t.Context(), ctx); err != nil {
+		t.Fatalf("opening a WebSocket past the own proxy: %v", err)
+	}
+	if got := s.Endpoint().AddrPort().String(); got != srv.Listener.Addr().String() {
+		t.Errorf("the WebSocket's other end is taken to be at %v", got)
+	}
+	carry(s, cancel)
 	for _, host := range []string{"127.0.0.1", "localhost", "LocalHost.", "[::1]", "proxy.localhost", "[::ffff:127.0.0.1]"} {
 		t.Setenv("HTTPS_PROXY", "http://"+net.JoinHostPort(strings.Trim(host, "[]"), u.Port()))
 		own := public(t, "https://gateway.invalid", ca, u.Host)
