@@ -102,7 +102,7 @@ func (g *gate) admit(d *datagram, ep conn.Endpoint) *claim {
 	j := job{datagram: *d, ep: ep, src: src}
 	j.reserved = r != nil && g.limiter.reserve(src, now)
 	switch {
-	case j.reserved || known && !g.limiter.sourceSpent(addr, expected, now) && !g.limiter.allSpent(expected, now):
+	case j.reserved || known && !g.limiter.expectedSpent(addr, now):
 		j.standing = expected
 	case src.device != "" || g.checker.CheckMAC2(d[:], ep.DstToBytes()): // TCP and a certificate proved who sends
 		j.standing = proven

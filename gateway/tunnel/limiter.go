@@ -134,6 +134,19 @@ func (l *limiter) sourceSpent(src netip.Addr, of standing, now time.Time) bool {
 	return narrow.empty(c.narrow.rate, now.Sub(l.made)) || wide.empty(c.wide.rate, now.Sub(l.made))
 }
 
+// expectedSpent tells whether an address where a device is expected has nothing
+// left: because those who are expected fail, or because strangers fail who write
+// that very address. Its neighbourhood does not matter.
+func (l *limiter) expectedSpent(src netip.Addr, now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	at := now.Sub(l.made)
+	s, e := &l.classes[stranger], &l.classes[expected]
+	narrow, _ := l.buckets(s, src)
+	own, _ := l.buckets(e, src)
+	return narrow.empty(s.narrow.rate, at) || own.empty(e.narrow.rate, at) || e.all.empty(e.allRate, at)
+}
+
 func (l *limiter) allSpent(of standing, now time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

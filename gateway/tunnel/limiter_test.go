@@ -141,8 +141,15 @@ func TestNeighboursOfAnExpectedDevice(t *testing.T) {
 			if known, cookies := len(tun.gate.known), len(tun.gate.cookies); known != 1 || cookies != 0 {
 				t.Errorf("expected: %d are to be opened, %d to get a cookie", known, cookies)
 			}
-			admit(c.neighbour(0))
+			for range 300 { // in its own name
+				tun.gate.limiter.failed(at, stranger, time.Now())
+			}
+			admit(at)
 			if known, cookies := len(tun.gate.known), len(tun.gate.cookies); known != 1 || cookies != 1 {
+				t.Errorf("its address spent: %d are to be opened, %d to get a cookie", known, cookies)
+			}
+			admit(c.neighbour(0))
+			if known, cookies := len(tun.gate.known), len(tun.gate.cookies); known != 1 || cookies != 2 {
 				t.Errorf("a neighbour: %d are to be opened, %d to get a cookie", known, cookies)
 			}
 		})
