@@ -13,8 +13,12 @@ import (
 // shorter than what is left of any lease, which is renewed every confirmEvery.
 func (m *Manager) lapse() time.Duration { return m.cfg.Lease / 2 }
 
+// settle is how long after everything was decided again nothing leaves yet:
+// packets of flows that were cut may still wait inside WireGuard for a processor.
+const settle = 2 * time.Second
+
 // Awake says whether the gateway has run without a lapse, or has decided every
-// open Flow again after the last one. While it has not, no byte of a Flow may
+// open Flow again after the last one, a moment ago. While it has not, no byte of a Flow may
 // leave, not even one that was let through before.
 func (m *Manager) Awake() bool {
 	return m.cfg.Elapsed()-time.Duration(m.beat.Load()) <= m.lapse()
@@ -28,6 +32,11 @@ func (m *Manager) watchLapses(ctx context.Context) {
 		if gap := m.cfg.Elapsed() - time.Duration(m.beat.Load()); gap > m.lapse() {
 			m.log.Warn("the gateway stood still; deciding everything again before a byte passes", "for", gap.Round(time.Second).String())
 			m.tick(m.cfg.Now(), true)
+			select { // what was on its way to the socket is dropped there meanwhile
+			case <-ctx.Done():
+				return
+			case <-time.After(settle):
+			}
 		}
 		m.beat.Store(int64(m.cfg.Elapsed()))
 		select {

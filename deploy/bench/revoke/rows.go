@@ -164,7 +164,7 @@ func (b *bench) everybodyRows(ctx context.Context, round int, all *results) erro
 	if d, err = b.withdraw(ctx, without); err != nil {
 		return err
 	}
-	all.add("policy publish, a quarter cut, last byte", "ms", quantile([]time.Duration{d}, 1), table.Value(everybody))
+	all.add("policy publish, all decided again, a quarter cut", "ms", quantile([]time.Duration{d}, 1), table.Value(everybody))
 	all.add("location database, all decided again", "ms", quantile([]time.Duration{b.relocate()}, 1), table.Value(everybody))
 	return nil
 }
