@@ -123,7 +123,7 @@ func TestThousandDevicesDuringAFlood(t *testing.T) {
 	for i := range 100 {
 		from = append(from, "127.0.9.2", netip.AddrFrom4([4]byte{127, 1, byte(i), 1}).String())
 	}
-	stop := flood(t, in, 20_000/scale, from...)
+	stop := flood(t, in, floodRate, from...)
 	time.Sleep(300 * time.Millisecond) // the tokens of strangers are spent by now
 
 	done := make(chan struct{})
@@ -138,7 +138,7 @@ func TestThousandDevicesDuringAFlood(t *testing.T) {
 					return
 				case <-time.After(20 * time.Millisecond):
 				}
-				_ = u.SetDeadline(time.Now().Add(2 * time.Second))
+				_ = u.SetDeadline(time.Now().Add(10 * time.Second)) // a packet that is lost does not come later
 				if _, err := u.Write(b); err != nil {
 					lost.Add(1)
 				} else if _, err := u.Read(b); err != nil {
@@ -152,7 +152,7 @@ func TestThousandDevicesDuringAFlood(t *testing.T) {
 	var mu sync.Mutex
 	var times []time.Duration
 	cookies, failed, knownCookies := 0, 0, 0
-	until := time.Now().Add(20 * time.Second)
+	until := time.Now().Add(time.Minute)
 	for n := range known + strangers {
 		ip, p := "127.0.9.1", tunnel.Peer{From: netip.MustParseAddr("127.0.9.1")}
 		if n >= known {
@@ -235,7 +235,7 @@ func TestFloodFromALivePlace(t *testing.T) {
 	}
 	stop := floodBy(in, 20_000, []net.Conn{live})
 	time.Sleep(500 * time.Millisecond)
-	until := time.Now().Add(20 * time.Second)
+	until := time.Now().Add(time.Minute)
 	var cookies, failed atomic.Int64
 	var wg sync.WaitGroup
 	for n := range devices {

@@ -7,3 +7,6 @@ const transfer = 1 << 20
 
 // scale divides the flood; the race detector slows the key exchanges tenfold.
 const scale = 5
+
+// floodRate is initiations a second.
+const floodRate = 1_500

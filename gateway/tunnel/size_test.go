@@ -7,3 +7,6 @@ const transfer = 10 << 20
 
 // scale divides the flood; the race detector slows the key exchanges tenfold.
 const scale = 1
+
+// floodRate is initiations a second.
+const floodRate = 20_000
