@@ -189,6 +189,18 @@ func (g *gateway) build() (err error) {
 	return nil
 }
 
+// retain removes what the log has kept for long enough, if it is to.
+func (g *gateway) retain(ctx context.Context) error {
+	keep := g.cfg.Audit.Retention
+	if keep.Personal <= 0 && keep.Records <= 0 {
+		return nil
+	}
+	return g.audit.Retain(ctx, audit.Retention{
+		Personal: time.Duration(cmp.Or(keep.Personal, keep.Records)), Records: time.Duration(keep.Records),
+		Keep: audit.Keep{Signed: func() uint64 { return uint64(g.notary.Last().Size) }, Provable: g.notary.Provable},
+	})
+}
+
 // run starts what listens. What takes decisions runs before what asks for them,
 // and the policy is read before the first device can come in.
 func (g *gateway) run(ctx context.Context) error {
@@ -222,14 +234,7 @@ func (g *gateway) run(ctx context.Context) error {
 	})
 	grp.Go(func() error { return g.audit.Run(base) })
 	grp.Go(func() error { return g.notary.Run(base) })
-	if keep := g.cfg.Audit.Retention; keep.Personal > 0 || keep.Records > 0 {
-		grp.Go(func() error {
-			return g.audit.Retain(base, audit.Retention{
-				Personal: time.Duration(cmp.Or(keep.Personal, keep.Records)), Records: time.Duration(keep.Records),
-				Keep: audit.Keep{Signed: func() uint64 { return uint64(g.notary.Last().Size) }, Provable: g.notary.Provable},
-			})
-		})
-	}
+	grp.Go(func() error { return g.retain(base) })
 	for _, s := range g.sinks {
 		grp.Go(func() error { return s.Run(base) })
 	}
