@@ -52,12 +52,15 @@ const (
 	plain          // bytes as they are
 	chunks         // RFC 9112, 7.1
 	mute           // the answer has no body, whatever is written
+	done           // all of it was sent, or could not be
 	hijacked       // the connection is another's
 )
 
 // mostTail is how much of a body of unknown length waits to become one of known
 // length.
 const mostTail = 2 << 10
+
+var errFinished = errors.New("http1: the answer is complete")
 
 func (w *response) begin(close, invite bool) {
 	clear(w.header)
@@ -241,6 +244,8 @@ func (w *response) Write(b []byte) (int, error) {
 		w.WriteHeader(http.StatusOK)
 	case hijacked:
 		return 0, http.ErrHijacked
+	case done:
+		return 0, errFinished
 	}
 	if len(b) == 0 {
 		return 0, w.err
@@ -288,6 +293,8 @@ func (w *response) FlushError() error {
 		w.WriteHeader(http.StatusOK)
 	case hijacked:
 		return http.ErrHijacked
+	case done:
+		return w.err
 	}
 	if w.state == open {
 		w.settle()
@@ -349,7 +356,21 @@ func (g *given) Read(b []byte) (int, error) {
 // NetConn returns the connection underneath.
 func (g *given) NetConn() net.Conn { return g.Conn }
 
-// end completes the answer and sends it. It reports whether another may follow.
+// Finish completes the answer and returns once the connection has taken all of
+// it: a handler that ends what guards its answer does so afterwards. What is
+// written later is lost. Without Finish the same happens when the handler has
+// returned.
+func (w *response) Finish() error {
+	if w.state == hijacked {
+		return nil
+	}
+	w.c.takeBack()
+	w.end()
+	return w.err
+}
+
+// end completes the answer, unless it is, and sends it. It reports whether
+// another may follow.
 func (w *response) end() bool {
 	if w.state == unsaid {
 		w.WriteHeader(http.StatusOK)
@@ -377,6 +398,7 @@ func (w *response) end() bool {
 		}
 	}
 	w.send()
+	w.state = done
 	return !w.close && w.err == nil
 }
 

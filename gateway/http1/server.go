@@ -123,6 +123,7 @@ type served struct {
 	head, idle time.Duration
 	req        request
 	answer     response
+	body       *body   // of the request being handled, nil without one or once it was taken back
 	one        [1]byte // what a connection that holds no buffer reads into
 
 	clock
@@ -178,15 +179,11 @@ func (c *served) serve() bool {
 	expects := b != nil && c.req.http.ProtoMinor == 1 && hasToken(c.req.header["Expect"], "100-continue")
 	c.answer.begin(why != nil || !f.reusable, expects)
 	c.begun(c.over)
+	c.body = b
 	ok := c.handle(why)
-	if b != nil && !b.end() {
-		c.answer.close = true
-	}
+	c.takeBack()
 	if !ok || c.answer.state == hijacked {
 		return false
-	}
-	if !c.over && c.framing.kind == sized && c.left > mostUnread {
-		c.answer.close = true
 	}
 	more := c.answer.end()
 	c.listen()
@@ -200,6 +197,18 @@ func (c *served) serve() bool {
 		c.linger()
 	}
 	return more && !c.gone
+}
+
+// takeBack ends the reading of the body by the handler and whoever it gave it
+// to. Nothing follows on the connection when a part of it may be lost, or too
+// much is left.
+func (c *served) takeBack() {
+	if c.body != nil {
+		if !c.body.end() || !c.over && c.framing.kind == sized && c.left > mostUnread {
+			c.answer.close = true
+		}
+		c.body = nil
+	}
 }
 
 // handle calls the handler. It reports false when the connection must end

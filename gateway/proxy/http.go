@@ -116,6 +116,18 @@ func (p *Proxy) serveHTTP(w http.ResponseWriter, r *http.Request, why *http1.Mal
 	}
 	x.decision = d
 	p.proceed(w, r, x)
+	// What the device has not taken yet a cut still reaches: only then the Flow
+	// is over.
+	_ = finish(w)
+}
+
+// finish sends what is left of an answer and returns once the connection has
+// taken it, or died.
+func finish(w http.ResponseWriter) error {
+	if one, ok := w.(interface{ Finish() error }); ok {
+		return one.Finish()
+	}
+	return http.NewResponseController(w).Flush() // HTTP/2
 }
 
 func read(r *http.Request, why *http1.Malformed, app *policy.App) (request, *rejection) {
@@ -135,6 +147,7 @@ func (p *Proxy) proceed(w http.ResponseWriter, r *http.Request, x *exchange) {
 	token, err := p.cfg.Signer.Sign(claims(x.app, x.flow.Facts()))
 	if err != nil {
 		p.log.Error("asserting who asks; refusing the request", "app", x.app.Name, "flow", x.flow.ID(), "err", err)
+		x.flow.OnCut(x.conn.reset)
 		x.note(http.StatusBadGateway, outcomeUnreachable)
 		p.refuseFault(w, r, x, policy.ReasonUpstreamUnavailable, http.StatusBadGateway)
 		return
@@ -142,6 +155,7 @@ func (p *Proxy) proceed(w http.ResponseWriter, r *http.Request, x *exchange) {
 	x.assertion = token
 	if x.upstream, err = p.upstreams.of(x.app); err != nil {
 		p.log.Error("preparing an app's upstream", "app", x.app.Name, "err", err)
+		x.flow.OnCut(x.conn.reset)
 		x.note(http.StatusBadGateway, outcomeUnreachable)
 		p.refuseFault(w, r, x, policy.ReasonUpstreamUnavailable, http.StatusBadGateway)
 		return
@@ -152,6 +166,11 @@ func (p *Proxy) proceed(w http.ResponseWriter, r *http.Request, x *exchange) {
 	}
 	x.lane = p.upstreams.enter(x.upstream, x.holder())
 	defer p.upstreams.leave(x.lane)
+	defer func() { // the connection may be another exchange's from here on
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		x.backend = aborter{}
+	}()
 	ctx, cancel := context.WithCancel(context.WithValue(r.Context(), exchangeKey{}, x))
 	defer cancel()
 	// The cut: the connection to the device dies with what is queued on it,
