@@ -31,7 +31,8 @@ type clock struct {
 	whole   bool          // of a request being handled: all of it was read
 	watcher chan struct{} // closed when nobody watches any more; nil when nobody does
 
-	onGone func() // what the handler wants to be called when the other end went away
+	onGone   func() // what the handler wants to be called when the other end went away
+	departed bool   // it did, and who asks only now is told at once
 
 	// gone says that the other end went away. It is the watcher's, and then of
 	// whoever waited for it.
@@ -147,6 +148,7 @@ func (c *served) watch(done chan struct{}) {
 			c.cancel()
 			c.mu.Lock()
 			fn := c.onGone
+			c.departed = true
 			c.mu.Unlock()
 			if fn != nil {
 				fn()

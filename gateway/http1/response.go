@@ -1,9 +1,7 @@
 package http1
 
 import (
-	"bufio"
 	"errors"
-	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -317,44 +315,17 @@ func (w *response) SetReadDeadline(t time.Time) error {
 }
 
 // OnGone has fn called once if the other end goes away before the handler
-// returns, or the connection is closed. It costs less than
-// [context.AfterFunc] of the request's context.
+// returns, or the connection is closed; at once if it has gone already. It costs
+// less than [context.AfterFunc] of the request's context.
 func (w *response) OnGone(fn func()) {
 	w.c.mu.Lock()
-	defer w.c.mu.Unlock()
 	w.c.onGone = fn
-}
-
-// Hijack implements http.Hijacker. What the other end has sent after the request
-// is read from the connection first.
-func (w *response) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	if w.state != unsaid {
-		return nil, nil, errors.New("http1: the answer has begun, or the connection is another's")
+	departed := w.c.departed
+	w.c.mu.Unlock()
+	if departed {
+		fn()
 	}
-	rest := w.c.give()
-	w.drop()
-	w.state = hijacked
-	nc := &given{Conn: w.c.nc, rest: rest}
-	return nc, bufio.NewReadWriter(bufio.NewReader(nc), bufio.NewWriter(nc)), nil
 }
-
-// given is a connection that was taken over.
-type given struct {
-	net.Conn
-	rest []byte // read before
-}
-
-func (g *given) Read(b []byte) (int, error) {
-	if len(g.rest) > 0 {
-		n := copy(b, g.rest)
-		g.rest = g.rest[n:]
-		return n, nil
-	}
-	return g.Conn.Read(b)
-}
-
-// NetConn returns the connection underneath.
-func (g *given) NetConn() net.Conn { return g.Conn }
 
 // Finish completes the answer and returns once the connection has taken all of
 // it: a handler that ends what guards its answer does so afterwards. What is

@@ -1,6 +1,7 @@
 package http1
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"net"
@@ -254,3 +255,34 @@ func (c *served) give() []byte {
 	}
 	return append([]byte(nil), (*c.buf)[c.r:c.w]...)
 }
+
+// Hijack implements http.Hijacker. What the other end has sent after the request
+// is read from the connection first.
+func (w *response) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	if w.state != unsaid {
+		return nil, nil, errors.New("http1: the answer has begun, or the connection is another's")
+	}
+	rest := w.c.give()
+	w.drop()
+	w.state = hijacked
+	nc := &given{Conn: w.c.nc, rest: rest}
+	return nc, bufio.NewReadWriter(bufio.NewReader(nc), bufio.NewWriter(nc)), nil
+}
+
+// given is a connection that was taken over.
+type given struct {
+	net.Conn
+	rest []byte // read before
+}
+
+func (g *given) Read(b []byte) (int, error) {
+	if len(g.rest) > 0 {
+		n := copy(b, g.rest)
+		g.rest = g.rest[n:]
+		return n, nil
+	}
+	return g.Conn.Read(b)
+}
+
+// NetConn returns the connection underneath.
+func (g *given) NetConn() net.Conn { return g.Conn }
