@@ -229,7 +229,7 @@ var mutants = []mutant{
 		name: "drain_unrecorded", breaks: "what is finished without permission is not in the log",
 		edit: edit{
 			"gateway/session/drain.go",
-			"	if err := f.keep(r); err != nil {", "	if err := f.keep(r); err != nil && f.ended {",
+			"	case ok && err != nil:", "	case ok && err != nil && f.ended:",
 		},
 		pkg: "./gateway/session", test: "TestNoDrainWithoutARecord",
 	},

@@ -2,6 +2,8 @@ package session
 
 import (
 	"context"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/portvakt/portvakt/gateway/audit"
@@ -20,12 +22,27 @@ type drain struct {
 	until time.Time     // the same on the wall clock, for people
 	why   policy.Decision
 	over  bool // it was used up
+
+	// await is nil once the record is written that it began: until then no lease
+	// is given for it.
+	await *awaited
 }
 
+// awaited is the record that a Flow may be finished, on its way into the log.
+type awaited struct {
+	on   *basis
+	by   time.Duration // Elapsed at which it comes too late
+	told chan struct{} // closed when it was written, or could not be
+}
+
+// recordWait is how long the record may take of a drain that begins when the
+// lease is over already, because the gateway stood still.
+const recordWait = 5 * time.Second
+
 // detail is what the record of a cut says of it, nil if the Flow was not
-// draining.
+// draining, as far as the log knows.
 func (dr *drain) detail() map[string]string {
-	if !dr.on {
+	if !dr.on || dr.await != nil {
 		return nil
 	}
 	d := map[string]string{"drain": "cut", "drain_until": dr.until.UTC().Format(time.RFC3339)}
@@ -49,7 +66,9 @@ func (f *Flow) goOn(on *basis) {
 		f.d.mu.Lock()
 		f.d.drained()
 		f.d.mu.Unlock()
-		f.noteDrain(was.why, "allowed_again", was.until)
+		if was.await == nil {
+			f.noteDrain(was.why, "allowed_again", was.until)
+		}
 	}
 	f.renew()
 }
@@ -80,21 +99,31 @@ func (f *Flow) lose(on *basis, dec policy.Decision, now time.Time) {
 	if dr.on {
 		end = min(end, dr.end) // a shorter bound counts, a longer one does not
 	}
-	if elapsed >= end {
+	late := dr.await != nil && elapsed >= dr.await.by
+	if late || elapsed >= end {
 		f.mu.Lock()
-		f.drain.over = true
+		f.drain.over = elapsed >= end
 		f.mu.Unlock()
 		f.cutWith(on, dec)
 		return
 	}
-	if !dr.on || end != dr.end {
-		dr = drain{on: true, since: since, used: dr.used, end: end, until: now.Add(end - elapsed), why: dec}
-		if !f.beginDrain(on, dr) {
-			f.cutWith(on, dec)
-			return
+	switch {
+	case !dr.on:
+		f.beginDrain(on, drain{on: true, since: since, used: dr.used, end: end, until: now.Add(end - elapsed), why: dec})
+		return
+	case end != dr.end: // sooner, for which no record is awaited
+		f.mu.Lock()
+		f.drain.end, f.drain.until, f.drain.why = end, now.Add(end-elapsed), dec
+		f.mu.Unlock()
+		if dr.await == nil {
+			f.m.cfg.Audit.Note(*f.drainRecord(on, dec, "shortened", now.Add(end-elapsed)))
 		}
 	}
-	f.renewUntil(end - 1)
+	if dr.await == nil {
+		f.renewUntil(end - 1)
+		return
+	}
+	f.leaseEnd.Store(min(f.leaseEnd.Load(), int64(end-1)))
 }
 
 // soft says whether a Reason leaves a Flow time: what it was last allowed on is
@@ -119,33 +148,137 @@ func (f *Flow) suppose(held, on *basis) (*basis, policy.Decision) {
 	return was, f.m.answerBy(context.Background(), was)
 }
 
-// beginDrain records that a Flow may be finished, and reports false when that
-// cannot be recorded: then it may not.
-func (f *Flow) beginDrain(on *basis, dr drain) bool {
-	r := f.record(on, dr.why, audit.KindFlowDrain)
-	outcome := "begun"
-	if f.drain.on { // only confirm, which is held, writes it
-		outcome = "shortened"
+// beginDrain lets a Flow be finished once that is recorded, for which nothing
+// here waits: until then it goes on with the lease it has, and is cut with it.
+func (f *Flow) beginDrain(on *basis, dr drain) {
+	lease := time.Duration(f.leaseEnd.Load())
+	dr.await = &awaited{on: on, by: lease, told: make(chan struct{})}
+	if lease < dr.since {
+		dr.await.by = dr.since + recordWait
 	}
-	f.describeDrain(r, outcome, dr.until)
-	if err := f.keep(r); err != nil {
-		f.m.log.Error("recording that a flow may be finished; cutting it", "flow", f.id, "app", f.begin.App.Name, "err", err)
-		return false
-	}
+	f.leaseEnd.Store(int64(min(lease, dr.end-1)))
 	f.mu.Lock()
-	first := !f.drain.on && !f.ended
-	f.drain = dr
-	f.mu.Unlock()
-	f.d.mu.Lock()
-	defer f.d.mu.Unlock()
+	first := !f.ended && f.cut == nil
 	if first {
-		f.d.draining++
-		f.d.untidy = true
+		f.drain = dr
 	}
-	return true
+	f.mu.Unlock()
+	if !first {
+		return
+	}
+	f.d.mu.Lock()
+	f.d.draining++
+	f.d.untidy = true
+	f.d.mu.Unlock()
+	f.m.drains.add(beginning{f, dr.await})
 }
 
-func (f *Flow) describeDrain(r *audit.Record, outcome string, until time.Time) {
+// beginnings are the drains whose records are not written yet.
+type beginnings struct {
+	mu   sync.Mutex // guards the fields below
+	list []beginning
+	poke chan struct{} // made by keepDrains; nil until then
+}
+
+type beginning struct {
+	f *Flow
+	*awaited
+}
+
+func (b *beginnings) add(one ...beginning) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.list = append(b.list, one...)
+	select {
+	case b.poke <- struct{}{}:
+	default:
+	}
+}
+
+// keepDrains writes the records of drains that begin, until ctx ends. What is
+// left then is cut with its lease.
+func (m *Manager) keepDrains(ctx context.Context) {
+	poke := make(chan struct{}, 1)
+	m.drains.mu.Lock()
+	m.drains.poke = poke
+	m.drains.mu.Unlock()
+	m.drains.add() // what came before Run
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-poke:
+		}
+		m.drains.mu.Lock()
+		list := m.drains.list
+		m.drains.list = nil
+		m.drains.mu.Unlock()
+		for some := range slices.Chunk(list, 64) { // these share a write and an fsync
+			var all sync.WaitGroup
+			for _, b := range some {
+				all.Go(func() { b.f.recordDrain(b.awaited) })
+			}
+			all.Wait()
+		}
+	}
+}
+
+// recordDrain records that a Flow may be finished, and gives it a lease then.
+// It is cut if that cannot be recorded.
+func (f *Flow) recordDrain(a *awaited) {
+	defer close(a.told)
+	awaits := func() (drain, bool) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return f.drain, f.drain.await == a && !f.ended && f.cut == nil
+	}
+	was, ok := awaits()
+	if !ok {
+		return
+	}
+	err := f.keep(f.drainRecord(a.on, was.why, "begun", was.until))
+	f.confirming.Lock() // what is decided meanwhile comes before or after
+	defer f.confirming.Unlock()
+	now, ok := awaits()
+	switch {
+	case ok && err != nil:
+		f.m.log.Error("recording that a flow may be finished; cutting it", "flow", f.id, "app", f.begin.App.Name, "err", err)
+		f.cutWith(a.on, now.why)
+	case ok:
+		f.mu.Lock()
+		f.drain.await = nil
+		f.mu.Unlock()
+		if now.end != was.end {
+			f.noteDrain(now.why, "shortened", now.until)
+		}
+		f.renewUntil(now.end - 1)
+	case err == nil && !f.over.Load():
+		f.noteDrain(was.why, "allowed_again", was.until)
+	}
+}
+
+// awaitDrain waits until the record of a drain is written that began when the
+// lease was over already: no byte passes before.
+func (f *Flow) awaitDrain() {
+	f.mu.Lock()
+	a := f.drain.await
+	f.mu.Unlock()
+	if a == nil || f.over.Load() {
+		return
+	}
+	late := time.NewTimer(recordWait)
+	defer late.Stop()
+	select {
+	case <-a.told:
+	case <-f.Context().Done():
+	case <-late.C:
+		f.cutWith(a.on, policy.NewDecision(policy.ReasonAuditUnavailable, nil))
+	}
+}
+
+// drainRecord is the record of a drain's beginning or end.
+func (f *Flow) drainRecord(on *basis, why policy.Decision, outcome string, until time.Time) *audit.Record {
+	r := f.record(on, why, audit.KindFlowDrain)
 	f.mu.Lock()
 	facts, req := f.facts, f.request
 	f.mu.Unlock()
@@ -155,13 +288,12 @@ func (f *Flow) describeDrain(r *audit.Record, outcome string, until time.Time) {
 	}
 	r.Outcome = outcome
 	r.Detail = map[string]string{"drain_until": until.UTC().Format(time.RFC3339)}
+	return r
 }
 
-// noteDrain records what became of a drain that is over.
+// noteDrain records what became of a drain.
 func (f *Flow) noteDrain(why policy.Decision, outcome string, until time.Time) {
-	r := f.record(nil, why, audit.KindFlowDrain)
-	f.describeDrain(r, outcome, until)
-	f.m.cfg.Audit.Note(*r)
+	f.m.cfg.Audit.Note(*f.drainRecord(nil, why, outcome, until))
 }
 
 // supposed are the facts that suppose made last, of which two: a device's Flows
@@ -191,8 +323,8 @@ func (d *device) drainCount() int {
 	return d.draining
 }
 
-// drains returns when the last draining Flow of each app is to end, the
-// earliest end of all in Elapsed, and whose they are. It is nil when none drains.
+// drains returns when the last draining Flow of each app is to end, when in
+// Elapsed one must be looked at again first, and whose they are. It is nil when none drains.
 func (d *device) drains() (apps map[string]time.Time, osUser string, first time.Duration) {
 	if d.drainCount() == 0 {
 		return nil, "", 0
@@ -204,11 +336,15 @@ func (d *device) drains() (apps map[string]time.Time, osUser string, first time.
 		if !dr.on || over {
 			continue
 		}
+		next := dr.end
+		if dr.await != nil {
+			next = min(next, dr.await.by)
+		}
 		if apps == nil {
 			apps = map[string]time.Time{}
-			first = dr.end
+			first = next
 		}
-		first = min(first, dr.end)
+		first = min(first, next)
 		if dr.until.After(apps[app]) {
 			apps[app] = dr.until
 		}

@@ -71,6 +71,7 @@ func (g *gw) pass(d time.Duration) {
 		g.now.Add(int64(step))
 		g.elapsed.Add(int64(step))
 		g.m.Tick()
+		g.settle()
 	}
 }
 
@@ -88,6 +89,7 @@ func (g *gw) expire(l *laptop) {
 	g.elapsed.Add(int64(time.Second))
 	g.report(l, "pass")
 	g.m.Tick()
+	g.settle()
 }
 
 func (g *gw) drains(f *session.Flow, until time.Duration) {
@@ -466,8 +468,60 @@ func TestNoDrainWithoutARecord(t *testing.T) {
 	g.now.Add(int64(6 * time.Hour))
 	g.elapsed.Add(int64(time.Second))
 	g.m.Minute()
+	g.settle()
 	if f.Check() == nil {
 		t.Error("it drains unrecorded")
+	}
+}
+
+// A log that hangs holds up no cut: not of another flow, not of what would drain.
+func TestDrainHoldsUpNoCut(t *testing.T) {
+	other := strings.NewReplacer("name: calls", "name: desk", "on_loss: {drain: 10m}\n", "").Replace(calls)
+	for name, c := range map[string]struct {
+		cause func(*gw, *laptop)
+		want  policy.Reason // of what would drain; empty: it drains once the log answers
+	}{
+		"the log answers": {func(*gw, *laptop) {}, ""},
+		"lockdown":        {func(g *gw, _ *laptop) { g.lockdown(store.ScopeApp, "calls") }, policy.ReasonLockedDown},
+		"moved": {func(g *gw, _ *laptop) {
+			g.country.Store("US")
+			g.m.Relocate()
+		}, policy.ReasonLocationNotAllowed},
+		"the lease is over": {func(g *gw, _ *laptop) {
+			g.elapsed.Add(int64(30 * time.Second))
+			g.m.Tick()
+		}, policy.ReasonSessionExpired},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g, l, f := office(t, calls, other)
+			for range 30 {
+				g.open(l, "calls")
+			}
+			d := g.open(l, "desk")
+			answer := make(chan struct{})
+			g.hanging.Store(&answer)
+			g.now.Add(int64(6 * time.Hour))
+			g.elapsed.Add(int64(time.Second))
+			g.m.Tick()
+			if n := g.m.Awaited(); n != 31 {
+				t.Errorf("%d records are awaited, want 31", n)
+			}
+			if d.Check() == nil {
+				t.Error("the flow that is to be cut goes on")
+			}
+			if f.Check() != nil {
+				t.Error("the call was cut although its lease runs")
+			}
+			c.cause(g, l)
+			if c.want != "" && f.Check() == nil {
+				t.Error("the call goes on unrecorded")
+			}
+			close(answer)
+			g.settle()
+			if dec, cut := f.Cut(); cut != (c.want != "") || dec.Reason != c.want {
+				t.Errorf("cut %v with %q, want %q", cut, dec.Reason, c.want)
+			}
+		})
 	}
 }
 

@@ -105,7 +105,7 @@ type Flow struct {
 	leaseEnd atomic.Int64
 
 	// confirming is held while an open Flow is decided again, so that it begins
-	// to drain once. Cuts do not take it.
+	// to drain once, and never while anything is written. Cuts do not take it.
 	confirming sync.Mutex
 
 	// mu guards the fields below. It is never held while deciding, recording
@@ -324,6 +324,7 @@ func (f *Flow) Check() error {
 	f.d.mu.Unlock()
 	f.m.noteExpired(expired, now)
 	f.confirm(now, nil)
+	f.awaitDrain()
 	if f.over.Load() || int64(f.m.cfg.Elapsed()) > f.leaseEnd.Load() {
 		return ErrCut
 	}
@@ -438,7 +439,7 @@ func (f *Flow) End(res Result) {
 	f.ended = true
 	f.onCut = nil
 	decided, long, wasCut, facts, last := f.decided, f.longLive, f.cut != nil, f.facts, f.last
-	draining := f.drain.on
+	draining, begun := f.drain.on, f.drain.on && f.drain.await == nil
 	f.mu.Unlock()
 	f.finish()
 	f.d.mu.Lock()
@@ -449,7 +450,7 @@ func (f *Flow) End(res Result) {
 	f.d.mu.Unlock()
 	f.m.flows.Add(-1)
 	failed := strings.HasPrefix(res.Outcome, "upstream_")
-	if draining && !wasCut && !failed {
+	if begun && !wasCut && !failed {
 		res.Outcome, long = "drained", true
 	}
 	if !decided || (wasCut && !long) || (!long && !failed) {

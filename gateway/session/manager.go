@@ -103,7 +103,8 @@ type Manager struct {
 	lockdowns  atomic.Pointer[lockdownSet]
 	lockdownMu sync.Mutex
 
-	books books
+	books  books
+	drains beginnings
 
 	beat atomic.Int64 // Elapsed when the gateway was last known to run
 
@@ -159,6 +160,7 @@ func New(cfg Config) *Manager {
 func (m *Manager) Run(ctx context.Context) error {
 	var beside sync.WaitGroup
 	beside.Go(func() { m.keepBooks(ctx) })
+	beside.Go(func() { m.keepDrains(ctx) })
 	beside.Go(func() { m.watchLapses(ctx) })
 	defer beside.Wait()
 	tick := time.NewTicker(time.Second)

@@ -68,9 +68,10 @@ type gw struct {
 	mu    sync.Mutex
 	peers map[[32]byte]bool
 
-	beforeAdd func()                 // runs before the tunnel learns of a peer
-	locating  func()                 // runs in every look-up of an address
-	recording atomic.Pointer[func()] // runs once, before the next record that is waited for
+	beforeAdd func()                        // runs before the tunnel learns of a peer
+	locating  func()                        // runs in every look-up of an address
+	recording atomic.Pointer[func()]        // runs once, before the next record that is waited for
+	hanging   atomic.Pointer[chan struct{}] // no record that is waited for goes further until it is closed
 	removing  func(key [32]byte)
 	over      func(inner [2]netip.Addr, session string)
 	left      []string // devices that are connected no more; guarded by mu
@@ -109,6 +110,9 @@ func newGateway(t testing.TB) *gw {
 	g.audit, err = audit.Open(audit.Options{Dir: g.auditDir, Now: func() time.Time {
 		if f := g.recording.Load(); f != nil && appending() && g.recording.CompareAndSwap(f, nil) {
 			(*f)()
+		}
+		if answer := g.hanging.Load(); answer != nil && appending() {
+			<-*answer
 		}
 		return clock()
 	}})
@@ -159,8 +163,11 @@ func newGateway(t testing.TB) *gw {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- g.audit.Run(ctx) }()
+	drains := make(chan struct{})
+	go func() { defer close(drains); g.m.KeepDrains(ctx) }()
 	t.Cleanup(func() {
 		cancel()
+		<-drains
 		if err := <-done; err != nil {
 			t.Errorf("the audit log: %v", err)
 		}
@@ -297,8 +304,19 @@ func (g *gw) open(l *laptop, app string) *session.Flow {
 	return f
 }
 
+// settle waits until what began to drain is recorded.
+func (g *gw) settle() {
+	g.t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); g.m.Awaited() > 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			g.t.Fatal("drains stay unrecorded")
+		}
+	}
+}
+
 func (g *gw) records(kind audit.Kind) (out []audit.Record) {
 	g.t.Helper()
+	g.settle()
 	for deadline := time.Now().Add(5 * time.Second); g.audit.Pending() > 0 && time.Now().Before(deadline); {
 		time.Sleep(5 * time.Millisecond)
 	}
