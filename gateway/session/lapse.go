@@ -29,7 +29,9 @@ func (m *Manager) watchLapses(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
-		if gap := m.cfg.Elapsed() - time.Duration(m.beat.Load()); gap > m.lapse() {
+		// What is looked at is what is noted: a stop in between shows the next time.
+		beat := m.cfg.Elapsed()
+		if gap := beat - time.Duration(m.beat.Load()); gap > m.lapse() {
 			m.log.Warn("the gateway stood still; deciding everything again before a byte passes", "for", gap.Round(time.Second).String())
 			m.tick(m.cfg.Now(), true)
 			select { // what was on its way to the socket is dropped there meanwhile
@@ -38,7 +40,7 @@ func (m *Manager) watchLapses(ctx context.Context) {
 			case <-time.After(settle):
 			}
 		}
-		m.beat.Store(int64(m.cfg.Elapsed()))
+		m.beat.Store(int64(beat))
 		select {
 		case <-ctx.Done():
 			return
