@@ -103,3 +103,33 @@ func TestFailedPostureCutsBeforeItsRecord(t *testing.T) {
 		t.Errorf("%d reports were recorded before, %d at the cut, %d after", before, atCut, after)
 	}
 }
+
+// A Flow that facts move under while it is opened has one end in the log: the
+// refusal, or the cut.
+func TestOpeningEndsOnce(t *testing.T) {
+	g := newGateway(t)
+	l := g.ready("anna")
+	refuse := func() { g.report(l, "fail") }
+	again := func() {
+		g.country.Store("NO")
+		g.m.Relocate()
+		g.recording.Store(&refuse)
+	}
+	g.recording.Store(&again)
+	f := g.flow(l, "desk")
+	dec, err := f.Authorize(t.Context(), nil)
+	if err != nil || dec.Reason != policy.ReasonPostureFailed {
+		t.Fatalf("%+v %v", dec, err)
+	}
+	f.End(session.Result{Outcome: "cut"})
+	refusals := 0
+	for _, r := range g.records(audit.KindFlowOpen) {
+		if r.Flow == f.ID() && !*r.Allow {
+			refusals++
+		}
+	}
+	ends := len(g.records(audit.KindFlowCut)) + len(g.records(audit.KindFlowClose))
+	if refusals != 1 || ends != 0 {
+		t.Errorf("%d refusals and %d ends", refusals, ends)
+	}
+}

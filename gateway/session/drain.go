@@ -230,7 +230,7 @@ func (f *Flow) recordDrain(a *awaited) {
 	awaits := func() (drain, bool) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		return f.drain, f.drain.await == a && !f.ended && f.cut == nil
+		return f.drain, f.drain.await == a && f.decided && !f.ended && f.cut == nil
 	}
 	was, ok := awaits()
 	if !ok {

@@ -226,17 +226,15 @@ func (f *Flow) Authorize(ctx context.Context, req *policy.Request) (policy.Decis
 			deny.ID, deny.App, deny.Time = dec.ID, dec.App, dec.Time
 			return deny, fmt.Errorf("recording the decision: %w", err)
 		}
-		f.mu.Lock()
-		f.decided, f.request, f.last = true, req, dec
-		f.facts, f.held = factsOf(on.facts), on
-		f.longLive = f.longLive || (req != nil && req.Upgrade != "")
-		f.mu.Unlock()
-		f.renew()
+		f.mark(on, req, dec)
 		if f.d.epoch.Load() == epoch {
 			if cut, ok := f.Cut(); ok {
 				return cut, nil
 			}
 			return dec, nil
+		}
+		if cut, ok := f.unmark(); ok {
+			return cut, nil
 		}
 	}
 	// Facts that move eight times within one Decision are no ground to allow on.
@@ -245,6 +243,28 @@ func (f *Flow) Authorize(ctx context.Context, req *policy.Request) (policy.Decis
 	f.m.refused.Add(1)
 	f.d.refusals.Note(*f.record(nil, dec, f.openKind(req)))
 	return dec, nil
+}
+
+// mark lets changes decide the Flow again from here on, unless one ended it.
+func (f *Flow) mark(on *basis, req *policy.Request, dec policy.Decision) {
+	f.mu.Lock()
+	f.decided, f.request, f.last = f.cut == nil, req, dec
+	f.facts, f.held = factsOf(on.facts), on
+	f.longLive = f.longLive || (req != nil && req.Upgrade != "")
+	f.mu.Unlock()
+	f.renew()
+}
+
+// unmark is for a Flow that is to be decided anew: what ends it then is recorded
+// once, there. It returns the cut that came before, which is recorded already.
+func (f *Flow) unmark() (cut policy.Decision, ok bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.decided && f.cut != nil {
+		return *f.cut, true
+	}
+	f.decided = false
+	return policy.Decision{}, false
 }
 
 // keep records what is about to be allowed, as durably as the app wants it.
