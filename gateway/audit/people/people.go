@@ -84,7 +84,8 @@ type stored struct {
 	Key  []byte `json:"key"`
 }
 
-// Open reads the keys in dir, which is made if it is missing. A file that holds
+// Open reads the keys in dir, which is made if it is missing, and destroys what a
+// crash left half written. A file that holds
 // no key is an error: what was sealed under it would be taken for erased.
 func Open(dir string) (*Keys, error) {
 	k := &Keys{dir: dir, byName: map[string]*person{}, byID: map[string]*person{}, days: map[string]*secret{}}
@@ -99,6 +100,12 @@ func Open(dir string) (*Keys, error) {
 		return nil, fmt.Errorf("opening the keys of personal data: %w", err)
 	}
 	for _, e := range entries {
+		if leftover(e) {
+			if err := wipe(filepath.Join(dir, e.Name())); err != nil {
+				return nil, err
+			}
+			continue
+		}
 		if err := k.load(e); err != nil {
 			return nil, fmt.Errorf("reading %s: %w; restore it from a backup, or remove it, which erases what was written under it", filepath.Join(dir, e.Name()), err)
 		}
@@ -106,10 +113,17 @@ func Open(dir string) (*Keys, error) {
 	return k, nil
 }
 
+// leftover tells a temporary file that a crash left between its writing and its
+// renaming: it holds a key, and a name, that no erasure would find.
+func leftover(e fs.DirEntry) bool {
+	name := e.Name()
+	return e.Type().IsRegular() && (strings.HasPrefix(name, "."+personFile) || strings.HasPrefix(name, "."+dayFile))
+}
+
 func (k *Keys) load(e fs.DirEntry) error {
 	name, ok := strings.CutSuffix(e.Name(), fileEnding)
 	if !ok || e.IsDir() {
-		return nil // a crash can leave a temporary file
+		return nil
 	}
 	text, err := os.ReadFile(filepath.Join(k.dir, e.Name()))
 	if err != nil {
@@ -392,10 +406,12 @@ func (k *Keys) Expire(days, persons []string) error {
 	return syncDir(k.dir)
 }
 
-// destroy overwrites a key's file before it removes it: not every file system
-// forgets what was removed. saving is held.
-func (k *Keys) destroy(name string) error {
-	path := k.path(name)
+// destroy wipes a key's file. saving is held.
+func (k *Keys) destroy(name string) error { return wipe(k.path(name)) }
+
+// wipe overwrites a file before it removes it: not every file system forgets
+// what was removed.
+func wipe(path string) error {
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil // it never was on the disk, or a crash came after the removal

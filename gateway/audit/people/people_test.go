@@ -126,6 +126,34 @@ func TestErase(t *testing.T) {
 	check(t, open(t, dir), unsaved, "")
 }
 
+// What a kill left between the writing of a key's file and its renaming is gone
+// when the keys are opened: no erasure would find it.
+func TestNoTemporaryFileOutlivesAnErasure(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "people")
+	k := open(t, dir)
+	anna := seal(k, "iss#anna", monday)
+	if err := k.Save(); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{anna.id, "day-" + monday.Format(time.DateOnly)} {
+		text, err := os.ReadFile(filepath.Join(dir, name+".key"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range []string{"1", "4711"} {
+			if err := os.WriteFile(filepath.Join(dir, "."+name+".key"+n), text, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	k = open(t, dir)
+	check(t, k, anna, "about iss#anna")
+	left, err := os.ReadDir(dir)
+	if err != nil || len(left) != 2 {
+		t.Errorf("%v: %v, want the two keys alone", err, left)
+	}
+}
+
 // After so many days nothing of them can be opened, and who was not there since
 // is forgotten by name too.
 func TestExpire(t *testing.T) {
