@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/portvakt/portvakt/gateway/audit/people"
+	"github.com/portvakt/portvakt/policy"
 )
 
 // personalDetail are the kinds whose Detail says something about a person.
@@ -23,6 +24,10 @@ func (r *Record) split() (open, personal Record, name string) {
 	open = *r
 	personal = Record{Subject: r.Subject, Remote: r.Remote, Fact: r.Fact, Input: r.Input, InputCompact: r.InputCompact}
 	open.Subject, open.Remote, open.Fact, open.Input = "", "", nil, nil
+	if r.Reason == string(policy.ReasonPolicyDenied) { // its texts are a Rego module's own, and may name somebody
+		personal.Message, personal.Remedy = r.Message, r.Remedy
+		open.Message, open.Remedy = "", ""
+	}
 	name = r.Subject
 	about := personalDetail[r.Kind]
 	if r.Kind == KindLockdown { // of one person, it names the person
@@ -44,7 +49,7 @@ func (r *Record) split() (open, personal Record, name string) {
 }
 
 func (r *Record) empty() bool {
-	return r.Subject == "" && r.Remote == "" && r.Fact == nil && len(r.Input) == 0 && len(r.Detail) == 0
+	return r.Subject == "" && r.Remote == "" && r.Message == "" && r.Remedy == "" && r.Fact == nil && len(r.Input) == 0 && len(r.Detail) == 0
 }
 
 // scratch is what sealing one record needs for a moment.

@@ -38,6 +38,7 @@ func everyPersonal() []audit.Record {
 	fact := &policy.Fact{Name: "address", Value: "secret-fact", Wanted: "another"}
 	return []audit.Record{
 		{Kind: audit.KindDecision, Subject: "iss#secret-anna", Device: "dev-1", Remote: "192.0.2.66", Fact: fact, Path: "/p", Input: json.RawMessage(`{"subject":{"name":"secret-name"}}`)},
+		{Kind: audit.KindDecision, Device: "dev-1", Reason: string(policy.ReasonPolicyDenied), Message: "secret-anna is on leave.", Remedy: "Ask secret-ben."},
 		{Kind: audit.KindLogin, Subject: "iss#secret-anna", Device: "dev-1", Remote: "192.0.2.66", Detail: map[string]string{"name": "secret-name"}},
 		{Kind: audit.KindLocation, Device: "dev-1", Remote: "192.0.2.66", Detail: map[string]string{"before_address": "secret-place"}},
 		{Kind: audit.KindEnrollRefused, Remote: "192.0.2.66", Reason: "code_used"},
