@@ -39,6 +39,7 @@ type response struct {
 	// Continue, which whoever reads the body asks for.
 	sending sync.Mutex
 	invite  atomic.Bool // the other end waits for 100 Continue
+	expects bool        // it did when the request came
 }
 
 // state is how far the head of an answer is, and how the body is framed.
@@ -65,6 +66,7 @@ func (w *response) begin(close, invite bool) {
 	w.status, w.state, w.length, w.written, w.close, w.err, w.deadline = 0, unsaid, -1, 0, close, nil, false
 	w.tail, w.trailers = w.tail[:0], w.trailers[:0]
 	w.invite.Store(invite)
+	w.expects = invite
 }
 
 // Header implements http.ResponseWriter.
@@ -119,8 +121,10 @@ func (w *response) WriteHeader(status int) {
 
 // decline makes an end of waiting for a body that nobody asked for: whether it
 // comes after all is not known, so nothing can follow it (RFC 9110, 10.1.1).
+// A 100 Continue that is just being written is waited for: it must not end up
+// inside the answer.
 func (w *response) decline() {
-	if w.invite.Load() {
+	if w.expects {
 		w.sending.Lock()
 		if w.invite.Swap(false) {
 			w.close = true
