@@ -64,6 +64,9 @@ func (c *conn) Write(b []byte) (int, error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if !c.gathering.Load() { // Send came first: nothing would send this
+		return c.Conn.Write(b)
+	}
 	if c.gathered == nil {
 		c.gathered = chunks.Get()
 	}
