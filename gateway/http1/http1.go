@@ -42,6 +42,9 @@ func (c *Conn) Write(b []byte) (int, error) { return c.nc.Write(b) }
 // SetReadDeadline bounds the reads that follow; the zero time lifts the bound.
 func (c *Conn) SetReadDeadline(t time.Time) { _ = c.nc.SetReadDeadline(t) }
 
+// SetWriteDeadline bounds the writes that follow.
+func (c *Conn) SetWriteDeadline(t time.Time) { _ = c.nc.SetWriteDeadline(t) }
+
 // Abort ends the connection, so that nothing queued is sent any more and who
 // waits for it does so no longer.
 func (c *Conn) Abort() {

@@ -151,13 +151,14 @@ func (p *Proxy) exchange(r *http.Request, x *exchange, up *upload, c *http1.Conn
 	if c.Reused() {
 		p.lags.add(time.Since(x.begun))
 	}
-	if _, err := c.Write(request); err != nil && !c.Reused() {
+	wait := p.cfg.Timeouts.ResponseHeader
+	if _, err := (punctual{c, wait}).Write(request); err != nil && (!c.Reused() && !timedOut(err)) {
 		// It may have answered and gone. What it said is read all the same.
 		up.failed = true
 	} else if err != nil {
 		return http1.Head{}, err
 	}
-	up.rest(c, p.cfg.Timeouts.ResponseHeader)
+	up.rest(c, wait)
 	head, err := c.ReadHead(r.Method, func(h http1.Head) error { return x.interim(up.w, h) })
 	up.answered(c)
 	return head, err
@@ -219,7 +220,7 @@ func (u *upload) rest(c *http1.Conn, wait time.Duration) {
 	u.done = make(chan struct{})
 	go func() {
 		defer close(u.done)
-		err := u.send(c)
+		err := u.send(punctual{c, wait})
 		cut := u.x.flow.Check() != nil
 		u.x.mu.Lock()
 		cut = cut || u.x.clientErr != nil
@@ -228,9 +229,13 @@ func (u *upload) rest(c *http1.Conn, wait time.Duration) {
 		defer u.mu.Unlock()
 		u.failed = err != nil
 		switch {
-		case u.head: // and whoever reads the answer decides
 		case cut:
-			c.Abort() // the app must not take a part for the whole
+			c.Abort() // the app must not take a part for the whole, nor answer a device that is gone
+		case timedOut(err) && !u.head:
+			c.SetReadDeadline(time.Unix(1, 0)) // it reads nothing, and would not be waited for longer
+		case timedOut(err):
+			c.Abort()
+		case u.head: // and whoever reads the answer decides
 		default:
 			c.SetReadDeadline(time.Now().Add(wait))
 		}
@@ -268,7 +273,19 @@ func (u *upload) end(c *http1.Conn) (sent bool) {
 	return !u.failed
 }
 
-func (u *upload) send(c *http1.Conn) error {
+// punctual is an app that has to take each chunk within a time: while one is
+// being written nobody listens to the device, which may be gone.
+type punctual struct {
+	*http1.Conn
+	within time.Duration
+}
+
+func (c punctual) Write(b []byte) (int, error) {
+	c.SetWriteDeadline(time.Now().Add(c.within))
+	return c.Conn.Write(b)
+}
+
+func (u *upload) send(c punctual) error {
 	buf := chunks.Get()
 	defer chunks.Put(buf)
 	if u.length > 0 {
@@ -296,25 +313,6 @@ func (u *upload) send(c *http1.Conn) error {
 			return err
 		}
 	}
-}
-
-func appendTrailer(dst []byte, trailer http.Header) []byte {
-	for name, values := range trailer {
-		if !trailerAllowed(name) {
-			continue
-		}
-		for _, v := range values {
-			if httpguts.ValidHeaderFieldValue(v) {
-				dst = appendField(dst, name, v)
-			}
-		}
-	}
-	return append(dst, "\r\n"...)
-}
-
-// trailerAllowed says which trailers pass: none that is a header's business.
-func trailerAllowed(name string) bool {
-	return httpguts.ValidHeaderFieldName(name) && httpguts.ValidTrailerHeader(name) && !hopByHop[name] && !reserved(name)
 }
 
 func appendField(dst []byte, name, value string) []byte {

@@ -3,6 +3,8 @@ package proxy
 import (
 	"net/http"
 	"strings"
+
+	"golang.org/x/net/http/httpguts"
 )
 
 // reservedNames are request headers that an app may take for the gateway's
@@ -70,4 +72,23 @@ func greedyRange(values []string) bool {
 		n += 1 + strings.Count(v, ",")
 	}
 	return n > maxRanges
+}
+
+func appendTrailer(dst []byte, trailer http.Header) []byte {
+	for name, values := range trailer {
+		if !trailerAllowed(name) {
+			continue
+		}
+		for _, v := range values {
+			if httpguts.ValidHeaderFieldValue(v) {
+				dst = appendField(dst, name, v)
+			}
+		}
+	}
+	return append(dst, "\r\n"...)
+}
+
+// trailerAllowed says which trailers pass: none that is a header's business.
+func trailerAllowed(name string) bool {
+	return httpguts.ValidHeaderFieldName(name) && httpguts.ValidTrailerHeader(name) && !hopByHop[name] && !reserved(name)
 }
