@@ -81,10 +81,16 @@ func (r *reader) free() {
 	r.buf, r.r, r.w = nil, 0, 0
 }
 
+// mostFields is how much room for fields is kept for the next message.
+const mostFields = 64
+
 // forget lets go of the strings that a message was made of.
 func (r *reader) forget() {
 	clear(r.fields[:cap(r.fields)])
 	r.fields, r.wait = r.fields[:0], nil
+	if cap(r.fields) > mostFields {
+		r.fields = nil
+	}
 }
 
 var errEnded = errors.New("the connection ended within a message")

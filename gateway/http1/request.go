@@ -38,6 +38,18 @@ func (q *request) empty() {
 	r.Form, r.PostForm, r.MultipartForm, r.GetBody, r.Response, r.Pattern = nil, nil, nil, nil, nil, ""
 }
 
+// forget is empty for a request that nobody reads any more, and lets go of what
+// a large one needed.
+func (q *request) forget() {
+	if len(q.header) > mostFields {
+		q.header = make(http.Header, 16)
+	}
+	if cap(q.values) > mostFields {
+		q.values = nil
+	}
+	q.empty()
+}
+
 // parse reads the head of a request, each line with its CR LF. It refuses what
 // leaves in doubt where the message ends or whom it is for (RFC 9112, 2.2, 3.2
 // and 6). Fields are those of the head, in a slice to be used again.

@@ -131,10 +131,12 @@ type served struct {
 }
 
 // await returns once there is something of a request. A connection that waits
-// holds no buffer.
+// holds no buffer and nothing of the last message.
 func (c *served) await(wait time.Duration) bool {
 	if c.r == c.w {
 		c.free()
+		c.forget()
+		c.req.forget()
 		if !c.enter(idle, wait) || c.srv.closing.Load() {
 			return false
 		}
@@ -250,6 +252,7 @@ func (c *served) give() []byte {
 	c.mu.Lock()
 	c.phase = away
 	c.mu.Unlock()
+	c.forget() // the request itself is still the handler's
 	if c.r == c.w {
 		return nil
 	}

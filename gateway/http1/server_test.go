@@ -436,8 +436,24 @@ func (s slowly) Read(b []byte) (int, error) {
 	return s.r.Read(b)
 }
 
-// A connection that waits holds neither buffer nor goroutine but its own.
+// A connection that waits holds neither buffer nor goroutine but its own, and
+// nothing of what it was asked.
 func TestIdleConnectionsHoldLittle(t *testing.T) {
+	t.Run("small", func(t *testing.T) { idleConnections(t, simple) })
+	t.Run("large", func(t *testing.T) {
+		idleConnections(t, strings.TrimSuffix(simple, "\r\n")+strings.Repeat("A: "+strings.Repeat("b", 119)+"\r\n", 500)+"\r\n")
+	})
+	t.Run("many names", func(t *testing.T) {
+		var head strings.Builder
+		head.WriteString(strings.TrimSuffix(simple, "\r\n"))
+		for i := range 500 {
+			fmt.Fprintf(&head, "A%d: %s\r\n", i, strings.Repeat("b", 110))
+		}
+		idleConnections(t, head.String()+"\r\n")
+	})
+}
+
+func idleConnections(t *testing.T, head string) {
 	s := &Server{Handler: handler(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") })}
 	var conns []net.Conn
 	var dones []func()
@@ -445,7 +461,7 @@ func TestIdleConnectionsHoldLittle(t *testing.T) {
 		c, done := serving(s)
 		conns, dones = append(conns, c), append(dones, done)
 		var asked sync.WaitGroup
-		asked.Go(func() { _, _ = io.WriteString(c, simple) })
+		asked.Go(func() { _, _ = io.WriteString(c, head) })
 		answered(t, bufio.NewReaderSize(c, 512), "GET")
 		asked.Wait()
 	}
