@@ -193,6 +193,11 @@ func TestCrashes(t *testing.T) {
 	})
 	t.Run("identity provider", func(t *testing.T) {
 		c.must(c.Kill("idp"))
+		// What the provider said an hour ago is still believed; a gateway that
+		// starts knows nothing.
+		c.must(c.Kill("gateway"))
+		c.must(c.Again("gateway"))
+		c.until(http.StatusOK, "") // who is logged in works on
 		out, err := c.Ben.Agent(ctx, "login", "--no-browser")
 		if err == nil || !strings.Contains(err.Error()+string(out), "login service does not answer") {
 			t.Errorf("logging in without a provider: %v %s", err, out)
