@@ -14,12 +14,12 @@ const (
 	// between the inside and the socket, each way: some batches for each stage.
 	underWay = 128
 
-	// outPatience and inPatience are how long a reader waits for room. Of the
-	// packets that WireGuard takes a few never leave it: it has no session for
-	// them, or no peer, or they are forged or repeated. What is under way after so
-	// long is taken for such. Inwards it is short, because there somebody else may
-	// send what never leaves: all of that together slows receiving to one limit in
-	// this time.
+	// outPatience and inPatience are how long a reader waits for room while
+	// nothing leaves. Of the packets that WireGuard takes a few never leave it: it
+	// has no session for them, or no peer, or they are forged or repeated. When
+	// nothing left for so long, what is under way is taken for such. Inwards it is
+	// short, because there somebody else may send what never leaves: all of that
+	// together slows receiving to one limit in this time.
 	outPatience = 5 * time.Millisecond
 	inPatience  = 2 * time.Millisecond
 )
@@ -46,13 +46,10 @@ type pace struct {
 	tally    Tally         // of the way in
 
 	mu      sync.Mutex
-	count   int  // packets between one end and the other
-	waiting int  // readers
-	moved   bool // something left since a reader began to wait
-	// givenUp are packets that nobody waits for any more although others left
-	// meanwhile. On a busy machine they are only late: then they leave before those
-	// that are counted, and must not make room for more.
-	givenUp int
+	count   int    // packets between one end and the other
+	waiting int    // readers
+	gone    uint64 // packets that left, ever
+	leaving int    // batches that are on their way out
 }
 
 func newPace(limit int, patience time.Duration) *pace {
@@ -67,26 +64,24 @@ func (p *pace) wait() {
 		return
 	}
 	p.waiting++
-	p.moved = false
-	p.mu.Unlock()
 	timer := time.NewTimer(p.patience)
 	defer timer.Stop()
-	late := false
-	select {
-	case <-p.free:
-	case <-timer.C:
-		late = true
-	}
-	p.mu.Lock()
-	p.waiting--
-	if late {
-		if p.moved {
-			p.givenUp = min(p.givenUp+p.count, 2*p.limit) // at most: they may be lost after all
-		} else {
-			p.givenUp = 0
+	for full := true; full; {
+		gone := p.gone
+		p.mu.Unlock()
+		select {
+		case <-p.free:
+			p.mu.Lock()
+		case <-timer.C:
+			p.mu.Lock()
+			if p.gone == gone && p.leaving == 0 {
+				p.count = 0
+			}
+			timer.Reset(p.patience)
 		}
-		p.count = 0
+		full = p.count >= p.limit
 	}
+	p.waiting--
 	next := p.waiting > 0 && p.count <= p.limit/2
 	p.mu.Unlock()
 	if next {
@@ -109,16 +104,34 @@ func (p *pace) entered(n int) {
 	p.mu.Unlock()
 }
 
-// left notes packets that WireGuard gave away, or never took.
-func (p *pace) left(n int) {
-	if n == 0 {
-		return
-	}
+// leaves notes that a batch is on its way out, of which left tells the end: on a
+// busy machine it takes longer than anybody is patient, and all that while nothing
+// else can leave behind it.
+func (p *pace) leaves() {
 	p.mu.Lock()
-	p.moved = true
-	late := min(n, p.givenUp)
-	p.givenUp -= late
-	p.count = max(0, p.count-n+late)
+	p.leaving++
+	p.mu.Unlock()
+}
+
+// left notes that a batch with n packets of the inside left WireGuard.
+func (p *pace) left(n int) {
+	p.mu.Lock()
+	p.leaving--
+	p.goneLocked(n)
+}
+
+// refused notes packets that WireGuard never took.
+func (p *pace) refused(n int) {
+	if n > 0 {
+		p.mu.Lock()
+		p.goneLocked(n)
+	}
+}
+
+// goneLocked is called with mu held, and gives it back.
+func (p *pace) goneLocked(n int) {
+	p.gone += uint64(n)
+	p.count = max(0, p.count-n)
 	// At half of it there is room for many at once.
 	wake := p.waiting > 0 && p.count <= p.limit/2
 	p.mu.Unlock()
@@ -143,6 +156,7 @@ func (d *pacedDevice) Read(bufs [][]byte, sizes []int, offset int) (int, error) 
 // Write implements [tun.Device].
 func (d *pacedDevice) Write(bufs [][]byte, offset int) (int, error) {
 	written := len(bufs)
+	d.in.leaves()
 	n, err := d.Device.Write(bufs, offset)
 	d.in.tally.write(written)
 	d.in.left(written)
@@ -178,7 +192,7 @@ func (p *pace) receive(fn conn.ReceiveFunc) conn.ReceiveFunc {
 		}
 		given = given[:0]
 		p.tally.back(refused)
-		p.left(refused)
+		p.refused(refused)
 		p.wait()
 		n, err := fn(packets, sizes, eps)
 		count := 0
@@ -198,6 +212,7 @@ func (p *pace) receive(fn conn.ReceiveFunc) conn.ReceiveFunc {
 
 // Send implements [conn.Bind].
 func (b *pacedBind) Send(datagrams [][]byte, ep conn.Endpoint) error {
+	b.out.leaves()
 	err := b.Bind.Send(datagrams, ep)
 	n := 0
 	for _, d := range datagrams {

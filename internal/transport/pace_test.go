@@ -102,6 +102,18 @@ func TestPace(t *testing.T) {
 
 func (endless) Write(bufs [][]byte, _ int) (int, error) { return len(bufs), nil }
 
+// slowWrite is an inside whose Write takes until end is closed.
+type slowWrite struct {
+	endless
+	begun, end chan struct{}
+}
+
+func (d *slowWrite) Write(bufs [][]byte, _ int) (int, error) {
+	close(d.begun)
+	<-d.end
+	return len(bufs), nil
+}
+
 // source is an outside with two sockets that always have as many messages as
 // are asked for.
 type source struct {
@@ -179,6 +191,41 @@ func TestPaceInwards(t *testing.T) {
 					t.Errorf("waited %v, want until half was written", waited)
 				}
 			}
+		})
+	})
+	t.Run("what is on its way out is not lost", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			slow := &slowWrite{begun: make(chan struct{}), end: make(chan struct{})}
+			inside, outside, _ := transport.Pace(slow, source{message: packet})
+			fns, _, err := outside.Open(0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			receive := func() {
+				bufs := make([][]byte, batch) // other ones each time: they were taken
+				for i := range bufs {
+					bufs[i] = make([]byte, 2048)
+				}
+				if _, err := fns[0](bufs, make([]int, batch), make([]conn.Endpoint, batch)); err != nil {
+					t.Error(err)
+				}
+			}
+			for range limit / batch {
+				receive()
+			}
+			go func() { _, _ = inside.Write(make([][]byte, limit), 16) }()
+			<-slow.begun
+			done := make(chan struct{})
+			go func() { defer close(done); receive() }()
+			time.Sleep(time.Second)
+			synctest.Wait()
+			select {
+			case <-done:
+				t.Error("received more while all was being written")
+			default:
+			}
+			close(slow.end)
+			<-done
 		})
 	})
 	for _, tt := range []struct {
