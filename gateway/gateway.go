@@ -132,8 +132,9 @@ func (g *gateway) build() (err error) {
 		PrivateKey: key, Listen: cfg.Tunnel.Listen, Addresses: own, MTU: cfg.Tunnel.MTU, Table: g.table,
 		Mode: tunnel.Mode(cfg.Tunnel.Mode),
 		TCP:  g.handleTCP, UDP: func(packet []byte) bool { return g.media.Take(packet) },
-		UDPGSOOff:  cfg.Tunnel.UDPGSO == "off",
-		OnEndpoint: func(key [32]byte, ep netip.AddrPort) { g.sessions.Endpoint(key, ep) },
+		UDPGSOOff: cfg.Tunnel.UDPGSO == "off",
+		// Where a key is by then may be elsewhere than where it was seen.
+		OnEndpoint: func(key [32]byte, _ netip.AddrPort) { g.sessions.Endpoint(key, netip.AddrPort{}) },
 		OnMove:     func(key [32]byte, ep netip.AddrPort) { g.sessions.Moved(key, ep) },
 		Held:       func(key [32]byte) bool { return g.sessions.Held(key) },
 		Awake:      func() bool { return g.sessions.Awake() },

@@ -142,8 +142,9 @@ func (m *Manager) TokenDevice(inner netip.Addr, tokenHash [32]byte) (id string, 
 	return d.record.ID, true
 }
 
-// Endpoint tells where the peer with that tunnel key sends from now. A changed
-// place is recorded and decides everything again.
+// Endpoint tells where the peer with that tunnel key sends from now; an outer
+// that is not valid stands for where Moved was told it is. A changed place is
+// recorded and decides everything again.
 func (m *Manager) Endpoint(key [32]byte, outer netip.AddrPort) {
 	m.mu.RLock()
 	d := m.keys[key]

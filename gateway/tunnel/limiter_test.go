@@ -167,7 +167,7 @@ func TestPlacesAreApart(t *testing.T) {
 		r := g.put(&Peer{Key: [32]byte{byte(i + 1)}, Addresses: [2]netip.Addr{netip.AddrFrom4([4]byte{100, 64, 0, byte(i + 2)})}}, [32]byte{})
 		g.wake(r, nil, time.Now())
 		g.index(r, uint32(i+1), time.Now())
-		g.settle(r, at, time.Now())
+		g.settle(r, r.peer, at, time.Now())
 		regs = append(regs, r)
 	}
 	for i, at := range by {
@@ -186,5 +186,48 @@ func TestPlacesAreApart(t *testing.T) {
 	}
 	if len(g.byPlace) != 0 || len(g.expected) != 0 || g.unsure.Load() != 0 {
 		t.Errorf("%d places, %d expected, %d unsure are left", len(g.byPlace), len(g.expected), g.unsure.Load())
+	}
+}
+
+// Packets that were under way when a message came from elsewhere do not hide
+// that one's packet: each is looked at until one from there is let in.
+func TestOddPlaceIsLookedFor(t *testing.T) {
+	g := newRegistry()
+	inner := netip.MustParseAddr("100.64.0.2")
+	here, there := place{addr: netip.MustParseAddrPort("192.0.2.1:4000")}, place{addr: netip.MustParseAddrPort("192.0.2.2:4000")}
+	r := g.put(&Peer{Key: [32]byte{1}, Addresses: [2]netip.Addr{inner}}, [32]byte{})
+	g.wake(r, nil, time.Now())
+	g.index(r, 1, time.Now())
+	g.settle(r, r.peer, here, time.Now())
+	if r, _ := g.arrived(inner); r != nil {
+		t.Error("looked for though nobody moved")
+	}
+	g.heard(1, there)
+	first := r.peer.odd.Load()
+	for range 3 {
+		if _, p := g.arrived(inner); p != r.peer {
+			t.Fatal("not looked for before it was let in")
+		}
+	}
+	// Whoever looks for the first place has not seen the second.
+	g.heard(1, place{addr: netip.MustParseAddrPort("192.0.2.3:4000")})
+	g.sure(r.peer, first)
+	if _, p := g.arrived(inner); p != r.peer {
+		t.Error("a second place was forgotten with the first")
+	}
+	g.sure(r.peer, r.peer.odd.Load())
+	if _, p := g.arrived(inner); p != nil || g.unsure.Load() != 0 {
+		t.Errorf("still looked for, %d unsure", g.unsure.Load())
+	}
+	// What was never the peer's is forgotten in the second sweep.
+	g.heard(1, there)
+	w := newWatcher(&Tunnel{known: g})
+	w.fade(r)
+	if _, p := g.arrived(inner); p != r.peer {
+		t.Error("forgotten in the first sweep")
+	}
+	w.fade(r)
+	if _, p := g.arrived(inner); p != nil || g.unsure.Load() != 0 {
+		t.Errorf("looked for after two sweeps, %d unsure", g.unsure.Load())
 	}
 }

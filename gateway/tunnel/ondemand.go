@@ -223,12 +223,12 @@ func (e *egress) Write(bufs [][]byte, offset int) (int, error) {
 // no lock that is held while a peer is removed: that waits for this goroutine.
 func (t *Tunnel) arrived(inner netip.Addr) {
 	r, p := t.known.arrived(inner)
-	if p == nil || t.cfg.OnMove == nil {
+	if p == nil {
 		return
 	}
-	at, proven := t.bind.where(p)
-	if proven && t.known.arrive(r, at, time.Now()) {
-		t.cfg.OnMove(r.key, at.addr)
+	odd := p.odd.Load() // before WireGuard is asked: what comes later is not answered by it
+	if at, proven := t.locate(r, p); proven && odd != nil && at == *odd {
+		t.known.sure(p, odd)
 	}
 }
 

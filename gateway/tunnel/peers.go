@@ -2,6 +2,7 @@ package tunnel
 
 import (
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -17,11 +18,19 @@ type peer struct {
 	passing *claim    // an initiation that WireGuard has unopened and has not answered
 	vouched bool      // WireGuard knows the time stamp of an initiation that was opened here
 
-	// suspect is set while the watcher is to look where the peer is, moved until
-	// the peer's next packet is let in, which has to look itself.
-	suspect, moved atomic.Bool
-	wireguard      *device.Peer // never changes
-	resets         resets
+	// suspect is set while the watcher is to look where the peer is. odd is where
+	// a message came from that may be the peer's and is from elsewhere: until a
+	// packet from there is let in, or none came for a second, each looks itself.
+	suspect   atomic.Bool
+	odd       atomic.Pointer[place]
+	wireguard *device.Peer // never changes
+	resets    resets
+
+	// look is held while WireGuard is asked where the peer is, until the owner
+	// knows: what the owner is told last is what WireGuard said last.
+	look   sync.Mutex
+	shown  netip.AddrPort // guarded by look: what the owner knows
+	fading *place         // the watcher's: odd a sweep ago
 }
 
 // call is an initiation of the gateway's; as many answers to it are let through.
@@ -66,7 +75,7 @@ func (g *registry) sleepLocked(r *registration) {
 	if g.byPlace[r.place] == r {
 		delete(g.byPlace, r.place)
 	}
-	if r.peer.moved.Swap(false) {
+	if r.peer.odd.Swap(nil) != nil {
 		g.unsure.Add(-1)
 	}
 	r.peer = nil
@@ -89,8 +98,10 @@ func (g *registry) heard(index uint32, src place) *registration {
 	if r == nil || r.peer == nil || r.peer.settled && r.place == src {
 		return nil
 	}
-	if !r.peer.moved.Swap(true) {
-		g.unsure.Add(1)
+	if odd := r.peer.odd.Load(); odd == nil || *odd != src {
+		if r.peer.odd.Swap(&src) == nil {
+			g.unsure.Add(1)
+		}
 	}
 	if r.peer.suspect.Swap(true) {
 		return nil
@@ -99,16 +110,23 @@ func (g *registry) heard(index uint32, src place) *registration {
 }
 
 // arrived is the registration of an inner address, with its peer, if a message
-// that may be the peer's came from elsewhere since the last packet of it.
-func (g *registry) arrived(inner netip.Addr) (*registration, *device.Peer) {
+// that may be the peer's came from elsewhere.
+func (g *registry) arrived(inner netip.Addr) (*registration, *peer) {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
 	r := g.byAddress[inner]
-	if r == nil || r.peer == nil || !r.peer.moved.Swap(false) {
+	if r == nil || r.peer == nil || r.peer.odd.Load() == nil {
 		return nil, nil
 	}
-	g.unsure.Add(-1)
-	return r, r.peer.wireguard
+	return r, r.peer
+}
+
+// sure notes that nothing more is to be expected from odd, unless a later message
+// came from elsewhere.
+func (g *registry) sure(p *peer, odd *place) {
+	if odd != nil && p.odd.CompareAndSwap(odd, nil) {
+		g.unsure.Add(-1)
+	}
 }
 
 // index notes an index that WireGuard gave a handshake with a registration.
@@ -153,29 +171,12 @@ func (g *registry) asked(index uint32) (r *registration, ok bool) {
 	return c.reg, true
 }
 
-// settle notes where an authenticated packet of a live registration came from.
-// It tells whether the owner has to be told.
-func (g *registry) settle(r *registration, at place, now time.Time) (tell bool) {
+// settle notes where an authenticated packet of a registration's peer came from.
+// It is false if that is not its peer any more.
+func (g *registry) settle(r *registration, p *peer, at place, now time.Time) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if !g.settleLocked(r, at, now) {
-		return false
-	}
-	tell = !r.told
-	r.told = true
-	return tell
-}
-
-// arrive is settle for the packet itself: somebody else tells the owner the rest.
-func (g *registry) arrive(r *registration, at place, now time.Time) (moved bool) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.settleLocked(r, at, now) && !r.told
-}
-
-// settleLocked is false for a registration that has no peer. Callers hold mu.
-func (g *registry) settleLocked(r *registration, at place, now time.Time) bool {
-	if r.peer == nil || g.byKey[r.key] != r {
+	if r.peer != p || g.byKey[r.key] != r {
 		return false
 	}
 	if !r.peer.settled {
@@ -197,6 +198,16 @@ func (g *registry) settleLocked(r *registration, at place, now time.Time) bool {
 	return true
 }
 
+// tell reports whether the owner has yet to decide again for where a
+// registration is, and notes that it will.
+func (g *registry) tell(r *registration) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	tell := !r.told
+	r.told = true
+	return tell
+}
+
 // lives lists the registrations that have a peer.
 func (g *registry) lives() []*registration {
 	g.mu.RLock()
@@ -208,13 +219,15 @@ func (g *registry) lives() []*registration {
 	return out
 }
 
-// trust lets the watcher be sent to a registration again.
-func (g *registry) trust(r *registration) {
+// trust lets the watcher be sent to a registration again. It returns the
+// registration's peer.
+func (g *registry) trust(r *registration) *peer {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
 	if r.peer != nil {
 		r.peer.suspect.Store(false)
 	}
+	return r.peer
 }
 
 // idle tells whether a live registration's last handshake message is older than

@@ -67,7 +67,7 @@ type registry struct {
 	heldTotal int
 	dirty     []*registration
 	changed   chan struct{} // something is dirty
-	unsure    atomic.Int64  // peers with moved set
+	unsure    atomic.Int64  // peers with odd set
 
 	// former keeps the newest initiations of keys that are registered no more,
 	// should one be again: a device that connects anew keeps its key.

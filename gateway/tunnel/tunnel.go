@@ -77,8 +77,9 @@ type Config struct {
 	// meanwhile.
 	OnEndpoint func(key [32]byte, endpoint netip.AddrPort)
 	// OnMove is told of a new place before the first packet from there is let in,
-	// on the goroutine that carries it: it must be done in a moment, and must not
-	// wait for a peer to be removed. OnEndpoint follows. May be nil.
+	// on the goroutine that carries it or just before OnEndpoint, which follows;
+	// of two places of one key it is told in the order they were seen. It must be
+	// done in a moment, and must not wait for a peer to be removed. May be nil.
 	OnMove func(key [32]byte, endpoint netip.AddrPort)
 	// Held tells whether something needs a key's peer though it is idle. It is
 	// asked once a second for idle peers only. May be nil.
@@ -265,7 +266,7 @@ func (t *Tunnel) run(ctx context.Context, sockets conn.Bind) error {
 	var wg sync.WaitGroup
 	workCtx, stopWork := context.WithCancel(ctx)
 	defer stopWork()
-	wg.Go(func() { t.watch.run(workCtx, t.dev) })
+	wg.Go(func() { t.watch.run(workCtx) })
 	wg.Go(func() { t.gate.run(workCtx) })
 	wg.Go(func() { t.hail(workCtx) })
 	keepCtx, stopKeep := context.WithCancel(context.WithoutCancel(ctx))

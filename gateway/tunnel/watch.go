@@ -51,7 +51,7 @@ func (w *watcher) suspect(r *registration) {
 }
 
 // run watches until ctx is done.
-func (w *watcher) run(ctx context.Context, dev *device.Device) {
+func (w *watcher) run(ctx context.Context) {
 	tend, sweep := time.NewTicker(tendEvery), time.NewTicker(sweepEvery)
 	defer tend.Stop()
 	defer sweep.Stop()
@@ -64,7 +64,7 @@ func (w *watcher) run(ctx context.Context, dev *device.Device) {
 				return
 			}
 			for more := len(w.suspects); ; more-- {
-				if !w.look(dev, r) {
+				if !w.look(r) {
 					w.later[r] = lookAgain
 				}
 				if more == 0 {
@@ -75,29 +75,66 @@ func (w *watcher) run(ctx context.Context, dev *device.Device) {
 		case now := <-tend.C:
 			w.t.gate.overdue(now)
 			for r, left := range w.later {
-				if w.later[r]--; w.look(dev, r) || left == 1 {
+				if w.later[r]--; w.look(r) || left == 1 {
 					delete(w.later, r)
 				}
 			}
 		case now := <-sweep.C:
 			w.t.known.forgetCalls(now.Add(-device.RekeyAttemptTime))
 			for _, r := range w.t.known.lives() {
-				w.look(dev, r)
+				w.look(r)
+				w.fade(r)
 				w.t.retire(r, now)
 			}
 		}
 	}
 }
 
-// look asks WireGuard where a peer is. It is false while the peer's place is one
-// that was only claimed: before a packet of its new session it proves nothing.
-func (w *watcher) look(dev *device.Device, r *registration) (proven bool) {
-	w.t.known.trust(r)
-	at, proven := w.t.bind.where(dev.LookupPeer(r.key))
-	if proven && w.t.known.settle(r, at, time.Now()) && w.t.cfg.OnEndpoint != nil {
+// look asks WireGuard where a peer is, and has the owner decide again if that is
+// elsewhere. It is false while the peer's place is one that was only claimed:
+// before a packet of its new session it proves nothing.
+func (w *watcher) look(r *registration) (proven bool) {
+	p := w.t.known.trust(r)
+	if p == nil {
+		return false
+	}
+	at, proven := w.t.locate(r, p)
+	if proven && w.t.known.tell(r) && w.t.cfg.OnEndpoint != nil {
 		w.t.cfg.OnEndpoint(r.key, at.addr)
 	}
 	return proven
+}
+
+// fade forgets what was odd at the last sweep: whatever came from there has been
+// let in or was not the peer's.
+func (w *watcher) fade(r *registration) {
+	p := w.t.known.trust(r)
+	if p == nil {
+		return
+	}
+	odd := p.odd.Load()
+	if odd == p.fading {
+		w.t.known.sure(p, odd)
+	}
+	p.fading = odd
+}
+
+// locate asks WireGuard where a peer is and shows the owner what it does not know
+// yet. It is false while that is not proven, or the peer is gone.
+func (t *Tunnel) locate(r *registration, p *peer) (at place, proven bool) {
+	p.look.Lock()
+	defer p.look.Unlock()
+	at, proven = t.bind.where(p.wireguard)
+	if !proven || !t.known.settle(r, p, at, time.Now()) {
+		return at, false
+	}
+	if p.shown != at.addr {
+		p.shown = at.addr
+		if t.cfg.OnMove != nil {
+			t.cfg.OnMove(r.key, at.addr)
+		}
+	}
+	return at, true
 }
 
 // sleep waits for d and reports whether ctx is still good.
