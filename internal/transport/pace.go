@@ -14,14 +14,14 @@ const (
 	// between the inside and the socket, each way: some batches for each stage.
 	underWay = 128
 
-	// outPatience and inPatience are how long a reader waits for room while
-	// nothing leaves. Of the packets that WireGuard takes a few never leave it: it
-	// has no session for them, or no peer, or they are forged or repeated. When
-	// nothing left for so long, what is under way is taken for such. Inwards it is
-	// short, because there somebody else may send what never leaves: all of that
-	// together slows receiving to one limit in this time.
+	// outPatience is how long a reader of the inside waits for room while nothing
+	// leaves. Of the packets that WireGuard takes a few never leave it: it has no
+	// session for them, or no peer.
 	outPatience = 5 * time.Millisecond
-	inPatience  = 2 * time.Millisecond
+
+	// inPatience is how long a session of which nothing comes out may take room. It
+	// is short: what never comes out may be somebody else's rubbish.
+	inPatience = 2 * time.Millisecond
 )
 
 // Pace bounds what WireGuard holds between the inside and the socket, each way.
@@ -34,16 +34,15 @@ const (
 // Tally is of what comes in.
 func Pace(inside tun.Device, outside conn.Bind) (tun.Device, conn.Bind, *Tally) {
 	limit := underWay * max(2, runtime.GOMAXPROCS(0))
-	out, in := newPace(limit, outPatience), newPace(limit, inPatience)
+	out, in := newPace(limit, outPatience), newIntake(limit, inPatience)
 	return &pacedDevice{inside, out, in}, &pacedBind{outside, out, in}, &in.tally
 }
 
-// pace counts the packets that are under way in one direction.
+// pace counts the packets that are under way outwards.
 type pace struct {
 	limit    int
 	patience time.Duration
 	free     chan struct{} // holds a token when a reader that waits may go on
-	tally    Tally         // of the way in
 
 	mu      sync.Mutex
 	count   int    // packets between one end and the other
@@ -53,7 +52,7 @@ type pace struct {
 }
 
 func newPace(limit int, patience time.Duration) *pace {
-	return &pace{limit: limit, patience: patience, free: make(chan struct{}, 1), tally: Tally{now: time.Now}}
+	return &pace{limit: limit, patience: patience, free: make(chan struct{}, 1)}
 }
 
 // wait returns when there is room.
@@ -117,19 +116,6 @@ func (p *pace) leaves() {
 func (p *pace) left(n int) {
 	p.mu.Lock()
 	p.leaving--
-	p.goneLocked(n)
-}
-
-// refused notes packets that WireGuard never took.
-func (p *pace) refused(n int) {
-	if n > 0 {
-		p.mu.Lock()
-		p.goneLocked(n)
-	}
-}
-
-// goneLocked is called with mu held, and gives it back.
-func (p *pace) goneLocked(n int) {
 	p.gone += uint64(n)
 	p.count = max(0, p.count-n)
 	// At half of it there is room for many at once.
@@ -142,7 +128,8 @@ func (p *pace) goneLocked(n int) {
 
 type pacedDevice struct {
 	tun.Device
-	out, in *pace
+	out *pace
+	in  *intake
 }
 
 // Read implements [tun.Device].
@@ -155,17 +142,18 @@ func (d *pacedDevice) Read(bufs [][]byte, sizes []int, offset int) (int, error) 
 
 // Write implements [tun.Device].
 func (d *pacedDevice) Write(bufs [][]byte, offset int) (int, error) {
-	written := len(bufs)
-	d.in.leaves()
+	var few [2]held
+	out := d.in.leaves(few[:0], bufs)
+	packets := len(bufs)
 	n, err := d.Device.Write(bufs, offset)
-	d.in.tally.write(written)
-	d.in.left(written)
+	d.in.left(out, packets)
 	return n, err
 }
 
 type pacedBind struct {
 	conn.Bind
-	out, in *pace
+	out *pace
+	in  *intake
 }
 
 // Open implements [conn.Bind].
@@ -175,39 +163,6 @@ func (b *pacedBind) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 		fns[i] = b.in.receive(fn)
 	}
 	return fns, port, err
-}
-
-// receive makes fn wait until there is room. WireGuard keeps the buffer of a
-// transport message whose index names a session and puts another in its place:
-// a buffer that comes back was of a message that was refused, which is not under
-// way. Who knows no index of a session can so not hold up anything.
-func (p *pace) receive(fn conn.ReceiveFunc) conn.ReceiveFunc {
-	var given []*byte // of the last call, nil for what does not count
-	return func(packets [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
-		refused := 0
-		for i, b := range given {
-			if b != nil && b == &packets[i][0] {
-				refused++
-			}
-		}
-		given = given[:0]
-		p.tally.back(refused)
-		p.refused(refused)
-		p.wait()
-		n, err := fn(packets, sizes, eps)
-		count := 0
-		for i, size := range sizes[:n] {
-			if CarriesPacket(packets[i][:size]) {
-				given = append(given, &packets[i][0])
-				count++
-			} else {
-				given = append(given, nil)
-			}
-		}
-		p.tally.enter(count)
-		p.entered(count)
-		return n, err
-	}
 }
 
 // Send implements [conn.Bind].

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -14,7 +15,7 @@ import (
 // The pinned WireGuard keeps the buffers of what it takes, and only those: what
 // names no session's index is not under way, however much of it comes.
 func TestPaceCountsWhatWireGuardTook(t *testing.T) {
-	in := newPace(1<<20, time.Hour)
+	in := newIntake(1<<20, time.Hour)
 	gateway := NewUDP(UDPOptions{Listen: netip.MustParseAddrPort("127.0.0.1:0")})
 	made := 0
 	p := newPair(t, 1, 100, func() conn.Bind {
@@ -67,4 +68,37 @@ func TestPaceCountsWhatWireGuardTook(t *testing.T) {
 	count(51)
 	send(7)
 	count(58)
+	// What is written still has the head of its message before it, and says that
+	// all before it of its session is gone.
+	var writes atomic.Int64
+	written := func(bufs [][]byte) {
+		in.left(in.leaves(nil, bufs), len(bufs))
+		writes.Add(1)
+	}
+	p.gateway.written.Store(&written)
+	send(1)
+	count(0)
+	send(100)
+	count(0)
+	if writes.Load() < 2 {
+		t.Errorf("%d writes", writes.Load())
+	}
+}
+
+// Sessions come and go with every handshake; those of which nothing is under way
+// are not kept for ever.
+func TestPaceForgetsSessions(t *testing.T) {
+	in := newIntake(256, time.Hour)
+	for i := range uint32(10 * crowdAtLeast) {
+		b := make([]byte, 64)
+		in.entered([]held{{i, &b[0]}})
+		if i%2 == 0 {
+			in.left([]held{{i, &b[0]}}, 1)
+		} else {
+			in.refused([]held{{i, &b[0]}})
+		}
+	}
+	if in.count != 0 || len(in.sessions) > crowdAtLeast {
+		t.Errorf("%d packets are under way, of %d sessions", in.count, len(in.sessions))
+	}
 }

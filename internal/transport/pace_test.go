@@ -1,9 +1,11 @@
 package transport_test
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"runtime"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -131,62 +133,92 @@ func (s source) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 	return []conn.ReceiveFunc{fn, fn}, port, nil
 }
 
+// taking is a receiving of messages that WireGuard takes or refuses.
+type taking struct {
+	fn    conn.ReceiveFunc
+	bufs  [][]byte
+	sizes []int
+	eps   []conn.Endpoint
+}
+
+func newTaking(fn conn.ReceiveFunc, batch int) *taking {
+	r := &taking{fn, make([][]byte, batch), make([]int, batch), make([]conn.Endpoint, batch)}
+	for i := range r.bufs {
+		r.bufs[i] = make([]byte, 2048)
+	}
+	return r
+}
+
+// receive returns what was received, and how long that took.
+func (r *taking) receive(t *testing.T, taken bool) (got [][]byte, waited time.Duration) {
+	start := time.Now()
+	n, err := r.fn(r.bufs, r.sizes, r.eps)
+	if n != len(r.bufs) || err != nil {
+		t.Errorf("receiving: %d, %v", n, err)
+	}
+	waited = time.Since(start)
+	if !taken {
+		return nil, waited
+	}
+	got = slices.Clone(r.bufs)
+	for i := range r.bufs {
+		r.bufs[i] = make([]byte, 2048)
+	}
+	return got, waited
+}
+
 func TestPaceInwards(t *testing.T) {
 	const batch = 64
 	packet := messages(1, device.MessageTransportType, 1)[0]
 	limit := 128 * max(2, runtime.GOMAXPROCS(0))
-	// taken says whether WireGuard takes what it is given, or refuses it.
-	start := func(t *testing.T, message []byte) (write func(n int), receive [2]func(taken bool) (waited time.Duration)) {
-		inside, outside, _ := transport.Pace(endless{}, source{message: message})
+	start := func(t *testing.T, inside tun.Device, message []byte) (write func([][]byte), r [2]*taking) {
+		inside, outside, _ := transport.Pace(inside, source{message: message})
 		fns, _, err := outside.Open(0)
-		if err != nil || len(fns) != len(receive) {
+		if err != nil || len(fns) != len(r) {
 			t.Fatalf("Open: %d, %v", len(fns), err)
 		}
 		for i, fn := range fns {
-			bufs, sizes, eps := make([][]byte, batch), make([]int, batch), make([]conn.Endpoint, batch)
-			for j := range bufs {
-				bufs[j] = make([]byte, 2048)
-			}
-			receive[i] = func(taken bool) time.Duration {
-				start := time.Now()
-				if n, err := fn(bufs, sizes, eps); n != batch || err != nil {
-					t.Errorf("receiving: %d, %v", n, err)
-				}
-				for j := range bufs {
-					if taken {
-						bufs[j] = make([]byte, 2048)
-					}
-				}
-				return time.Since(start)
-			}
+			r[i] = newTaking(fn, batch)
 		}
-		return func(n int) {
-			if n, err := inside.Write(make([][]byte, n), 16); err != nil {
+		return func(bufs [][]byte) {
+			if n, err := inside.Write(bufs, 16); err != nil {
 				t.Errorf("Write: %d, %v", n, err)
 			}
-		}, receive
+		}, r
+	}
+	// fill receives until there is no room, and returns each batch.
+	fill := func(t *testing.T, r *taking) (all [][][]byte) {
+		for range limit / batch {
+			got, waited := r.receive(t, true)
+			if waited != 0 {
+				t.Fatalf("waited %v with room", waited)
+			}
+			all = append(all, got)
+		}
+		return all
 	}
 	t.Run("every socket waits for room", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			write, receive := start(t, packet)
-			for range limit / batch {
-				if waited := receive[0](true); waited != 0 {
-					t.Fatalf("waited %v with room", waited)
-				}
-			}
+			write, r := start(t, endless{}, packet)
+			all := fill(t, r[0])
 			done := make(chan time.Duration, 2)
-			for _, r := range receive {
-				go func() { done <- r(true) }()
+			for _, r := range r {
+				go func() {
+					_, waited := r.receive(t, true)
+					done <- waited
+				}()
 			}
 			time.Sleep(time.Millisecond)
-			synctest.Wait()
-			write(limit/2 - 1)
+			half := len(all) / 2
+			for _, b := range all[:half-1] {
+				write(b)
+			}
 			synctest.Wait()
 			if len(done) != 0 {
 				t.Fatal("went on before half was written")
 			}
-			write(1)
-			for range receive {
+			write(all[half-1])
+			for range r {
 				if waited := <-done; waited != time.Millisecond {
 					t.Errorf("waited %v, want until half was written", waited)
 				}
@@ -196,27 +228,12 @@ func TestPaceInwards(t *testing.T) {
 	t.Run("what is on its way out is not lost", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			slow := &slowWrite{begun: make(chan struct{}), end: make(chan struct{})}
-			inside, outside, _ := transport.Pace(slow, source{message: packet})
-			fns, _, err := outside.Open(0)
-			if err != nil {
-				t.Fatal(err)
-			}
-			receive := func() {
-				bufs := make([][]byte, batch) // other ones each time: they were taken
-				for i := range bufs {
-					bufs[i] = make([]byte, 2048)
-				}
-				if _, err := fns[0](bufs, make([]int, batch), make([]conn.Endpoint, batch)); err != nil {
-					t.Error(err)
-				}
-			}
-			for range limit / batch {
-				receive()
-			}
-			go func() { _, _ = inside.Write(make([][]byte, limit), 16) }()
+			write, r := start(t, slow, packet)
+			all := fill(t, r[0])
+			go write(slices.Concat(all...))
 			<-slow.begun
 			done := make(chan struct{})
-			go func() { defer close(done); receive() }()
+			go func() { defer close(done); r[0].receive(t, true) }()
 			time.Sleep(time.Second)
 			synctest.Wait()
 			select {
@@ -226,6 +243,38 @@ func TestPaceInwards(t *testing.T) {
 			}
 			close(slow.end)
 			<-done
+		})
+	})
+	t.Run("what came before the written is gone", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			write, r := start(t, endless{}, packet)
+			for range 100 {
+				all := fill(t, r[0])
+				write(all[len(all)-1][:1]) // all else of it was rubbish
+			}
+		})
+	})
+	t.Run("one session's rubbish is not another's", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			message := bytes.Clone(packet)
+			write, r := start(t, endless{}, message)
+			good, _ := r[0].receive(t, true)
+			message[4] = 1
+			for range limit/batch - 1 {
+				r[0].receive(t, true)
+			}
+			// The good one is being slow: its packets go on to be counted.
+			time.Sleep(1500 * time.Microsecond)
+			write(good[:1])
+			message[4] = 0
+			good, waited := r[0].receive(t, true)
+			if waited != 0 {
+				t.Errorf("waited %v with room", waited)
+			}
+			if _, waited = r[0].receive(t, true); waited != 500*time.Microsecond {
+				t.Errorf("waited %v for room, want until the rubbish is 2 ms old", waited)
+			}
+			write(good)
 		})
 	})
 	for _, tt := range []struct {
@@ -241,17 +290,29 @@ func TestPaceInwards(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				_, receive := start(t, tt.message)
-				var waited time.Duration
+				_, r := start(t, endless{}, tt.message)
+				var all time.Duration
 				for range 1000 {
-					waited += receive[0](tt.taken)
+					_, waited := r[0].receive(t, tt.taken)
+					all += waited
 				}
-				if waited > tt.most || tt.most > 0 && waited == 0 {
-					t.Errorf("waited %v, want at most %v", waited, tt.most)
+				if all > tt.most || tt.most > 0 && all == 0 {
+					t.Errorf("waited %v, want at most %v", all, tt.most)
 				}
 			})
 		})
 	}
+	t.Run("repeated, 20,000 a second", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			_, r := start(t, endless{}, packet)
+			for range 1000 {
+				if _, waited := r[0].receive(t, true); waited != 0 {
+					t.Fatalf("waited %v", waited)
+				}
+				time.Sleep(batch * time.Second / 20000)
+			}
+		})
+	})
 }
 
 func TestPacePassesErrorsOn(t *testing.T) {
