@@ -128,11 +128,12 @@ func soak(t *testing.T, mode tunnel.Mode) {
 		*soakHours, soakDevices, did.rekeys.Load(), did.roams.Load(), did.roads.Load(), did.sleeps.Load(), did.joins.Load(), did.publishes.Load(), did.strangers.Load(), located.Load())
 	t.Logf("refused: %v", in.Refused())
 	first, last := after[0], after[len(after)-1]
-	if last.goroutines > first.goroutines || last.files > first.files {
-		t.Errorf("goroutines and files grew: %+v, then %+v", first, last)
+	// What leaked is there for good; what is only late, on a busy machine, is not.
+	for end := time.Now().Add(20 * time.Second); last.exceeds(first) && time.Now().Before(end); {
+		last = whatIsLeft(t, in)
 	}
-	if last.heap > first.heap+first.heap/10+(1<<20) {
-		t.Errorf("memory grew: %+v, then %+v", first, last)
+	if last.exceeds(first) {
+		t.Errorf("goroutines, files or memory grew: %+v, then %+v", first, last)
 	}
 	if h := in.Handshakes(); h.Registered != 0 || h.Live != 0 {
 		t.Errorf("somebody is still registered: %+v", h)
@@ -146,6 +147,10 @@ type soakCounts struct{ rekeys, roams, roads, sleeps, joins, publishes, stranger
 type soakLeft struct {
 	goroutines, files int
 	heap              uint64 // bytes
+}
+
+func (l soakLeft) exceeds(first soakLeft) bool {
+	return l.goroutines > first.goroutines || l.files > first.files || l.heap > first.heap+first.heap/10+(1<<20)
 }
 
 // whatIsLeft waits for what is on its way out, then looks.
