@@ -66,6 +66,7 @@ const (
 	ReasonMisdirected         Reason = "misdirected"
 	ReasonTooManyFlows        Reason = "too_many_flows"
 	ReasonLockedDown          Reason = "locked_down"
+	ReasonIDPUnavailable      Reason = "idp_unavailable"
 )
 
 // NewDecision returns a Decision with the text of its Reason. Only the Engine

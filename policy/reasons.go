@@ -276,4 +276,12 @@ var Reasons = map[Reason]Entry{
 		"fi": {"Yrityksesi on sulkenut tämän toistaiseksi.", "Odota tietoa esihenkilöltäsi tai IT-tuelta; pääsy palautuu itsestään, kun se avataan uudelleen."},
 		"nl": {"Uw bedrijf heeft dit voorlopig afgesloten.", "Wacht op bericht van uw leidinggevende of IT-ondersteuning; de toegang komt vanzelf terug zodra het weer is vrijgegeven."},
 	},
+	ReasonIDPUnavailable: {
+		"en": {"Your company's login service does not answer, so nobody can log in right now.", "Whoever is logged in works on, and open calls go on. Try to log in again in a few minutes. If it persists, tell your IT support that the login service does not answer."},
+		"sv": {"Ditt företags inloggningstjänst svarar inte, så ingen kan logga in just nu.", "Den som är inloggad arbetar vidare, och öppna samtal fortsätter. Försök logga in igen om några minuter. Om det kvarstår, meddela din IT-support att inloggningstjänsten inte svarar."},
+		"nb": {"Bedriftens innloggingstjeneste svarer ikke, så ingen kan logge inn akkurat nå.", "Den som er logget inn, arbeider videre, og åpne samtaler fortsetter. Prøv å logge inn igjen om noen minutter. Hvis det vedvarer, si fra til IT-støtten din at innloggingstjenesten ikke svarer."},
+		"da": {"Din virksomheds logintjeneste svarer ikke, så ingen kan logge ind lige nu.", "Den, der er logget ind, arbejder videre, og åbne samtaler fortsætter. Prøv at logge ind igen om nogle minutter. Hvis det fortsætter, så fortæl din IT-support, at logintjenesten ikke svarer."},
+		"fi": {"Yrityksesi kirjautumispalvelu ei vastaa, joten kukaan ei voi juuri nyt kirjautua sisään.", "Sisään kirjautuneet voivat jatkaa työtään, ja avoimet puhelut jatkuvat. Yritä kirjautua uudelleen muutaman minuutin kuluttua. Jos ongelma jatkuu, kerro IT-tuellesi, että kirjautumispalvelu ei vastaa."},
+		"nl": {"De aanmeldservice van uw bedrijf antwoordt niet, dus niemand kan nu inloggen.", "Wie al is ingelogd werkt verder, en open gesprekken gaan door. Probeer over een paar minuten opnieuw in te loggen. Blijft het zo, meld uw IT-ondersteuning dan dat de aanmeldservice niet antwoordt."},
+	},
 }

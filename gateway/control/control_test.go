@@ -533,6 +533,11 @@ func TestRefusalsSpeakTheDevicesLanguage(t *testing.T) {
 	if want := policy.Reasons[policy.ReasonUnknownApp]["sv"]; d.Message != want.Message || d.Remedy != want.Remedy || d.Reason != "unknown_app" {
 		t.Errorf("%+v", d)
 	}
+	// So is a person whom the identity provider does not answer.
+	status, we := g.call(http.MethodPost, wire.PathLogin, l.conn.Addresses[0], h, wire.LoginRequest{RedirectURI: "http://127.0.0.1:1234/callback", OSUser: "1:a"}, &wire.LoginResponse{})
+	if want := policy.Reasons[policy.ReasonIDPUnavailable]["sv"]; status != http.StatusServiceUnavailable || !we.Retry || we.Message != want.Message || we.Remedy != want.Remedy {
+		t.Errorf("%d %+v", status, we)
+	}
 }
 
 func TestBadConnects(t *testing.T) {

@@ -101,7 +101,7 @@ func (a *API) login(w http.ResponseWriter, r *http.Request, id string) {
 	}
 	url, expires, err := a.cfg.Identity.Begin(r.Context(), identity.Begin{DeviceID: id, OSUser: req.OSUser, RedirectURI: req.RedirectURI})
 	if err != nil {
-		a.loginFailed(w, id, err)
+		a.loginFailed(w, r, id, err)
 		return
 	}
 	a.answer(w, wire.LoginResponse{URL: url, ExpiresAt: expires.UTC()})
@@ -116,7 +116,7 @@ func (a *API) loginComplete(w http.ResponseWriter, r *http.Request, id string) {
 		DeviceID: id, State: req.State, Code: req.Code, Issuer: req.Issuer, Error: req.Error, ErrorDescription: req.ErrorDescription,
 	})
 	if err != nil {
-		a.loginFailed(w, id, err)
+		a.loginFailed(w, r, id, err)
 		return
 	}
 	now := a.cfg.Now()
@@ -138,7 +138,7 @@ func (a *API) loginComplete(w http.ResponseWriter, r *http.Request, id string) {
 
 // loginFailed records a refused login and tells the person what the identity
 // package says for people.
-func (a *API) loginFailed(w http.ResponseWriter, id string, err error) {
+func (a *API) loginFailed(w http.ResponseWriter, r *http.Request, id string, err error) {
 	var e *identity.Error
 	if !errors.As(err, &e) {
 		a.internal(w, "logging in", err)
@@ -153,7 +153,8 @@ func (a *API) loginFailed(w http.ResponseWriter, id string, err error) {
 	case e.Retry:
 		status = http.StatusServiceUnavailable
 	}
-	a.fail(w, status, &wire.Error{Code: e.Code, Message: e.Message, Remedy: e.Remedy, Retry: e.Retry})
+	said := policy.Decision{Reason: policy.Reason(e.Code), Message: e.Message, Remedy: e.Remedy}.In(language(r)) // where the table has it
+	a.fail(w, status, &wire.Error{Code: e.Code, Message: said.Message, Remedy: said.Remedy, Retry: e.Retry})
 }
 
 func (a *API) logout(w http.ResponseWriter, r *http.Request, id string) {

@@ -26,6 +26,12 @@ const (
 	keysEvery      = time.Minute     // one fetch of keys for unknown key ids per this, beyond a burst of two
 )
 
+// What the log says when the provider goes silent, and at the end of it.
+const (
+	saidSilent  = "the identity provider does not answer; nobody can log in"
+	saidAnswers = "the identity provider answers again"
+)
+
 // discovered is one good discovery document and what follows from it.
 type discovered struct {
 	AuthURL       string   `json:"authorization_endpoint"`
@@ -45,6 +51,7 @@ type discovery struct {
 	at     time.Time   // guarded by mu; when good was fetched
 	failed time.Time   // guarded by mu; when the last login's try failed
 	err    error       // guarded by mu; of the last try
+	look   look        // guarded by mu
 }
 
 // state returns what to use, or the failure that is still fresh, or neither:
@@ -99,7 +106,7 @@ func (p *Provider) ask(ctx context.Context, login bool) (*discovered, error) {
 	was := p.disc.err
 	if err != nil {
 		if was == nil {
-			p.log.Warn("the identity provider does not answer; nobody can log in", "url", p.cfg.Issuer, "err", cause(err))
+			p.log.Warn(saidSilent, "url", p.cfg.Issuer, "err", cause(err))
 		}
 		p.disc.err = err
 		if login {
@@ -111,13 +118,14 @@ func (p *Provider) ask(ctx context.Context, login bool) (*discovered, error) {
 		return nil, err
 	}
 	if was != nil {
-		p.log.Info("the identity provider answers again", "url", p.cfg.Issuer)
+		p.log.Info(saidAnswers, "url", p.cfg.Issuer)
 	}
 	// A known provider keeps its verifier, and with it the keys.
 	if g := p.disc.good; g != nil && g.JWKSURL == d.JWKSURL {
 		d.verifier = g.verifier
 	}
 	p.disc.good, p.disc.at, p.disc.err = d, p.now(), nil
+	p.disc.look = look{at: p.disc.at}
 	return d, nil
 }
 

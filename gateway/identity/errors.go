@@ -3,12 +3,14 @@ package identity
 import (
 	"strings"
 	"unicode"
+
+	"github.com/portvakt/portvakt/policy"
 )
 
 // The codes of Error.
 const (
 	// CodeUnavailable: the provider does not answer, or not sensibly.
-	CodeUnavailable = "idp_unavailable"
+	CodeUnavailable = string(policy.ReasonIDPUnavailable)
 	// CodeBadRedirect: the agent's return address is not acceptable.
 	CodeBadRedirect = "bad_redirect"
 	// CodeUnknownState: no such login of this device waits to be finished.
@@ -44,11 +46,8 @@ func (e *Error) Error() string {
 func (e *Error) Unwrap() error { return e.Err }
 
 func unavailable(err error) *Error {
-	return &Error{
-		Code: CodeUnavailable, Message: "Your company's login service does not answer.",
-		Remedy: "Try to log in again in a moment. If it persists, tell your IT support that the gateway cannot reach the login service.",
-		Err:    err, Retry: true,
-	}
+	said := policy.Reasons[policy.ReasonIDPUnavailable][policy.Languages[0]]
+	return &Error{Code: CodeUnavailable, Message: said.Message, Remedy: said.Remedy, Err: err, Retry: true}
 }
 
 func refused(code, description string) *Error {

@@ -83,10 +83,14 @@ type Provider struct {
 	now     func() time.Time
 	log     *slog.Logger
 	client  *http.Client
+	looker  *http.Client // every request on a connection of its own
 	pending pendingTable
 	flight  singleflight.Group
 	disc    discovery
 	seen    seenLogouts
+
+	// bound is how long a login waits to learn whether the provider answers.
+	bound func(context.Context) (context.Context, context.CancelFunc)
 }
 
 // New checks the configuration and reads the files it names. It does not use
@@ -133,8 +137,11 @@ func New(cfg Config) (*Provider, error) {
 			return nil, fmt.Errorf("identity provider: reading the client secret: %w", err)
 		}
 	}
-	if p.client, err = newClient(cfg.CAFile); err != nil {
+	if p.client, p.looker, err = newClients(cfg.CAFile); err != nil {
 		return nil, fmt.Errorf("identity provider: reading its roots: %w", err)
+	}
+	p.bound = func(ctx context.Context) (context.Context, context.CancelFunc) {
+		return context.WithTimeout(ctx, lookTimeout)
 	}
 	p.pending.init()
 	return p, nil
@@ -178,7 +185,9 @@ func readSecret(path string) (string, error) {
 	return s, nil
 }
 
-func newClient(caFile string) (*http.Client, error) {
+// newClients returns a client for the provider, and one that makes a connection
+// for each request: an idle one does not tell that the provider still lives.
+func newClients(caFile string) (client, looker *http.Client, err error) {
 	t := &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
 		DialContext:           (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
@@ -192,21 +201,20 @@ func newClient(caFile string) (*http.Client, error) {
 	if caFile != "" {
 		pem, err := os.ReadFile(caFile)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		pool := x509.NewCertPool()
 		if !pool.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("%s holds no PEM certificate", caFile)
+			return nil, nil, fmt.Errorf("%s holds no PEM certificate", caFile)
 		}
 		t.TLSClientConfig.RootCAs = pool
 	}
-	return &http.Client{
-		Transport: capped{t},
-		Timeout:   httpTimeout,
-		// None of the endpoints may redirect, and a code or secret must not
-		// follow one.
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}, nil
+	fresh := t.Clone()
+	fresh.DisableKeepAlives = true
+	// None of the endpoints may redirect, and a code or secret must not follow one.
+	stay := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	return &http.Client{Transport: capped{t}, Timeout: httpTimeout, CheckRedirect: stay},
+		&http.Client{Transport: fresh, CheckRedirect: stay}, nil
 }
 
 // capped fails the reading of a body that is longer than maxBody.
@@ -249,10 +257,14 @@ type Begin struct {
 }
 
 // Begin starts a login and returns the page to open and when the login runs
-// out. The login is bound to device and OS user and can be finished once. Its
+// out. The login is bound to device and OS user and can be finished once. A
+// provider that does not answer now is said here, and not by a dead page. Its
 // errors are of type *[Error].
 func (p *Provider) Begin(ctx context.Context, b Begin) (authURL string, expires time.Time, err error) {
 	if err := p.checkRedirect(b.RedirectURI); err != nil {
+		return "", time.Time{}, err
+	}
+	if err := p.answers(ctx); err != nil {
 		return "", time.Time{}, err
 	}
 	d, err := p.discover(ctx)
