@@ -81,9 +81,10 @@ func (b *buffers) Get() []byte {
 
 func (b *buffers) Put(v []byte) { b.p.Put(&v) }
 
-const appYAML = `name: bench
+const appYAML = `name: %s
 protocol: http
-hosts: [` + host + `]
+hosts: [%s]
+durability: %s
 upstream: http://%s
 allow: [127.0.0.1/32]
 access:
@@ -91,6 +92,12 @@ access:
     methods: [GET, POST]
     paths: [/*]
 `
+
+// Names of the apps, one for each durability.
+const (
+	appKill   = "bench"
+	appStrict = "bench-strict"
+)
 
 // inbound is a connection that came over loopback with the addresses that a
 // tunnel would have proven.
@@ -125,17 +132,21 @@ func playOurs(ctx context.Context, arg string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, g.log.Close(), g.store.Close()) }()
-	l, err := net.Listen("tcp", set.Listen)
-	if err != nil {
-		return err
-	}
 	var parts sync.WaitGroup
 	defer parts.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(ctx, func() { _ = l.Close() })()
-	failed := make(chan error, 4)
-	for _, part := range []func(context.Context) error{g.proxy.Run, g.log.Run, g.control, func(ctx context.Context) error { return g.accept(ctx, l) }} {
+	run := []func(context.Context) error{g.proxy.Run, g.log.Run, g.control}
+	for app, addr := range map[string]string{appKill: set.Listen, appStrict: set.Strict} {
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			return err
+		}
+		defer context.AfterFunc(ctx, func() { _ = l.Close() })()
+		run = append(run, func(ctx context.Context) error { return g.accept(ctx, l, app) })
+	}
+	failed := make(chan error, len(run))
+	for _, part := range run {
 		parts.Go(func() { failed <- part(ctx) })
 	}
 	err = <-failed
@@ -163,7 +174,11 @@ func (g *gate) open(ctx context.Context, pair tls.Certificate) (err error) {
 		RemovePeer: func([32]byte) error { return nil },
 	})
 	apps := filepath.Join(g.set.Dir, "apps")
-	if err := errors.Join(os.Mkdir(apps, 0o700), os.WriteFile(filepath.Join(apps, "bench.yaml"), fmt.Appendf(nil, appYAML, g.set.App), 0o600)); err != nil {
+	if err := errors.Join(
+		os.Mkdir(apps, 0o700),
+		os.WriteFile(filepath.Join(apps, "kill.yaml"), fmt.Appendf(nil, appYAML, appKill, host, "kill", g.set.App), 0o600),
+		os.WriteFile(filepath.Join(apps, "strict.yaml"), fmt.Appendf(nil, appYAML, appStrict, hostStrict, "strict", g.set.App), 0o600),
+	); err != nil {
 		return err
 	}
 	rev, err := policy.Load(apps, policy.LoadOptions{})
@@ -216,9 +231,10 @@ func (g *gate) login(ctx context.Context) error {
 	return err
 }
 
-// accept hands over connections as if they came out of the device's tunnel.
-func (g *gate) accept(ctx context.Context, l net.Listener) error {
-	local := netip.AddrPortFrom(g.manager.AppAddresses("bench")[0], 443)
+// accept hands over connections as if they came out of the device's tunnel, to
+// an app.
+func (g *gate) accept(ctx context.Context, l net.Listener, app string) error {
+	local := netip.AddrPortFrom(g.manager.AppAddresses(app)[0], 443)
 	for port := uint16(20000); ; port++ {
 		c, err := l.Accept()
 		if err != nil {

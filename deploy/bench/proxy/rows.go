@@ -26,6 +26,9 @@ const (
 	wayCaddy = "Caddy"
 )
 
+// wayStrict is ours to an app with durability strict; it is beside the others.
+const wayStrict = "strict"
+
 var ways = []string{wayOurs, wayBare, wayNginx, wayCaddy}
 
 // load is one kind of it.
@@ -46,6 +49,7 @@ var loads = []load{
 const (
 	rowOne    = "end of a head to the app, 100 B, 1 connection"
 	rowHalf   = "end of a head to the app, 100 B, 64 connections, half saturated"
+	rowStrict = "durability strict adds, 100 B, 64 connections, half saturated"
 	rowAppend = "records appended to the decision log, one core"
 	rowVerify = "verifying 1,000,000 records"
 )
@@ -72,6 +76,13 @@ func run(ctx context.Context, o options) (rows []table.Row, err error) {
 			return nil, err
 		}
 		rows = append(rows, lags...)
+	}
+	if o.only.MatchString(rowStrict) {
+		added, err := s.strict(ctx, o)
+		if err != nil {
+			return nil, err
+		}
+		rows = append(rows, added...)
 	}
 	log, err := logRows(ctx, o)
 	return append(rows, log...), err
@@ -156,61 +167,6 @@ func (s *stand) measure(ctx context.Context, o options, way string, l load) (sam
 	}
 	after, err := s.cpu(way)
 	return sample{rate, float64((after - before).Microseconds()) / rate / float64(o.seconds)}, err
-}
-
-// lags measures how long requests are with the gateway, alone and while it does
-// half of what it can.
-func (s *stand) lags(ctx context.Context, o options) ([]table.Row, error) {
-	one, half := loads[0], loads[1]
-	found := map[string][]float64{}
-	for range o.rounds {
-		full, err := s.wrk(ctx, o, wayOurs, half, 0)
-		if err != nil {
-			return nil, err
-		}
-		for _, m := range []struct {
-			row   string
-			load  load
-			pause time.Duration
-		}{
-			{rowOne, one, 0},
-			// Each connection asks and pauses, so that all of them together ask for
-			// half; what an answer takes is little beside the pause.
-			{rowHalf, half, time.Duration(float64(half.conns) / (full / 2) * float64(time.Second))},
-		} {
-			before, err := s.lag(ctx)
-			if err != nil {
-				return nil, err
-			}
-			rate, err := s.wrk(ctx, o, wayOurs, m.load, m.pause)
-			if err != nil {
-				return nil, err
-			}
-			after, err := s.lag(ctx)
-			if err != nil {
-				return nil, err
-			}
-			if after.Count == before.Count {
-				return nil, errors.New("the gateway counted no request")
-			}
-			found[m.row+", p50"] = append(found[m.row+", p50"], after.P50)
-			found[m.row+", p99"] = append(found[m.row+", p99"], after.P99)
-			fmt.Fprintf(os.Stderr, "%s: %.0f requests/s, p50 %.1f us, p99 %.1f us\n", m.row, rate, after.P50, after.P99)
-		}
-	}
-	var rows []table.Row
-	for _, row := range []string{rowOne, rowHalf} {
-		for _, q := range []struct {
-			name  string
-			limit float64
-		}{{", p50", 20}, {", p99", 200}} {
-			rows = append(rows, table.Row{
-				Name: row + q.name, Unit: "us", LowerIsBetter: true,
-				Floor: table.Value(q.limit), Ours: found[row+q.name],
-			})
-		}
-	}
-	return rows, nil
 }
 
 // logRows runs the decision log's own benchmarks.

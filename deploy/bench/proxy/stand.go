@@ -21,6 +21,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -31,7 +32,8 @@ import (
 )
 
 const (
-	host       = "bench.test" // the app's name
+	host       = "bench.test"        // the app's name
+	hostStrict = "strict.bench.test" // the same app's, with every record on the disk first
 	startLimit = 20 * time.Second
 )
 
@@ -70,6 +72,8 @@ func (s *said) String() string {
 // setting is what a child needs to know.
 type setting struct {
 	Dir, App, Listen, Control string
+	// Strict is where ours listens for the app whose records must be on the disk.
+	Strict string
 }
 
 func (s setting) certificate() (cert, key string) {
@@ -88,7 +92,7 @@ func start(ctx context.Context, o options) (_ *stand, err error) {
 			err = errors.Join(err, s.close())
 		}
 	}()
-	ports, err := freePorts(6)
+	ports, err := freePorts(7)
 	if err != nil {
 		return nil, err
 	}
@@ -97,9 +101,10 @@ func start(ctx context.Context, o options) (_ *stand, err error) {
 	if err := makeCertificate(set); err != nil {
 		return nil, err
 	}
-	for i, way := range ways {
+	for i, way := range slices.Concat(ways, []string{wayStrict}) {
 		s.addr[way] = ports[2+i]
 	}
+	set.Strict = s.addr[wayStrict]
 	if err := s.startNginx(ctx, "app", appConfig(set)); err != nil {
 		return nil, err
 	}
@@ -116,7 +121,7 @@ func start(ctx context.Context, o options) (_ *stand, err error) {
 			return nil, err
 		}
 	}
-	for _, way := range ways {
+	for way := range s.addr {
 		if err := s.wait(ctx, way); err != nil {
 			return nil, fmt.Errorf("waiting for %s: %w; the programs said:\n%s", way, err, s.said.String())
 		}
@@ -144,7 +149,7 @@ func makeCertificate(set setting) error {
 		return err
 	}
 	leaf := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: host}, DNSNames: []string{host}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: host}, DNSNames: []string{host, hostStrict}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
 	}
 	der, err := x509.CreateCertificate(rand.Reader, leaf, leaf, key.Public(), key)
@@ -311,7 +316,7 @@ func (s *stand) wait(ctx context.Context, way string) error {
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
 	for {
-		out, err := exec.CommandContext(ctx, "wrk", append(wrkArgs(s.addr[way], loads[0], 0), "-d1s")...).CombinedOutput()
+		out, err := exec.CommandContext(ctx, "wrk", append(s.wrkArgs(way, loads[0], 0), "-d1s")...).CombinedOutput()
 		if err == nil {
 			if _, err = output.Wrk(string(out)); err == nil {
 				return nil
@@ -325,9 +330,13 @@ func (s *stand) wait(ctx context.Context, way string) error {
 	}
 }
 
-func wrkArgs(addr string, l load, threads int) []string {
+func (s *stand) wrkArgs(way string, l load, threads int) []string {
+	name := host
+	if way == wayStrict {
+		name = hostStrict
+	}
 	return []string{
-		"-t", strconv.Itoa(max(1, threads)), "-c", strconv.Itoa(l.conns), "-H", "Host: " + host, "https://" + addr + l.path,
+		"-t", strconv.Itoa(max(1, threads)), "-c", strconv.Itoa(l.conns), "-H", "Host: " + name, "https://" + s.addr[way] + l.path,
 	}
 }
 
@@ -336,7 +345,7 @@ func wrkArgs(addr string, l load, threads int) []string {
 func (s *stand) wrk(ctx context.Context, o options, way string, l load, pause time.Duration) (float64, error) {
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(o.seconds)*time.Second+startLimit)
 	defer cancel()
-	args := append(wrkArgs(s.addr[way], l, min(2, l.conns)), "-d", strconv.Itoa(o.seconds)+"s")
+	args := append(s.wrkArgs(way, l, min(2, l.conns)), "-d", strconv.Itoa(o.seconds)+"s")
 	if pause > 0 {
 		file := filepath.Join(s.dir, "pause.lua")
 		script := fmt.Sprintf("function delay() return %d end\n", max(1, pause.Milliseconds()))
