@@ -7,11 +7,13 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"runtime"
 	"slices"
+	"syscall"
 	"time"
+	"unsafe"
 
-	"golang.org/x/net/ipv4"
 	"golang.org/x/sys/unix"
 )
 
@@ -21,8 +23,12 @@ const (
 	voiceHead = 4 + 4 + 8
 	// straggle is how long answers are awaited after the last datagram.
 	straggle = 500 * time.Millisecond
-	// echoBatch is how many datagrams the echo takes with one system call.
-	echoBatch = 64
+	// echoBatch is how many datagrams the echo takes with one system call, and
+	// answerBatch how many answers on one socket a caller does.
+	echoBatch   = 64
+	answerBatch = 8
+	// maxDatagram is the most bytes of a datagram.
+	maxDatagram = 2048
 	// socketBuffer keeps the echo's own socket from being what drops.
 	socketBuffer = 8 << 20
 )
@@ -62,25 +68,25 @@ func (c Calls) Loss() float64 {
 type caller struct {
 	v       Voice
 	poll    int
-	socks   []int // of Ports flows each
-	to      []unix.Sockaddr
+	socks   []int  // of Ports flows each
+	out     *batch // a datagram to each of the ports
+	in      *batch
 	start   time.Time
 	sent    int
 	last    []time.Duration // by flow: its latest delay, 0 before the first
 	all     []time.Duration
 	changes []time.Duration // between two consecutive delays of a flow
-	buf     [2048]byte
 }
 
 // Run makes the calls and returns when the last answers had time to arrive.
 func (v Voice) Run(ctx context.Context) (Calls, error) {
-	if v.Size < voiceHead || v.Size > 2048 || v.Flows < 1 || v.Rate < 1 {
+	if v.Size < voiceHead || v.Size > maxDatagram || v.Flows < 1 || v.Rate < 1 {
 		return Calls{}, fmt.Errorf("making calls: %d flows of %d x %d bytes cannot be", v.Flows, v.Rate, v.Size)
 	}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	v.Ports = max(1, v.Ports)
-	c := &caller{v: v, last: make([]time.Duration, v.Flows)}
+	c := &caller{v: v, last: make([]time.Duration, v.Flows), out: newBatch(v.Ports, v.Size), in: newBatch(answerBatch, maxDatagram)}
 	var err error
 	if c.poll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return Calls{}, fmt.Errorf("making calls: %w", err)
@@ -91,8 +97,8 @@ func (v Voice) Run(ctx context.Context) (Calls, error) {
 			unix.Close(s)
 		}
 	}()
-	for i := range c.v.Ports {
-		c.to = append(c.to, &unix.SockaddrInet4{Port: int(v.To.Port()) + i, Addr: v.To.Addr().As4()})
+	for i := range c.out.peers {
+		c.out.peers[i] = unix.RawSockaddrInet4{Family: unix.AF_INET, Port: htons(v.To.Port() + uint16(i)), Addr: v.To.Addr().As4()}
 	}
 	for i := range (v.Flows + c.v.Ports - 1) / c.v.Ports {
 		if err := c.open(i); err != nil {
@@ -133,27 +139,23 @@ func (c *caller) open(i int) error {
 			return err
 		}
 	}
-	return unix.EpollCtl(c.poll, unix.EPOLL_CTL_ADD, s, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(i)})
+	// By edges: listen reads all there is.
+	return unix.EpollCtl(c.poll, unix.EPOLL_CTL_ADD, s, &unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLET, Fd: int32(i)})
 }
 
 // talk sends datagram n of the whole at its own time, n/(flows*rate) after the
-// start: flows do not speak in unison. What is late is sent at once.
+// start: flows do not speak in unison. What is late is sent at once, and what is
+// late on one socket with one system call.
 func (c *caller) talk(ctx context.Context) error {
 	each := float64(time.Second) / float64(c.v.Flows*c.v.Rate)
 	total := int(float64(c.v.For) / each)
-	out := make([]byte, c.v.Size)
 	events := make([]unix.EpollEvent, 256)
 	c.start = time.Now()
 	for ctx.Err() == nil {
 		now := time.Since(c.start)
-		for burst := 0; c.sent < total && burst < 256 && time.Duration(float64(c.sent)*each) <= now; burst++ {
-			flow := c.sent % c.v.Flows
-			binary.BigEndian.PutUint32(out, uint32(flow))
-			binary.BigEndian.PutUint32(out[4:], uint32(c.sent))
-			binary.BigEndian.PutUint64(out[8:], uint64(time.Since(c.start)))
-			// A full buffer is a loss like any other.
-			_ = unix.Sendto(c.socks[flow/c.v.Ports], out, 0, c.to[flow%c.v.Ports])
-			c.sent++
+		due := min(total, c.sent+256, int(float64(now)/each)+1)
+		for c.sent < due {
+			c.speak(due - c.sent)
 		}
 		wait := straggle - (now - c.v.For)
 		if c.sent < total {
@@ -168,35 +170,62 @@ func (c *caller) talk(ctx context.Context) error {
 	return ctx.Err()
 }
 
-func (c *caller) listen(events []unix.EpollEvent, wait time.Duration) error {
-	n, err := unix.EpollWait(c.poll, events, 0)
-	if n == 0 && err == nil && wait > 0 {
-		// epoll_wait counts in milliseconds, and datagrams are due closer.
-		timeout := unix.NsecToTimespec(int64(wait))
-		_, err = unix.Ppoll([]unix.PollFd{{Fd: int32(c.poll), Events: unix.POLLIN}}, &timeout, nil)
-		if err == nil {
-			n, err = unix.EpollWait(c.poll, events, 0)
-		}
+// speak sends the next datagrams of one socket's flows, at most so many.
+func (c *caller) speak(most int) {
+	flow := c.sent % c.v.Flows
+	first := flow % c.v.Ports
+	n := min(most, c.v.Ports-first, c.v.Flows-flow)
+	now := uint64(time.Since(c.start))
+	for i := range n {
+		b := c.out.room[first+i]
+		binary.BigEndian.PutUint32(b, uint32(flow+i))
+		binary.BigEndian.PutUint32(b[4:], uint32(c.sent+i))
+		binary.BigEndian.PutUint64(b[8:], now)
 	}
-	if errors.Is(err, unix.EINTR) {
+	c.out.send(uintptr(c.socks[flow/c.v.Ports]), first, first+n)
+	c.sent += n
+}
+
+// listen waits for answers, at most that long, and reads all there are.
+func (c *caller) listen(events []unix.EpollEvent, wait time.Duration) error {
+	// epoll_wait counts in milliseconds, and datagrams are due closer.
+	timeout := unix.NsecToTimespec(int64(wait))
+	n, _, errno := unix.Syscall6(unix.SYS_EPOLL_PWAIT2, uintptr(c.poll), uintptr(unsafe.Pointer(&events[0])), uintptr(len(events)),
+		uintptr(unsafe.Pointer(&timeout)), 0, 0)
+	if errno == unix.EINTR {
 		return nil
 	}
-	if err != nil {
-		return fmt.Errorf("waiting for answers: %w", err)
+	if errno != 0 {
+		return fmt.Errorf("waiting for answers: %w", os.NewSyscallError("epoll_pwait2", errno))
 	}
 	for _, e := range events[:n] {
-		for {
-			k, err := unix.Read(c.socks[e.Fd], c.buf[:])
-			if err != nil || k < voiceHead {
+		for more := true; more; {
+			k, errno := c.in.recv(uintptr(c.socks[e.Fd]))
+			if errno != 0 {
 				break // nothing more
 			}
-			flow := int(binary.BigEndian.Uint32(c.buf[:]))
-			if flow >= c.v.Flows || flow/c.v.Ports != int(e.Fd) {
-				return fmt.Errorf("a call from port %d was answered with what call %d sent", int(c.v.FirstPort)+int(e.Fd), flow)
+			more = k == answerBatch
+			now := time.Since(c.start)
+			for i := range k {
+				if err := c.answer(int(e.Fd), c.in.room[i][:c.in.messages[i].size], now); err != nil {
+					return err
+				}
 			}
-			c.heard(flow, time.Since(c.start)-time.Duration(binary.BigEndian.Uint64(c.buf[8:])))
 		}
 	}
+	return nil
+}
+
+// answer takes what a socket was answered.
+func (c *caller) answer(sock int, b []byte, now time.Duration) error {
+	if len(b) < voiceHead {
+		return nil // a loss
+	}
+	flow := int(binary.BigEndian.Uint32(b))
+	if flow >= c.v.Flows || flow/c.v.Ports != sock {
+		return fmt.Errorf("a call from port %d was answered with what call %d sent", int(c.v.FirstPort)+sock, flow)
+	}
+	c.heard(flow, now-time.Duration(binary.BigEndian.Uint64(b[8:])))
 	return nil
 }
 
@@ -216,32 +245,34 @@ func EchoUDP(ctx context.Context, c *net.UDPConn) error {
 	if err := enlarge(c); err != nil {
 		return fmt.Errorf("enlarging the echo's buffers: %w", err)
 	}
-	p := ipv4.NewPacketConn(c)
-	in := make([]ipv4.Message, echoBatch)
-	for i := range in {
-		in[i].Buffers = [][]byte{make([]byte, 2048)}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
 	}
-	out := make([]ipv4.Message, echoBatch)
-	for {
-		n, err := p.ReadBatch(in, 0)
-		if ctx.Err() != nil {
-			return nil
-		}
-		if errors.Is(err, unix.ECONNREFUSED) {
-			continue // a caller has hung up
-		}
-		if err != nil {
-			return fmt.Errorf("reading datagrams: %w", err)
-		}
-		for i, m := range in[:n] {
-			out[i] = ipv4.Message{Buffers: [][]byte{m.Buffers[0][:m.N]}, Addr: m.Addr}
-		}
-		for rest := out[:n]; len(rest) > 0; {
-			k, err := p.WriteBatch(rest, 0)
-			if err != nil {
-				k = 1 // this one is lost, as on any network
+	b := newBatch(echoBatch, maxDatagram)
+	var errno syscall.Errno
+	turn := func(fd uintptr) bool {
+		var n int
+		for n, errno = b.recv(fd); errno == 0; n, errno = b.recv(fd) {
+			for i := range n {
+				b.reset(i, int(b.messages[i].size)) // back to where it came from
 			}
-			rest = rest[max(1, k):]
+			b.send(fd, 0, n)
+			for i := range n {
+				b.reset(i, maxDatagram)
+			}
+		}
+		return errno != unix.EAGAIN
+	}
+	for {
+		err := raw.Read(turn)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil:
+			return fmt.Errorf("waiting for datagrams: %w", err)
+		case errno != unix.ECONNREFUSED && errno != unix.EINTR: // a caller has hung up
+			return fmt.Errorf("reading datagrams: %w", os.NewSyscallError("recvmmsg", errno))
 		}
 	}
 }
