@@ -164,7 +164,7 @@ func (g *gateway) build() (err error) {
 	g.proxy, err = proxy.New(proxy.Config{
 		Session: g.sessions, AppByAddr: g.sessions.AppByAddr, Signer: g.signer, Log: g.log,
 		Certificate: func(names []string) (*tls.Certificate, error) { return g.ca.ServerCertificate(names, nil) },
-		Forbidden:   cfg.forbidden(), Timeouts: cfg.Proxy.timeouts(), Limits: cfg.Proxy.limits(),
+		Device:      g.tunnel.FirstAddress, Forbidden: cfg.forbidden(), Timeouts: cfg.Proxy.timeouts(), Limits: cfg.Proxy.limits(),
 	})
 	if err != nil {
 		return err

@@ -126,21 +126,25 @@ func ownConn(c net.Conn) *conn {
 // conns are the open HTTP connections by device, so that one device cannot
 // hold them all and a device that is gone holds none.
 type conns struct {
+	device    func(netip.Addr) netip.Addr
 	perDevice int
 
-	mu   sync.Mutex // guards open
-	open map[netip.Addr]map[*conn]struct{}
+	mu   sync.Mutex                        // guards what follows
+	of   map[netip.Addr]int                // how many, by device
+	open map[netip.Addr]map[*conn]struct{} // by inner address
 }
 
 // add wraps a connection; nil when the device has too many.
 func (t *conns) add(c net.Conn, peer, local netip.AddrPort) *conn {
 	addr := peer.Addr().Unmap()
+	device := t.device(addr)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	own := t.open[addr]
-	if len(own) >= t.perDevice {
+	if t.of[device] >= t.perDevice {
 		return nil
 	}
+	t.of[device]++
+	own := t.open[addr]
 	if own == nil {
 		own = map[*conn]struct{}{}
 		t.open[addr] = own
@@ -153,15 +157,19 @@ func (t *conns) add(c net.Conn, peer, local netip.AddrPort) *conn {
 		if len(own) == 0 {
 			delete(t.open, addr)
 		}
+		if t.of[device]--; t.of[device] == 0 {
+			delete(t.of, device)
+		}
 	})
 	own[n] = struct{}{}
 	return n
 }
 
 func (t *conns) full(peer netip.AddrPort) bool {
+	device := t.device(peer.Addr().Unmap())
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return len(t.open[peer.Addr().Unmap()]) >= t.perDevice
+	return t.of[device] >= t.perDevice
 }
 
 func (t *conns) resetDevice(addr netip.Addr) {
@@ -228,7 +236,7 @@ func (l *listener) deliver(c net.Conn) bool {
 
 // acceptHTTP answers a connection to an http app and serves it. Nothing is
 // decided yet: each request on it will be.
-func (p *Proxy) acceptHTTP(ctx context.Context, in TCPInbound, _ policy.App, decided func()) {
+func (p *Proxy) acceptHTTP(ctx context.Context, in TCPInbound, _ policy.App, t *turn) {
 	port := in.Local().Port()
 	if (port != 443 && port != 80) || p.conns.full(in.Peer()) {
 		in.Reset()
@@ -236,11 +244,12 @@ func (p *Proxy) acceptHTTP(ctx context.Context, in TCPInbound, _ policy.App, dec
 	}
 	// From here on the limits per device count, not the one on what is pending:
 	// slow handshakes of a few, of TCP or of TLS, must not lock out the others.
-	decided()
+	t.decided()
 	raw, err := in.Accept()
 	if err != nil {
 		return
 	}
+	t.open()
 	c := p.conns.add(raw, in.Peer(), in.Local())
 	if c == nil {
 		abort(raw)

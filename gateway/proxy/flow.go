@@ -14,10 +14,10 @@ import (
 	"github.com/portvakt/portvakt/policy"
 )
 
-// openFlow registers, decides and records a flow and dials its app. It calls
-// decided before the dial, so that an app that does not answer keeps nobody
-// from the others. A nil Flow means that nothing may be answered.
-func (p *Proxy) openFlow(ctx context.Context, b session.Begin, decided func()) (*session.Flow, net.Conn) {
+// openFlow registers, decides and records a flow and dials its app. It
+// passes the turn on before the dial, so that an app that does not answer keeps
+// nobody from the others. A nil Flow means that nothing may be answered.
+func (p *Proxy) openFlow(ctx context.Context, b session.Begin, t *turn) (*session.Flow, net.Conn) {
 	flow, err := p.cfg.Session.Begin(b)
 	if err != nil {
 		p.log.Debug("refusing a flow", "app", b.App.Name, "remote", b.Peer, "err", err)
@@ -28,7 +28,7 @@ func (p *Proxy) openFlow(ctx context.Context, b session.Begin, decided func()) (
 		flow.End(session.Result{})
 		return nil, nil
 	}
-	decided()
+	t.decided()
 	// The flow's own context ends the dial when the flow is cut meanwhile.
 	dialing, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -57,13 +57,13 @@ func endFlow(flow *session.Flow, outcome string, in, out int64) {
 
 // serveTCP decides and dials before the handshake is answered, so that a
 // refusal is a reset and not a connection that dies.
-func (p *Proxy) serveTCP(ctx context.Context, in TCPInbound, app policy.App, decided func()) {
+func (p *Proxy) serveTCP(ctx context.Context, in TCPInbound, app policy.App, t *turn) {
 	port := in.Local().Port()
 	if app.Protocol != "tcp" || !slices.Contains(app.Ports, port) {
 		in.Reset()
 		return
 	}
-	flow, up := p.openFlow(ctx, session.Begin{Peer: in.Peer(), App: app, Action: policy.ActionFlow, Port: port}, decided)
+	flow, up := p.openFlow(ctx, session.Begin{Peer: in.Peer(), App: app, Action: policy.ActionFlow, Port: port}, t)
 	if flow == nil {
 		in.Reset()
 		return
@@ -92,6 +92,7 @@ func (p *Proxy) serveTCP(ctx context.Context, in TCPInbound, app policy.App, dec
 			kill()
 		}
 	})
+	t.open()
 	res := outcomeDone
 	if fromApp, err := pump(flow.Check, device, up, &received); err != nil {
 		if fromApp && flow.Check() == nil && ctx.Err() == nil && !errors.Is(err, net.ErrClosed) {

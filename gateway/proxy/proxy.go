@@ -50,6 +50,9 @@ type Config struct {
 	// Certificate returns a server certificate of the internal CA for names.
 	Certificate func(names []string) (*tls.Certificate, error)
 	Signer      *assertion.Signer
+	// Device returns the address that an inner address counts with, the same for
+	// all of one device. Without it each counts by itself.
+	Device func(netip.Addr) netip.Addr
 	// Forbidden are the gateway's own prefixes (overlay pools, public
 	// addresses). No app is dialled there unless it allows the prefix itself.
 	Forbidden []netip.Prefix
@@ -77,8 +80,8 @@ type Limits struct {
 	Message             int64 // of a WebSocket, from either side, as it is on the wire; 16 MiB
 	Streams             int   // concurrent HTTP/2 streams of one connection; 250
 	Pending             int   // connections that are not decided yet; 1,024
-	DevicePending       int   // those of one device address; 64
-	Deciding            int   // of these, how many are being decided at a time; 4
+	DevicePending       int   // those of one device; 64
+	Deciding            int   // of these, how many are being decided at a time; 4, or less for one that opens many
 	DeviceConns         int   // open HTTP connections of one device; 256
 }
 
@@ -145,11 +148,14 @@ func New(cfg Config) (*Proxy, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
+	if cfg.Device == nil {
+		cfg.Device = func(a netip.Addr) netip.Addr { return a }
+	}
 	p := &Proxy{
 		cfg: cfg, log: cfg.Log,
 		multiplexed: newListener(),
 		turns:       turns{limits: cfg.Limits, of: map[netip.Addr]*queue{}},
-		conns:       conns{perDevice: cfg.Limits.DeviceConns, open: map[netip.Addr]map[*conn]struct{}{}},
+		conns:       conns{device: cfg.Device, perDevice: cfg.Limits.DeviceConns, of: map[netip.Addr]int{}, open: map[netip.Addr]map[*conn]struct{}{}},
 	}
 	p.upstreams = newUpstreams(cfg)
 	p.forward = p.newForward()
@@ -315,5 +321,5 @@ func (p *Proxy) HandleTCP(in TCPInbound) {
 	if app.Protocol == "http" {
 		serve = p.acceptHTTP
 	}
-	p.start(in.Peer().Addr().Unmap(), func(ctx context.Context, decided func()) { serve(ctx, in, app, decided) }, in.Reset)
+	p.start(in.Peer().Addr().Unmap(), func(ctx context.Context, t *turn) { serve(ctx, in, app, t) }, in.Reset)
 }
