@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/portvakt/portvakt/deploy/bench/table"
 )
 
 // TestMain plays the parts of the benchmark's own binary, which starts itself
@@ -112,7 +114,7 @@ func TestParse(t *testing.T) {
 		if (err == nil) != c.ok || c.ok && !slices.Equal(o.ways, c.ways) {
 			t.Errorf("%q: ways %v, error %v", c.args, o.ways, err)
 		}
-		if err != nil && !errors.Is(err, errUsage) {
+		if err != nil && !errors.Is(err, table.ErrUsage) {
 			t.Errorf("%q: %v is no usage error", c.args, err)
 		}
 	}

@@ -48,7 +48,7 @@ func thisMachine(ctx context.Context, o options) (table.Machine, error) {
 	for _, name := range []string{"wireguard-go", "portvakt-gateway"} {
 		info, err := buildinfo.ReadFile(filepath.Join(o.bin, name))
 		if err != nil {
-			return m, fmt.Errorf("%w: reading the version of %s: %w (make bench builds it)", errUsage, name, err)
+			return m, fmt.Errorf("%w: reading the version of %s: %w (make bench builds it)", table.ErrUsage, name, err)
 		}
 		m.Versions[name] = info.Main.Version
 		m.Versions["go"] = strings.TrimPrefix(info.GoVersion, "go")

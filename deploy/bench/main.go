@@ -13,47 +13,16 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/portvakt/portvakt/deploy/bench/lab"
 	"github.com/portvakt/portvakt/deploy/bench/table"
 )
 
-// Exit codes: a floor is missed or the run failed; this machine cannot run it.
-const (
-	exitMissed = 1
-	exitUsage  = 2
-)
-
-var (
-	errMissed = errors.New("a floor is missed")
-	errUsage  = errors.New("usage")
-)
-
-func main() {
-	// Ending takes a bounded time, and leaves nothing behind only if it may
-	// finish: a second Ctrl-C changes nothing.
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	defer stop()
-	err := dispatch(ctx, os.Args[1:])
-	switch {
-	case err == nil || errors.Is(err, flag.ErrHelp):
-	case errors.Is(err, errMissed):
-		os.Exit(exitMissed) // the table has said it
-	case errors.Is(err, errUsage):
-		fmt.Fprintln(os.Stderr, "bench:", err)
-		os.Exit(exitUsage)
-	default:
-		fmt.Fprintln(os.Stderr, "bench:", err)
-		os.Exit(exitMissed)
-	}
-}
+func main() { table.Main("bench", dispatch) }
 
 func dispatch(ctx context.Context, args []string) error {
 	if len(args) > 0 {
@@ -69,62 +38,42 @@ func dispatch(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	show := table.Text
-	switch {
-	case o.json:
-		show = table.JSON
-	case o.markdown:
-		show = table.Markdown
-	}
-	if err := show(os.Stdout, machine, rows); err != nil {
-		return err
-	}
-	if !table.AllMet(rows) {
-		return errMissed
-	}
-	return nil
+	return o.output.Print(os.Stdout, machine, rows)
 }
 
 // options are the command line.
 type options struct {
-	bin            string
-	rounds         int
-	seconds        int
-	mtu            int
-	only           *regexp.Regexp
-	ways           []string
-	quick          bool
-	json, markdown bool
-	profiles       string
+	bin      string
+	rounds   int
+	seconds  int
+	mtu      int
+	only     func(row string) bool
+	ways     []string
+	quick    bool
+	output   table.Output
+	profiles string
 }
 
 func parse(args []string) (options, error) {
-	o := options{only: regexp.MustCompile("")}
+	var o options
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
 	fs.StringVar(&o.bin, "bin", "", "directory of portvakt-gateway, portvakt-agent and wireguard-go (default: that of this program)")
 	fs.IntVar(&o.rounds, "rounds", 3, "how often everything is measured")
 	fs.IntVar(&o.seconds, "seconds", 3, "length of each measurement")
 	fs.IntVar(&o.mtu, "mtu", 1420, "of the inside of both tunnels, in bytes")
-	fs.Func("only", "measure only the rows whose names match this regular expression", func(s string) (err error) {
-		o.only, err = regexp.Compile("(?i)" + s)
-		return err
-	})
+	o.only = table.Only(fs)
 	config := fs.String("config", "", "measure only these ways, of "+strings.Join(wayNames, ", ")+" (comma between; default all but neighbours); stock is always measured")
 	fs.BoolVar(&o.quick, "quick", false, "one short round; only floors are judged")
-	fs.BoolVar(&o.json, "json", false, "print one JSON object")
-	fs.BoolVar(&o.markdown, "markdown", false, "print the section of docs/benchmarks.md")
+	o.output.Define(fs)
 	fs.StringVar(&o.profiles, "profiles", "", "directory for a profile of the gateway in each measurement, by perf (perf report -i FILE)")
-	if err := fs.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			return o, err
-		}
-		return o, fmt.Errorf("%w: %w", errUsage, err)
+	if err := table.Parse(fs, args); err != nil {
+		return o, err
 	}
 	if o.quick {
 		o.rounds, o.seconds = 1, 1
 	}
-	if fs.NArg() > 0 || o.rounds < 1 || o.seconds < 1 || o.json && o.markdown {
-		return o, fmt.Errorf("%w: bench [--rounds N] [--seconds N] [--only REGEXP] [--config WAYS] [--quick] [--json | --markdown]", errUsage)
+	if fs.NArg() > 0 || o.rounds < 1 || o.seconds < 1 || o.output.Both() {
+		return o, fmt.Errorf("%w: bench [--rounds N] [--seconds N] [--only REGEXP] [--config WAYS] [--quick] [--json | --markdown]", table.ErrUsage)
 	}
 	// Attacks leave ports and connections behind that the other rows would see:
 	// they are measured by themselves.
@@ -134,7 +83,7 @@ func parse(args []string) (options, error) {
 	}
 	for _, w := range o.ways {
 		if !slices.Contains(wayNames, w) {
-			return o, fmt.Errorf("%w: there is no way %q; there are %s", errUsage, w, strings.Join(wayNames, ", "))
+			return o, fmt.Errorf("%w: there is no way %q; there are %s", table.ErrUsage, w, strings.Join(wayNames, ", "))
 		}
 	}
 	if o.bin == "" {
@@ -150,7 +99,7 @@ func parse(args []string) (options, error) {
 // needs says what this machine lacks for measuring with these apps.
 func needs(apps map[string]bool) error {
 	if os.Geteuid() != 0 {
-		return fmt.Errorf("%w: it needs root, to make network namespaces", errUsage)
+		return fmt.Errorf("%w: it needs root, to make network namespaces", table.ErrUsage)
 	}
 	var missing []string
 	for _, p := range []struct {
@@ -167,10 +116,10 @@ func needs(apps map[string]bool) error {
 		}
 	}
 	if len(missing) > 0 {
-		return fmt.Errorf("%w: it needs other programs; on Debian: apt-get install %s", errUsage, strings.Join(missing, " "))
+		return fmt.Errorf("%w: it needs other programs; on Debian: apt-get install %s", table.ErrUsage, strings.Join(missing, " "))
 	}
 	if _, err := os.Stat("/dev/net/tun"); err != nil {
-		return fmt.Errorf("%w: it needs /dev/net/tun: %w", errUsage, err)
+		return fmt.Errorf("%w: it needs /dev/net/tun: %w", table.ErrUsage, err)
 	}
 	return nil
 }
@@ -187,10 +136,10 @@ type bench struct {
 func run(ctx context.Context, o options, log io.Writer) (_ []table.Row, _ table.Machine, err error) {
 	began := time.Now()
 	specs := slices.DeleteFunc(slices.Clone(rowSpecs), func(s rowSpec) bool {
-		return !o.only.MatchString(s.name) || !slices.Contains(o.ways, s.way)
+		return !o.only(s.name) || !slices.Contains(o.ways, s.way)
 	})
 	if len(specs) == 0 {
-		return nil, table.Machine{}, fmt.Errorf("%w: no row is called that; without --only all are measured", errUsage)
+		return nil, table.Machine{}, fmt.Errorf("%w: no row is called that; without --only all are measured", table.ErrUsage)
 	}
 	if err := needs(appsOf(specs)); err != nil {
 		return nil, table.Machine{}, err

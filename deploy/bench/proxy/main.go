@@ -9,47 +9,17 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
-	"regexp"
 	"strings"
-	"syscall"
 
 	"github.com/portvakt/portvakt/deploy/bench/table"
 )
 
-// Exit codes: a floor is missed or the run failed; this machine cannot run it.
-const (
-	exitMissed = 1
-	exitUsage  = 2
-)
-
-var (
-	errMissed = errors.New("a floor is missed")
-	errUsage  = errors.New("usage")
-)
-
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	defer stop()
-	err := dispatch(ctx, os.Args[1:])
-	switch {
-	case err == nil || errors.Is(err, flag.ErrHelp):
-	case errors.Is(err, errMissed):
-		os.Exit(exitMissed) // the table has said it
-	case errors.Is(err, errUsage):
-		fmt.Fprintln(os.Stderr, "bench-proxy:", err)
-		os.Exit(exitUsage)
-	default:
-		fmt.Fprintln(os.Stderr, "bench-proxy:", err)
-		os.Exit(exitMissed)
-	}
-}
+func main() { table.Main("bench-proxy", dispatch) }
 
 func dispatch(ctx context.Context, args []string) error {
 	if len(args) == 2 {
@@ -75,58 +45,38 @@ func dispatch(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	show := table.Text
-	switch {
-	case o.json:
-		show = table.JSON
-	case o.markdown:
-		show = table.Markdown
-	}
-	if err := show(os.Stdout, machine, rows); err != nil {
-		return err
-	}
-	if !table.AllMet(rows) {
-		return errMissed
-	}
-	return nil
+	return o.output.Print(os.Stdout, machine, rows)
 }
 
 // options are the command line.
 type options struct {
-	bin            string
-	rounds         int
-	seconds        int
-	only           *regexp.Regexp
-	quick          bool
-	json, markdown bool
-	profiles       string
+	bin      string
+	rounds   int
+	seconds  int
+	only     func(row string) bool
+	quick    bool
+	output   table.Output
+	profiles string
 }
 
 func parse(args []string) (options, error) {
-	o := options{only: regexp.MustCompile("")}
+	var o options
 	fs := flag.NewFlagSet("bench-proxy", flag.ContinueOnError)
 	fs.StringVar(&o.bin, "bin", "", "directory of audit.test and notary.test (default: that of this program)")
 	fs.IntVar(&o.rounds, "rounds", 3, "how often everything is measured")
 	fs.IntVar(&o.seconds, "seconds", 3, "length of each measurement")
-	fs.Func("only", "measure only the rows whose names match this regular expression", func(s string) (err error) {
-		o.only, err = regexp.Compile("(?i)" + s)
-		return err
-	})
+	o.only = table.Only(fs)
 	fs.BoolVar(&o.quick, "quick", false, "one short round; only floors are judged")
-	fs.BoolVar(&o.json, "json", false, "print one JSON object")
-	fs.BoolVar(&o.markdown, "markdown", false, "print the section of docs/benchmarks.md")
+	o.output.Define(fs)
 	fs.StringVar(&o.profiles, "profiles", "", "directory for a profile of the gateway in each measurement (go tool pprof)")
-	if err := fs.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			return o, err
-		}
-		return o, fmt.Errorf("%w: %w", errUsage, err)
+	if err := table.Parse(fs, args); err != nil {
+		return o, err
 	}
 	if o.quick {
 		o.rounds, o.seconds = 1, 1
 	}
-	if fs.NArg() > 0 || o.rounds < 1 || o.seconds < 1 || o.json && o.markdown {
-		return o, fmt.Errorf("%w: bench-proxy [--rounds N] [--seconds N] [--only REGEXP] [--quick] [--json | --markdown]", errUsage)
+	if fs.NArg() > 0 || o.rounds < 1 || o.seconds < 1 || o.output.Both() {
+		return o, fmt.Errorf("%w: bench-proxy [--rounds N] [--seconds N] [--only REGEXP] [--quick] [--json | --markdown]", table.ErrUsage)
 	}
 	if o.bin == "" {
 		self, err := os.Executable()
@@ -147,7 +97,7 @@ func needs() error {
 		}
 	}
 	if len(missing) > 0 {
-		return fmt.Errorf("%w: it needs other programs; on Debian: apt-get install %s", errUsage, strings.Join(missing, " "))
+		return fmt.Errorf("%w: it needs other programs; on Debian: apt-get install %s", table.ErrUsage, strings.Join(missing, " "))
 	}
 	return nil
 }

@@ -37,7 +37,7 @@ func TestParse(t *testing.T) {
 		"": true, "--quick": true, "--only nginx --rounds 2": true, "--json": true,
 		"--rounds 0": false, "--only (": false, "--json --markdown": false, "more": false,
 	} {
-		if _, err := parse(strings.Fields(args)); (err == nil) != ok || err != nil && !errors.Is(err, errUsage) {
+		if _, err := parse(strings.Fields(args)); (err == nil) != ok || err != nil && !errors.Is(err, table.ErrUsage) {
 			t.Errorf("%q: %v", args, err)
 		}
 	}

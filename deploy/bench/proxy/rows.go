@@ -70,14 +70,14 @@ func run(ctx context.Context, o options) (rows []table.Row, err error) {
 			rows = append(rows, rateRows(l, found)...)
 		}
 	}
-	if o.only.MatchString(rowOne) || o.only.MatchString(rowHalf) {
+	if o.only(rowOne) || o.only(rowHalf) {
 		lags, err := s.lags(ctx, o)
 		if err != nil {
 			return nil, err
 		}
 		rows = append(rows, lags...)
 	}
-	if o.only.MatchString(rowStrict) {
+	if o.only(rowStrict) {
 		added, err := s.strict(ctx, o)
 		if err != nil {
 			return nil, err
@@ -90,7 +90,7 @@ func run(ctx context.Context, o options) (rows []table.Row, err error) {
 
 func wanted(o options, l load) (load, bool) {
 	for _, w := range ways[1:] {
-		if o.only.MatchString(rowName(l, w)) {
+		if o.only(rowName(l, w)) {
 			return l, true
 		}
 	}
@@ -198,7 +198,7 @@ func logRows(ctx context.Context, o options) (rows []table.Row, err error) {
 			func(v float64) float64 { return 1e6 / v },
 		},
 	} {
-		if !o.only.MatchString(b.row.Name) {
+		if !o.only(b.row.Name) {
 			continue
 		}
 		rounds := o.rounds

@@ -12,15 +12,8 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
-	"runtime"
-	"runtime/debug"
-	"strings"
-	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/portvakt/portvakt/deploy/bench/table"
 	"github.com/portvakt/portvakt/deploy/demo/idp"
@@ -30,32 +23,13 @@ import (
 // roleApps is the argument by which this program plays the apps.
 const roleApps = "apps"
 
-var (
-	errMissed = errors.New("a floor is missed")
-	errUsage  = errors.New("usage")
-)
-
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	defer stop()
-	err := dispatch(ctx, os.Args[1:])
-	switch {
-	case err == nil || errors.Is(err, flag.ErrHelp):
-	case errors.Is(err, errMissed):
-		os.Exit(1) // the table has said it
-	case errors.Is(err, errUsage):
-		fmt.Fprintln(os.Stderr, "bench-revoke:", err)
-		os.Exit(2)
-	default:
-		fmt.Fprintln(os.Stderr, "bench-revoke:", err)
-		os.Exit(1)
-	}
-}
+func main() { table.Main("bench-revoke", dispatch) }
 
 // options are the command line.
 type options struct {
 	sessions, rounds, trials int
-	quick, json, markdown    bool
+	quick                    bool
+	output                   table.Output
 	profile                  string
 }
 
@@ -66,20 +40,16 @@ func parse(args []string) (options, error) {
 	fs.IntVar(&o.rounds, "rounds", 3, "how often everything is measured")
 	fs.IntVar(&o.trials, "trials", 40, "how many events of each kind a round has")
 	fs.BoolVar(&o.quick, "quick", false, "one short round with 100 sessions; only floors are judged")
-	fs.BoolVar(&o.json, "json", false, "print one JSON object")
-	fs.BoolVar(&o.markdown, "markdown", false, "print the section of docs/benchmarks.md")
+	o.output.Define(fs)
 	fs.StringVar(&o.profile, "profile", "", "write a CPU profile of the gateway's process during the events to this file")
-	if err := fs.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			return o, err
-		}
-		return o, fmt.Errorf("%w: %w", errUsage, err)
+	if err := table.Parse(fs, args); err != nil {
+		return o, err
 	}
 	if o.quick {
 		o.sessions, o.rounds, o.trials = 100, 1, 10
 	}
-	if fs.NArg() > 0 || o.sessions < 20 || o.rounds < 1 || o.trials < 1 || o.json && o.markdown {
-		return o, fmt.Errorf("%w: bench-revoke [--sessions N] [--rounds N] [--trials N] [--quick] [--json | --markdown] [--profile FILE]", errUsage)
+	if fs.NArg() > 0 || o.sessions < 20 || o.rounds < 1 || o.trials < 1 || o.output.Both() {
+		return o, fmt.Errorf("%w: bench-revoke [--sessions N] [--rounds N] [--trials N] [--quick] [--json | --markdown] [--profile FILE]", table.ErrUsage)
 	}
 	return o, nil
 }
@@ -92,28 +62,16 @@ func dispatch(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	m, err := thisMachine(o)
+	m, err := table.Here(ctx, fmt.Sprintf("%d sessions, %d flows, %d rounds of %d events of each kind", o.sessions, 10*o.sessions, o.rounds, o.trials), map[string][]string{"go": {"go", "version"}})
 	if err != nil {
 		return err
 	}
+	m.Quick = o.quick
 	rows, err := run(ctx, o, os.Stderr)
 	if err != nil {
 		return err
 	}
-	show := table.Text
-	switch {
-	case o.json:
-		show = table.JSON
-	case o.markdown:
-		show = table.Markdown
-	}
-	if err := show(os.Stdout, m, rows); err != nil {
-		return err
-	}
-	if !table.AllMet(rows) {
-		return errMissed
-	}
-	return nil
+	return o.output.Print(os.Stdout, m, rows)
 }
 
 // playApps serves until stdin ends, and says where.
@@ -188,38 +146,6 @@ func prepare(ctx context.Context, dir string, sessions int, at *apps, log io.Wri
 		}
 	}
 	return b, b.set(ctx, watched, b.watchers)
-}
-
-func thisMachine(o options) (table.Machine, error) {
-	m := table.Machine{Quick: o.quick, Versions: map[string]string{"go": strings.TrimPrefix(runtime.Version(), "go")}}
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		return m, err
-	}
-	m.Versions["linux"] = unix.ByteSliceToString(u.Release[:])
-	if info, ok := debug.ReadBuildInfo(); ok {
-		for _, s := range info.Settings {
-			if s.Key == "vcs.revision" {
-				m.Versions["portvakt"] = s.Value[:min(12, len(s.Value))]
-			}
-		}
-	}
-	cpu := runtime.GOARCH
-	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
-		for line := range strings.Lines(string(b)) {
-			if k, v, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(k) == "model name" {
-				cpu = strings.TrimSpace(v)
-				break
-			}
-		}
-	}
-	load, err := os.ReadFile("/proc/loadavg")
-	if err != nil {
-		return m, err
-	}
-	m.Machine = fmt.Sprintf("%d x %s, load %s before; %d sessions, %d flows, %d rounds of %d events of each kind",
-		runtime.NumCPU(), cpu, strings.Join(strings.Fields(string(load))[:3], " "), o.sessions, 10*o.sessions, o.rounds, o.trials)
-	return m, nil
 }
 
 // furnish makes a posture root whose firewall can be turned off.

@@ -14,8 +14,8 @@ import (
 
 var version = regexp.MustCompile(`\d+(\.\d+)+`)
 
-// Here says on what everything runs: this machine, with more said about the run
-// after its name, and the versions of the kernel and of tools, each by the
+// Here says on what everything runs: this machine and how busy it is, with more
+// said about the run, and the versions of the kernel and of tools, each by the
 // command that prints it.
 func Here(ctx context.Context, more string, tools map[string][]string) (Machine, error) {
 	m := Machine{Versions: map[string]string{}}
@@ -37,7 +37,7 @@ func Here(ctx context.Context, more string, tools map[string][]string) (Machine,
 			}
 		}
 	}
-	m.Machine = fmt.Sprintf("%d x %s, %d GiB, %s", runtime.NumCPU(), cpu, s.Totalram*uint64(s.Unit)>>30, more)
+	m.Machine = fmt.Sprintf("%d x %s, %d GiB, load %.1f before; %s", runtime.NumCPU(), cpu, s.Totalram*uint64(s.Unit)>>30, float64(s.Loads[0])/(1<<16), more)
 	for name, argv := range tools {
 		out, _ := exec.CommandContext(ctx, argv[0], argv[1:]...).CombinedOutput() // wrk -v exits with 1
 		if v := version.FindString(string(out)); v != "" {
