@@ -8,6 +8,7 @@
 package http1
 
 import (
+	"errors"
 	"math"
 	"net/netip"
 	"time"
@@ -23,6 +24,7 @@ type Conn struct {
 	reused bool
 	asks   bool // the answer was 401: the next request may end a handshake
 	probe  probe
+	bounds bounds
 
 	// While it waits, guarded by the pool.
 	since        time.Time // when it began to
@@ -36,14 +38,50 @@ func (c *Conn) Reused() bool { return c.reused }
 // Answered says that a byte of an answer has come.
 func (c *Conn) Answered() bool { return c.got }
 
-// Write sends bytes of a request.
-func (c *Conn) Write(b []byte) (int, error) { return c.nc.Write(b) }
+var errNoSocket = errors.New("a connection without a socket")
+
+// ErrStale is why nothing was sent on a connection that had waited: the app
+// said something unasked meanwhile, be it only that it closes, and an app that
+// does is not listened to.
+var ErrStale = errors.New("the app spoke unasked on a connection that waited")
+
+// Send sends a request, or its beginning, and returns when its first byte was
+// written. The app must take it within a time. Where it is the whole request,
+// the app must also begin to answer within that time, and Send returns when it
+// does; how else that ended, ReadHead says. An error other than [ErrStale] may
+// mean that the app answered and went before it had read everything.
+func (c *Conn) Send(b []byte, whole bool, within time.Duration) (time.Time, error) {
+	due := time.Now().Add(within)
+	if whole {
+		c.SetReadDeadline(due)
+	}
+	begun, left, err := c.probe.send(c.nc, b, c.reused, whole)
+	if errors.Is(err, errNoSocket) {
+		if c.reused {
+			return begun, ErrStale // for all one knows
+		}
+		begun, err = time.Now(), nil
+	}
+	if err == nil && len(left) > 0 {
+		_, err = c.write(left, due)
+	}
+	return begun, err
+}
+
+// WriteWithin sends more of a request. The app must take it within a time.
+func (c *Conn) WriteWithin(b []byte, d time.Duration) (int, error) {
+	return c.write(b, time.Now().Add(d))
+}
+
+func (c *Conn) write(b []byte, due time.Time) (int, error) {
+	c.bounds.move(&c.bounds.write, due)
+	n, err := c.nc.Write(b)
+	c.bounds.move(&c.bounds.write, time.Time{})
+	return n, err
+}
 
 // SetReadDeadline bounds the reads that follow; the zero time lifts the bound.
-func (c *Conn) SetReadDeadline(t time.Time) { _ = c.nc.SetReadDeadline(t) }
-
-// SetWriteDeadline bounds the writes that follow.
-func (c *Conn) SetWriteDeadline(t time.Time) { _ = c.nc.SetWriteDeadline(t) }
+func (c *Conn) SetReadDeadline(t time.Time) { c.bounds.move(&c.bounds.read, t) }
 
 // Abort ends the connection, so that nothing queued is sent any more and who
 // waits for it does so no longer.
@@ -51,6 +89,12 @@ func (c *Conn) Abort() {
 	if l, ok := c.nc.(interface{ SetLinger(sec int) error }); ok {
 		_ = l.SetLinger(0)
 	}
+	c.close()
+}
+
+// close ends the connection. Whoever uses it notices.
+func (c *Conn) close() {
+	c.bounds.end()
 	_ = c.nc.Close()
 }
 
@@ -79,7 +123,7 @@ func (c *Conn) Release(sent bool) {
 	c.free()
 	c.forget()
 	if !clean {
-		_ = c.nc.Close()
+		c.close()
 		return
 	}
 	c.pool.put(c)

@@ -318,15 +318,21 @@ func TestReuse(t *testing.T) {
 				time.Sleep(20 * time.Millisecond) // for it to arrive
 			}
 			again := p.Idle(asa, at)
-			if (again != nil) != (after == nil) {
-				t.Fatalf("idle connection %v", again)
+			if again == nil || !again.Reused() || again.Answered() {
+				t.Fatalf("idle connection %+v", again)
 			}
-			if again != nil {
-				if !again.Reused() || again.Answered() {
-					t.Error("it does not say what it is")
+			begun, err := again.Send([]byte("GET"), false, time.Minute)
+			if after != nil {
+				if !errors.Is(err, ErrStale) || !begun.IsZero() {
+					t.Errorf("sent at %v: %v", begun, err)
 				}
-				once(t, again, app, fine)
+				again.Release(false)
+				return
 			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			once(t, again, app, fine)
 		})
 	}
 }

@@ -88,28 +88,22 @@ func NewPool(opt Options) *Pool {
 	return &Pool{opt: opt, devices: map[netip.Addr]stack{}}
 }
 
-// Idle returns a connection of the holder's that waits and on which nothing
-// happened since, nil if there is none. The one that served the device's
-// connection via last comes first: a handshake that takes several requests
-// (NTLM) stays on one. An app that said something unasked, be it only that it
-// closes, is not listened to.
+// Idle returns a connection of the holder's that waits, nil if there is none.
+// The one that served the device's connection via last comes first: a handshake
+// that takes several requests (NTLM) stays on one. Whether the app said
+// something meanwhile, [Conn.Send] sees.
 func (p *Pool) Idle(h Holder, via netip.AddrPort) *Conn {
-	for {
-		p.mu.Lock()
-		c := p.find(h, via)
-		if c == nil {
-			p.mu.Unlock()
-			return nil
-		}
-		p.unlink(c)
+	p.mu.Lock()
+	c := p.find(h, via)
+	if c == nil {
 		p.mu.Unlock()
-		if c.probe.silent(c.nc) {
-			c.begin()
-			c.reused, c.via = true, via
-			return c
-		}
-		_ = c.nc.Close()
+		return nil
 	}
+	p.unlink(c)
+	p.mu.Unlock()
+	c.begin()
+	c.reused, c.via = true, via
+	return c
 }
 
 func (p *Pool) find(h Holder, via netip.AddrPort) (best *Conn) {
@@ -131,6 +125,7 @@ func (p *Pool) Dial(ctx context.Context, h Holder, via netip.AddrPort) (*Conn, e
 		return nil, err
 	}
 	c := &Conn{reader: reader{nc: nc, limit: p.opt.HeadBytes}, pool: p, holder: h, via: via}
+	c.bounds.of(nc)
 	c.begin()
 	return c, nil
 }
@@ -141,7 +136,7 @@ func (p *Pool) put(c *Conn) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
-		_ = c.nc.Close()
+		c.close()
 		return
 	}
 	if s := p.devices[c.holder.Inner]; s.n >= p.opt.PerDevice {
@@ -156,7 +151,7 @@ func (p *Pool) put(c *Conn) {
 	}
 	for !p.opt.Budget.take() {
 		if p.oldest == nil { // other pools have it all
-			_ = c.nc.Close()
+			c.close()
 			return
 		}
 		p.end(p.oldest)
@@ -216,7 +211,7 @@ func (p *Pool) unlink(c *Conn) {
 // end closes a connection that waits.
 func (p *Pool) end(c *Conn) {
 	p.unlink(c)
-	_ = c.nc.Close()
+	c.close()
 }
 
 // expire closes what waited too long.

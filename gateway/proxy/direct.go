@@ -91,8 +91,9 @@ func (h *held) abort() {
 var errAborted = errors.New("the exchange was aborted")
 
 // ask sends the request and reads the head of the answer. A connection that was
-// idle may have died on the way: then, and only when nothing was answered and
-// asking again changes nothing (RFC 9110, 9.2.2), a fresh one is asked.
+// idle may have died. If that is seen before anything is sent, the next one is
+// asked; if not, and only when nothing was answered and asking again changes
+// nothing (RFC 9110, 9.2.2), a fresh one is.
 func (p *Proxy) ask(r *http.Request, x *exchange, up *upload) (*http1.Conn, http1.Head, error) {
 	buf := requests.Get().(*[]byte)
 	defer func() {
@@ -104,8 +105,11 @@ func (p *Proxy) ask(r *http.Request, x *exchange, up *upload) (*http1.Conn, http
 	if *buf, err = up.begin((*buf)[:0]); err != nil {
 		return nil, http1.Head{}, err
 	}
-	c := x.upstream.pool.Idle(x.holder(), x.conn.peer)
-	for {
+	for fresh := false; ; {
+		var c *http1.Conn
+		if !fresh {
+			c = x.upstream.pool.Idle(x.holder(), x.conn.peer)
+		}
 		if c == nil {
 			if c, err = x.dial(r.Context()); err != nil {
 				return nil, http1.Head{}, err
@@ -118,16 +122,17 @@ func (p *Proxy) ask(r *http.Request, x *exchange, up *upload) (*http1.Conn, http
 		if err == nil {
 			return c, head, nil
 		}
+		stale := errors.Is(err, http1.ErrStale)
 		again := c.Reused() && !c.Answered() && up.length == 0 && r.ContentLength == 0 && !timedOut(err) &&
 			(x.req.method == http.MethodGet || x.req.method == http.MethodHead || x.req.method == http.MethodOptions)
 		c.Abort()
 		up.end(c)
-		if !x.held.let() || !again {
-			c.Release(false)
+		let := x.held.let()
+		c.Release(false)
+		if !let || !again && !stale {
 			return nil, http1.Head{}, err
 		}
-		c.Release(false)
-		c = nil
+		fresh = !stale // nothing was sent on a stale one: another that waits will do as well
 	}
 }
 
@@ -148,17 +153,20 @@ func (p *Proxy) exchange(r *http.Request, x *exchange, up *upload, c *http1.Conn
 	if err := x.flow.Check(); err != nil {
 		return http1.Head{}, err
 	}
-	if c.Reused() {
-		p.lags.add(time.Since(x.begun))
-	}
 	wait := p.cfg.Timeouts.ResponseHeader
-	if _, err := (punctual{c, wait}).Write(request); err != nil && (!c.Reused() && !timedOut(err)) {
+	begun, err := c.Send(request, up.length == 0, wait)
+	if c.Reused() && !begun.IsZero() {
+		p.lags.add(begun.Sub(x.begun))
+	}
+	if err != nil && (!c.Reused() && !timedOut(err)) {
 		// It may have answered and gone. What it said is read all the same.
 		up.failed = true
 	} else if err != nil {
 		return http1.Head{}, err
 	}
-	up.rest(c, wait)
+	if up.failed || up.length != 0 {
+		up.rest(c, wait)
+	}
 	head, err := c.ReadHead(r.Method, func(h http1.Head) error { return x.interim(up.w, h) })
 	up.answered(c)
 	return head, err
@@ -209,10 +217,10 @@ func (u *upload) begin(dst []byte) ([]byte, error) {
 	return dst, nil
 }
 
-// rest sends what the head did not hold, and bounds the wait for an answer from
-// when it is sent.
+// rest sends what the head did not hold, if that was sent at all, and bounds the
+// wait for an answer from then on.
 func (u *upload) rest(c *http1.Conn, wait time.Duration) {
-	if u.length == 0 || u.failed {
+	if u.failed {
 		c.SetReadDeadline(time.Now().Add(wait))
 		return
 	}
@@ -280,10 +288,7 @@ type punctual struct {
 	within time.Duration
 }
 
-func (c punctual) Write(b []byte) (int, error) {
-	c.SetWriteDeadline(time.Now().Add(c.within))
-	return c.Conn.Write(b)
-}
+func (c punctual) Write(b []byte) (int, error) { return c.WriteWithin(b, c.within) }
 
 func (u *upload) send(c punctual) error {
 	buf := chunks.Get()

@@ -204,6 +204,40 @@ func TestDeadIdleConnection(t *testing.T) {
 	w.records(audit.KindUpstreamError, 1)
 }
 
+// TestClosedIdleConnection: an app that closed an idle connection before it is
+// used again costs a POST nothing either.
+func TestClosedIdleConnection(t *testing.T) {
+	var posts atomic.Int64
+	closed := make(chan struct{}, 8)
+	url := rawApp(t, func(c net.Conn, r *http.Request) bool {
+		if r.Method == http.MethodPost {
+			posts.Add(1)
+		}
+		_, _ = io.WriteString(c, sized("ok"))
+		_ = c.Close()
+		closed <- struct{}{}
+		return false
+	})
+	w := newWorld(t, []string{crmYAML}, map[string]string{"crm": url})
+	c := w.client(false)
+	for range 2 {
+		get(t, c, "https://crm.test/")
+		<-closed
+		res, err := c.Post("https://crm.test/", "text/plain", strings.NewReader("x"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		if res.StatusCode != http.StatusOK {
+			t.Errorf("POST: %d", res.StatusCode)
+		}
+		<-closed
+	}
+	if posts.Load() != 2 {
+		t.Errorf("POST was sent %d times", posts.Load())
+	}
+}
+
 // TestSlowAppIsAskedOnce: an app that takes too long on a connection it answered
 // on before is not asked again.
 func TestSlowAppIsAskedOnce(t *testing.T) {
