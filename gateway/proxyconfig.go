@@ -20,6 +20,8 @@ type ProxyTimeouts struct {
 	Idle           Duration `yaml:"idle"`
 	Dial           Duration `yaml:"dial"`
 	ResponseHeader Duration `yaml:"response_header"`
+	Write          Duration `yaml:"write"`
+	WriteTCP       Duration `yaml:"write_tcp"`
 	WebSocketPing  Duration `yaml:"websocket_ping"`
 	Drain          Duration `yaml:"drain"`
 }
@@ -39,7 +41,7 @@ func (c ProxyConfig) timeouts() proxy.Timeouts {
 	t := c.Timeouts
 	return proxy.Timeouts{
 		Handshake: time.Duration(t.Handshake), ReadHeader: time.Duration(t.ReadHeader), Idle: time.Duration(t.Idle), Dial: time.Duration(t.Dial),
-		ResponseHeader: time.Duration(t.ResponseHeader), Ping: time.Duration(t.WebSocketPing), Drain: time.Duration(t.Drain),
+		ResponseHeader: time.Duration(t.ResponseHeader), Write: time.Duration(t.Write), WriteTCP: time.Duration(t.WriteTCP), Ping: time.Duration(t.WebSocketPing), Drain: time.Duration(t.Drain),
 	}
 }
 
@@ -63,6 +65,8 @@ func (c ProxyConfig) check(bad func(key, format string, args ...any)) {
 		{"idle", t.Idle},
 		{"dial", t.Dial},
 		{"response_header", t.ResponseHeader},
+		{"write", t.Write},
+		{"write_tcp", t.WriteTCP},
 		{"websocket_ping", t.WebSocketPing},
 		{"drain", t.Drain},
 	} {

@@ -68,10 +68,9 @@ func (c *Conn) Send(b []byte, whole bool, within time.Duration) (time.Time, erro
 	return begun, err
 }
 
-// WriteWithin sends more of a request. The app must take it within a time.
-func (c *Conn) WriteWithin(b []byte, d time.Duration) (int, error) {
-	return c.write(b, time.Now().Add(d))
-}
+// Write sends more of a request. How long the app may take is up to the
+// connection that was dialled.
+func (c *Conn) Write(b []byte) (int, error) { return c.nc.Write(b) }
 
 func (c *Conn) write(b []byte, due time.Time) (int, error) {
 	c.bounds.move(&c.bounds.write, due)

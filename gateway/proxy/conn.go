@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/portvakt/portvakt/policy"
 )
@@ -25,6 +26,7 @@ type conn struct {
 	net.Conn
 	peer, local netip.AddrPort
 	gone        func() // takes it out of the Proxy's table; once
+	patience    patience
 
 	gathering atomic.Bool
 	mu        sync.Mutex // guards what follows
@@ -54,18 +56,27 @@ func (c *conn) flush() error {
 	if c.n = 0; n == 0 {
 		return nil
 	}
-	_, err := c.Conn.Write(c.gathered[:n])
+	_, err := c.put(c.gathered[:n])
 	return err
+}
+
+// put writes to the device, which has to take it.
+func (c *conn) put(b []byte) (int, error) {
+	if err := c.patience.begin(); err != nil {
+		return 0, err
+	}
+	n, err := c.Conn.Write(b)
+	return n, c.patience.done(err)
 }
 
 func (c *conn) Write(b []byte) (int, error) {
 	if !c.gathering.Load() {
-		return c.Conn.Write(b)
+		return c.put(b)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.gathering.Load() { // Send came first: nothing would send this
-		return c.Conn.Write(b)
+		return c.put(b)
 	}
 	if c.gathered == nil {
 		c.gathered = chunks.Get()
@@ -76,7 +87,7 @@ func (c *conn) Write(b []byte) (int, error) {
 		}
 	}
 	if len(b) > len(c.gathered) {
-		return c.Conn.Write(b)
+		return c.put(b)
 	}
 	c.n += copy(c.gathered[c.n:], b)
 	return len(b), nil
@@ -85,6 +96,7 @@ func (c *conn) Write(b []byte) (int, error) {
 // Close closes the connection in an orderly way.
 func (c *conn) Close() error {
 	c.gone()
+	c.patience.stop()
 	return c.Conn.Close()
 }
 
@@ -128,6 +140,7 @@ func ownConn(c net.Conn) *conn {
 type conns struct {
 	device    func(netip.Addr) netip.Addr
 	perDevice int
+	within    time.Duration // see [Timeouts.Write]
 
 	mu   sync.Mutex                        // guards what follows
 	of   map[netip.Addr]int                // how many, by device
@@ -150,6 +163,7 @@ func (t *conns) add(c net.Conn, peer, local netip.AddrPort) *conn {
 		t.open[addr] = own
 	}
 	n := &conn{Conn: c, peer: peer, local: local}
+	n.patience = patience{within: t.within, conn: c, over: n.reset}
 	n.gone = sync.OnceFunc(func() {
 		t.mu.Lock()
 		defer t.mu.Unlock()

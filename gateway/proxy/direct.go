@@ -228,7 +228,7 @@ func (u *upload) rest(c *http1.Conn, wait time.Duration) {
 	u.done = make(chan struct{})
 	go func() {
 		defer close(u.done)
-		err := u.send(punctual{c, wait})
+		err := u.send(c)
 		cut := u.x.flow.Check() != nil
 		u.x.mu.Lock()
 		cut = cut || u.x.clientErr != nil
@@ -281,16 +281,7 @@ func (u *upload) end(c *http1.Conn) (sent bool) {
 	return !u.failed
 }
 
-// punctual is an app that has to take each chunk within a time: while one is
-// being written nobody listens to the device, which may be gone.
-type punctual struct {
-	*http1.Conn
-	within time.Duration
-}
-
-func (c punctual) Write(b []byte) (int, error) { return c.WriteWithin(b, c.within) }
-
-func (u *upload) send(c punctual) error {
+func (u *upload) send(c *http1.Conn) error {
 	buf := chunks.Get()
 	defer chunks.Put(buf)
 	if u.length > 0 {

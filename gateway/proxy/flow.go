@@ -85,22 +85,32 @@ func (p *Proxy) serveTCP(ctx context.Context, in TCPInbound, app policy.App, t *
 	kill := sync.OnceFunc(func() { abort(device); abort(up) })
 	flow.OnCut(kill)
 	defer context.AfterFunc(ctx, kill)()
+	toApp := patience{within: p.cfg.Timeouts.WriteTCP, conn: up, over: kill}
+	toDevice := patience{within: p.cfg.Timeouts.WriteTCP, conn: device, over: kill}
+	defer toApp.stop()
+	defer toDevice.stop()
 	var sent, received atomic.Int64
 	var both sync.WaitGroup
 	both.Go(func() {
-		if _, err := pump(flow.Check, up, device, &sent); err != nil {
+		if _, err := pump(flow.Check, up, device, &toApp, &sent); err != nil {
 			kill()
 		}
 	})
 	t.open()
 	res := outcomeDone
-	if fromApp, err := pump(flow.Check, device, up, &received); err != nil {
+	if fromApp, err := pump(flow.Check, device, up, &toDevice, &received); err != nil {
 		if fromApp && flow.Check() == nil && ctx.Err() == nil && !errors.Is(err, net.ErrClosed) {
 			res = outcomeBroke
 		}
 		kill()
 	}
 	both.Wait()
+	switch {
+	case toApp.gaveUp():
+		res = outcomeTimeout
+	case toDevice.gaveUp():
+		res = outcomeStalled
+	}
 	_ = device.Close()
 	_ = up.Close()
 	endFlow(flow, res, sent.Load(), received.Load())
@@ -115,9 +125,9 @@ var sips = sync.Pool{New: func() any { return new([sipBytes]byte) }}
 // pump copies until the source ends and then ends the destination's other
 // direction alone, so that a half-closed connection goes on. What fills the
 // small buffer gets a large one; what fills that is a bulk transfer, which the
-// kernel moves by itself where it has both ends. On an error reading says which
+// kernel moves by itself where it has both ends. taker is that of dst. On an error reading says which
 // side it was on.
-func pump(check func() error, dst, src net.Conn, count *atomic.Int64) (reading bool, err error) {
+func pump(check func() error, dst, src net.Conn, taker *patience, count *atomic.Int64) (reading bool, err error) {
 	sip := sips.Get().(*[sipBytes]byte)
 	defer sips.Put(sip)
 	buf, whole := sip[:], []byte(nil)
@@ -133,7 +143,11 @@ func pump(check func() error, dst, src net.Conn, count *atomic.Int64) (reading b
 			return false, err
 		}
 		if n > 0 {
+			if err := taker.begin(); err != nil {
+				return false, err
+			}
 			w, err := dst.Write(buf[:n])
+			err = taker.done(err)
 			count.Add(int64(w))
 			if err != nil {
 				return false, err
@@ -152,7 +166,7 @@ func pump(check func() error, dst, src net.Conn, count *atomic.Int64) (reading b
 			continue
 		}
 		if n == len(buf) && !end && bulk != nil {
-			if end, reading, err = bulk.run(check, count); err != nil {
+			if end, reading, err = bulk.run(check, taker, count); err != nil {
 				return reading, err
 			}
 		}

@@ -64,6 +64,7 @@ func (pick) RoundTrip(r *http.Request) (*http.Response, error) {
 			defer x.mu.Unlock()
 			x.backend.conn = info.Conn
 		},
+		WroteRequest: func(httptrace.WroteRequestInfo) { _ = x.sending.done(nil) },
 	}))
 	return x.lane.transport.RoundTrip(r)
 }
@@ -132,11 +133,11 @@ func (p *Proxy) response(res *http.Response) error {
 // fault answers for an app that does not.
 func (p *Proxy) fault(w http.ResponseWriter, r *http.Request, x *exchange, err error) {
 	x.mu.Lock()
-	clientErr := x.clientErr
+	clientErr, stalled := x.clientErr, x.stalled
 	x.mu.Unlock()
 	// A cut is known to the Flow before its context ends; a body that was
 	// refused a chunk in between is no fault of the app's either.
-	if _, cut := x.flow.Cut(); cut || x.flow.Context().Err() != nil || r.Context().Err() != nil || clientErr != nil {
+	if _, cut := x.flow.Cut(); cut || x.flow.Context().Err() != nil || !stalled && r.Context().Err() != nil || clientErr != nil {
 		x.note(0, outcomeDone) // cut, or the device went away: no fault of the app's
 		panic(http.ErrAbortHandler)
 	}
@@ -146,7 +147,7 @@ func (p *Proxy) fault(w http.ResponseWriter, r *http.Request, x *exchange, err e
 	case errors.Is(err, dial.ErrForbidden):
 		outcome, reason = outcomeForbidden, policy.ReasonUpstreamForbidden
 	case errors.As(err, &op) && op.Op == "dial":
-	case timedOut(err):
+	case timedOut(err) || stalled:
 		status, outcome = http.StatusGatewayTimeout, outcomeTimeout
 	}
 	x.note(status, outcome)
@@ -202,13 +203,20 @@ func (c *counted) Unwrap() http.ResponseWriter { return c.ResponseWriter }
 type requestBody struct {
 	io.ReadCloser
 	x        *exchange
+	app      *patience   // that of an app on a lane, nil on the direct road
 	from, to http.Header // trailers; to holds the names that may pass
 }
 
 func (b *requestBody) Read(buf []byte) (int, error) {
+	if b.app != nil { // who reads on has sent what was read before
+		_ = b.app.done(nil)
+	}
 	n, err := b.ReadCloser.Read(buf)
 	if cut := b.x.flow.Check(); cut != nil {
 		return 0, cut
+	}
+	if b.app != nil && n > 0 {
+		_ = b.app.begin()
 	}
 	b.x.in.Add(int64(n))
 	switch {
@@ -271,6 +279,9 @@ func (u *upgraded) Write(b []byte) (int, error) {
 		return 0, cut
 	}
 	n, err := u.ReadWriteCloser.Write(b)
+	if timedOut(err) {
+		u.x.note(http.StatusSwitchingProtocols, outcomeTimeout)
+	}
 	u.x.in.Add(int64(n))
 	return n, err
 }

@@ -5,6 +5,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"time"
 )
 
 // wire is a connection that keeps what is written to it, write by write.
@@ -31,7 +32,7 @@ func TestGather(t *testing.T) {
 		"many pieces, one too": {[]int{chunkBytes - 1, 1, 1}, 2},
 	} {
 		w := &wire{}
-		conn := &conn{Conn: w}
+		conn := &conn{Conn: w, patience: patience{within: time.Minute, over: func() {}}}
 		for range 2 {
 			w.writes = nil
 			var want strings.Builder

@@ -26,12 +26,14 @@ const (
 	outcomeTooLarge    = "message_too_large" // of a WebSocket, from either side
 	outcomeFrames      = "malformed_frames"  // likewise
 	outcomeSilent      = "device_silent"     // it answers no ping
+	outcomeStalled     = "device_stalled"    // it takes nothing of what it is sent
 )
 
 // exchange is one HTTP request on its way, from the Decision on.
 type exchange struct {
 	begun     time.Time // when its head had been read
 	conn      *conn
+	stream    *stream // of HTTP/2
 	app       *policy.App
 	req       request
 	flow      *session.Flow
@@ -48,6 +50,10 @@ type exchange struct {
 	message int64
 	ping    time.Duration
 
+	// Of a lane: what was read of the device's body and the app has not taken.
+	// HTTP/2 may take everything else on its connection and nothing of this.
+	sending patience
+
 	held   held // of direct, as what follows
 	upload upload
 
@@ -56,6 +62,7 @@ type exchange struct {
 	status    int
 	outcome   string
 	clientErr error // of reading the device's body
+	stalled   bool  // the app takes nothing of it
 	backend   aborter
 }
 
@@ -63,6 +70,9 @@ func (x *exchange) end() {
 	x.mu.Lock()
 	res := session.Result{Outcome: x.outcome, Status: x.status, BytesIn: x.in.Load(), BytesOut: x.out.Load()}
 	x.mu.Unlock()
+	if x.conn.patience.gaveUp() || x.stream != nil && x.stream.gaveUp() {
+		res.Outcome = outcomeStalled
+	}
 	if _, cut := x.flow.Cut(); cut {
 		res.Outcome = outcomeCut
 	}
@@ -73,6 +83,13 @@ func (x *exchange) note(status int, outcome string) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.status, x.outcome = status, outcome
+}
+
+// stall notes that the app takes nothing of what it is sent.
+func (x *exchange) stall() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.outcome, x.stalled = outcomeTimeout, true
 }
 
 // serveHTTP takes one request to an http app, or why none could be read.
@@ -108,6 +125,7 @@ func (p *Proxy) serveHTTP(w http.ResponseWriter, r *http.Request, why *http1.Mal
 		return
 	}
 	x := &exchange{begun: begun, conn: c, app: &app, req: req, flow: flow}
+	x.stream, _ = w.(*stream)
 	defer x.end()
 	d, err := flow.Authorize(r.Context(), req.policy())
 	if err != nil || !d.Allow {
@@ -183,8 +201,10 @@ func (p *Proxy) proceed(w http.ResponseWriter, r *http.Request, x *exchange) {
 		x.mu.Unlock()
 		cancel()
 	})
+	x.sending = patience{within: p.cfg.Timeouts.Write, over: func() { x.stall(); cancel() }}
+	defer x.sending.stop()
 	r = r.WithContext(ctx)
-	r.Body = &requestBody{ReadCloser: r.Body, x: x}
+	r.Body = &requestBody{ReadCloser: r.Body, x: x, app: &x.sending}
 	p.forward.ServeHTTP(&counted{ResponseWriter: w, x: x}, r)
 }
 

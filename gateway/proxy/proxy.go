@@ -68,6 +68,8 @@ type Timeouts struct {
 	Idle           time.Duration // a device's connection between requests; 2 min
 	Dial           time.Duration // TCP and TLS with an app; 5 s
 	ResponseHeader time.Duration // of an app, after the request was sent; 60 s
+	Write          time.Duration // until a device or an app takes something of what it is sent; 1 min
+	WriteTCP       time.Duration // the same on connections of tcp apps; 15 min
 	Ping           time.Duration // to a device that says nothing on a WebSocket; 30 s
 	Drain          time.Duration // what is open when Run's context ends; 5 s
 }
@@ -97,6 +99,8 @@ func (t *Timeouts) defaults() {
 	setDefault(&t.Idle, 2*time.Minute)
 	setDefault(&t.Dial, 5*time.Second)
 	setDefault(&t.ResponseHeader, time.Minute)
+	setDefault(&t.Write, time.Minute)
+	setDefault(&t.WriteTCP, 15*time.Minute)
 	setDefault(&t.Ping, 30*time.Second)
 	setDefault(&t.Drain, 5*time.Second)
 }
@@ -155,7 +159,7 @@ func New(cfg Config) (*Proxy, error) {
 		cfg: cfg, log: cfg.Log,
 		multiplexed: newListener(),
 		turns:       turns{limits: cfg.Limits, of: map[netip.Addr]*queue{}},
-		conns:       conns{device: cfg.Device, perDevice: cfg.Limits.DeviceConns, of: map[netip.Addr]int{}, open: map[netip.Addr]map[*conn]struct{}{}},
+		conns:       conns{device: cfg.Device, perDevice: cfg.Limits.DeviceConns, within: cfg.Timeouts.Write, of: map[netip.Addr]int{}, open: map[netip.Addr]map[*conn]struct{}{}},
 	}
 	p.upstreams = newUpstreams(cfg)
 	p.forward = p.newForward()
@@ -283,7 +287,7 @@ func (w debugWriter) Write(b []byte) (int, error) {
 }
 
 // counting makes Run wait for a handler of HTTP/2, and lets none begin once it
-// stops.
+// stops. A device has to take what the handler answers.
 func (p *Proxy) counting(h http.HandlerFunc) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p.mu.Lock()
@@ -294,7 +298,10 @@ func (p *Proxy) counting(h http.HandlerFunc) http.Handler {
 		p.wg.Add(1)
 		p.mu.Unlock()
 		defer p.wg.Done()
-		h(w, r)
+		s := newStream(w, p.cfg.Timeouts.Write)
+		defer s.stop()
+		h(s, r)
+		s.end()
 	})
 }
 

@@ -45,7 +45,7 @@ func newSplice(dst, src net.Conn) *splice {
 // run moves chunks, each as large as what has arrived, until one is small: what
 // follows is then cheaper to copy. check is asked before each is passed on.
 // On an error reading says which side it was on; with end the source has ended.
-func (s *splice) run(check func() error, count *atomic.Int64) (end, reading bool, err error) {
+func (s *splice) run(check func() error, taker *patience, count *atomic.Int64) (end, reading bool, err error) {
 	for {
 		n, p, err := s.take()
 		if err != nil {
@@ -58,7 +58,11 @@ func (s *splice) run(check func() error, count *atomic.Int64) (end, reading bool
 			p.close() // the chunk dies with it
 			return false, false, err
 		}
-		moved, err := s.give(p, n, check)
+		moved := 0
+		if err = taker.begin(); err == nil {
+			moved, err = s.give(p, n, check)
+			err = taker.done(err)
+		}
 		count.Add(int64(moved))
 		if err != nil {
 			p.close()

@@ -57,7 +57,7 @@ func startPump(t testing.TB) *pumped {
 		return nil
 	}
 	go func() {
-		_, err := pump(check, dst, src, &p.moved)
+		_, err := pump(check, dst, src, &patience{within: time.Minute, over: func() {}}, &p.moved)
 		p.done <- err
 	}()
 	return p

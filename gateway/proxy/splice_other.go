@@ -12,6 +12,6 @@ type splice struct{}
 
 func newSplice(_, _ net.Conn) *splice { return nil }
 
-func (*splice) run(func() error, *atomic.Int64) (end, reading bool, err error) {
+func (*splice) run(func() error, *patience, *atomic.Int64) (end, reading bool, err error) {
 	return true, false, nil
 }

@@ -83,7 +83,11 @@ func (u *upstreams) make(app *policy.App) (*upstream, error) {
 	}
 	name, dialer := app.Name, dial.New(u.timeouts.Dial, app.Allow, u.forbidden)
 	connect := func(ctx context.Context, address string) (net.Conn, error) {
-		return u.breakers.dial(ctx, name, dialer, address)
+		c, err := u.breakers.dial(ctx, name, dialer, address)
+		if err != nil {
+			return nil, err
+		}
+		return newAppConn(c, u.timeouts.Write), nil
 	}
 	up := &upstream{
 		scheme: to.Scheme, host: to.Host,

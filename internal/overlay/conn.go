@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -24,6 +25,7 @@ type Conn struct {
 
 	reading, writing side
 	payload          bytes.Reader // what is being written
+	taken            atomic.Uint64
 }
 
 // side is one direction of a Conn: one call at a time.
@@ -106,6 +108,7 @@ func (c *Conn) Write(b []byte) (n int, err error) {
 		c.payload.Reset(b[n:min(len(b), n+c.segment)])
 		m, err := c.ep.Write(&c.payload, tcpip.WriteOptions{})
 		n += int(m)
+		c.taken.Add(uint64(m))
 		switch err.(type) {
 		case nil:
 		case *tcpip.ErrWouldBlock:
@@ -115,6 +118,17 @@ func (c *Conn) Write(b []byte) (n int, err error) {
 		}
 	}
 	return n, nil
+}
+
+// Taken is how many written bytes the stack has taken so far. A Write that waits
+// looks at once whether it takes more: gVisor wakes it only when half of the
+// buffer is free, which takes a slow reader long.
+func (c *Conn) Taken() uint64 {
+	select {
+	case c.writing.ready <- struct{}{}:
+	default:
+	}
+	return c.taken.Load()
 }
 
 // interrupted is why a call must not go on, if there is a reason.

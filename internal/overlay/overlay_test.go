@@ -417,6 +417,39 @@ func TestConnDeadlines(t *testing.T) {
 	}
 }
 
+// A writer that waits sees a reader who takes little at a time.
+func TestConnTaken(t *testing.T) {
+	conns := make(chan net.Conn, 1)
+	p := join(t, overlay.Options{TCP: func(r *overlay.TCPRequest) {
+		if c, err := r.Accept(); err == nil {
+			conns <- c
+		}
+	}}).start(t)
+	c := mustDial(t, p.agent, at(app[0], 443))
+	g := (<-conns).(*overlay.Conn)
+	go func() { _, _ = g.Write(make([]byte, 64<<20)) }()
+	settled := func() uint64 {
+		for last := uint64(0); ; {
+			time.Sleep(200 * time.Millisecond)
+			now := g.Taken()
+			if now == last && now > 0 {
+				return now
+			}
+			last = now
+		}
+	}
+	for full, took := settled(), 0; g.Taken() == full; {
+		if took > 32<<20 {
+			t.Fatal("what was read does not show")
+		}
+		n, err := c.Read(make([]byte, 16<<10))
+		if took += n; err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
 // TestSegmentsLeaveWithoutARest looks at a long stream on its way.
 func TestSegmentsLeaveWithoutARest(t *testing.T) {
 	for i := range app {
