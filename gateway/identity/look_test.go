@@ -196,7 +196,10 @@ func TestSlowAfterDiscovery(t *testing.T) {
 		t.Errorf("%d requests, want 2", n)
 	}
 	i.set(func() {
-		i.block = func(w http.ResponseWriter, _ *http.Request) bool { w.WriteHeader(http.StatusTooManyRequests); return true }
+		i.block = func(w http.ResponseWriter, _ *http.Request) bool {
+			w.WriteHeader(http.StatusTooManyRequests)
+			return true
+		}
 	})
 	c.Add(4 * time.Second)
 	if err := begun(p, "d"); err != nil {
