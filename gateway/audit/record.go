@@ -91,7 +91,8 @@ type Record struct {
 	Method  string `json:"method,omitempty"`
 	Host    string `json:"host,omitempty"`
 	Path    string `json:"path,omitempty"` // decoded and canonical, as it was decided on
-	// RequestHash is the SHA-256 of the canonical request, in hex.
+	// RequestHash is the SHA-256 of the canonical request, in hex. It is personal:
+	// see split.
 	RequestHash string `json:"request_hash,omitempty"`
 	Remote      string `json:"remote,omitempty"`   // outer source address
 	Revision    string `json:"revision,omitempty"` // of the policy

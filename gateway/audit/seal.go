@@ -19,11 +19,12 @@ var personalDetail = map[Kind]bool{
 
 // split takes what says who somebody is, where, and what is known about them
 // out of a record, and names who that is: the subject, the device when nobody
-// is known to use it, or any stranger.
+// is known to use it, or any stranger. A request's hash is among it: whoever
+// guesses the query, which may name people, can check the guess against it.
 func (r *Record) split() (open, personal Record, name string) {
 	open = *r
-	personal = Record{Subject: r.Subject, Remote: r.Remote, Fact: r.Fact, Input: r.Input, InputCompact: r.InputCompact}
-	open.Subject, open.Remote, open.Fact, open.Input = "", "", nil, nil
+	personal = Record{Subject: r.Subject, Remote: r.Remote, Fact: r.Fact, RequestHash: r.RequestHash, Input: r.Input, InputCompact: r.InputCompact}
+	open.Subject, open.Remote, open.Fact, open.RequestHash, open.Input = "", "", nil, "", nil
 	if r.Reason == string(policy.ReasonPolicyDenied) { // its texts are a Rego module's own, and may name somebody
 		personal.Message, personal.Remedy = r.Message, r.Remedy
 		open.Message, open.Remedy = "", ""
@@ -49,7 +50,7 @@ func (r *Record) split() (open, personal Record, name string) {
 }
 
 func (r *Record) empty() bool {
-	return r.Subject == "" && r.Remote == "" && r.Message == "" && r.Remedy == "" && r.Fact == nil && len(r.Input) == 0 && len(r.Detail) == 0
+	return r.Subject == "" && r.Remote == "" && r.RequestHash == "" && r.Message == "" && r.Remedy == "" && r.Fact == nil && len(r.Input) == 0 && len(r.Detail) == 0
 }
 
 // scratch is what sealing one record needs for a moment.

@@ -37,10 +37,11 @@ func sealing(t *testing.T, dir string, now func() time.Time) *audit.Log {
 func everyPersonal() []audit.Record {
 	fact := &policy.Fact{Name: "address", Value: "secret-fact", Wanted: "another"}
 	return []audit.Record{
-		{Kind: audit.KindDecision, Subject: "iss#secret-anna", Device: "dev-1", Remote: "192.0.2.66", Fact: fact, Path: "/p", Input: json.RawMessage(`{"subject":{"name":"secret-name"}}`)},
+		{Kind: audit.KindDecision, Subject: "iss#secret-anna", Device: "dev-1", Remote: "192.0.2.66", Fact: fact, Path: "/p", RequestHash: "secret-hash", Input: json.RawMessage(`{"subject":{"name":"secret-name"}}`)},
 		{Kind: audit.KindDecision, Device: "dev-1", Reason: string(policy.ReasonPolicyDenied), Message: "secret-anna is on leave.", Remedy: "Ask secret-ben."},
 		{Kind: audit.KindLogin, Subject: "iss#secret-anna", Device: "dev-1", Remote: "192.0.2.66", Detail: map[string]string{"name": "secret-name"}},
 		{Kind: audit.KindLocation, Device: "dev-1", Remote: "192.0.2.66", Detail: map[string]string{"before_address": "secret-place"}},
+		{Kind: audit.KindDecision, Device: "dev-1", Path: "/q", RequestHash: "secret-hash"},
 		{Kind: audit.KindEnrollRefused, Remote: "192.0.2.66", Reason: "code_used"},
 		{Kind: audit.KindLockdown, Actor: "os:0:root", Detail: map[string]string{"scope": "subject", "value": "iss#secret-anna"}},
 		{Kind: audit.KindLockdown, Actor: "os:0:root", Detail: map[string]string{"scope": "app", "value": "crm"}},
@@ -109,7 +110,7 @@ func TestPersonalDataIsSealedAndRevealed(t *testing.T) {
 func TestErasureLeavesTheLogAsItIs(t *testing.T) {
 	l := sealing(t, t.TempDir(), nil)
 	for _, who := range []string{"iss#anna", "iss#ben"} {
-		if err := l.Append(&audit.Record{Kind: audit.KindDecision, Decision: who, Subject: who, App: "crm", Input: json.RawMessage(`{}`)}); err != nil {
+		if err := l.Append(&audit.Record{Kind: audit.KindDecision, Decision: who, Subject: who, App: "crm", RequestHash: "5da64cfa98a7", Input: json.RawMessage(`{}`)}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -135,10 +136,10 @@ func TestErasureLeavesTheLogAsItIs(t *testing.T) {
 		t.Errorf("the log was changed: %v", err)
 	}
 	line, r, err := l.Find("iss#anna")
-	if err != nil || !r.Erased || r.Subject != "" || r.App != "crm" || r.Person != id || !strings.HasSuffix(string(line), `"person":"`+id+`","erased":true}`) {
+	if err != nil || !r.Erased || r.Subject != "" || r.RequestHash != "" || r.App != "crm" || r.Person != id || !strings.HasSuffix(string(line), `"person":"`+id+`","erased":true}`) {
 		t.Errorf("%v %s", err, line)
 	}
-	if _, r, err := l.Find("iss#ben"); err != nil || r.Erased || r.Subject != "iss#ben" || string(r.Input) != "{}" {
+	if _, r, err := l.Find("iss#ben"); err != nil || r.Erased || r.Subject != "iss#ben" || r.RequestHash != "5da64cfa98a7" || string(r.Input) != "{}" {
 		t.Errorf("another's: %v %+v", err, r)
 	}
 	if _, r, err := l.Find("3"); err != nil || r.Kind != audit.KindErase || r.Person != id || r.Actor != "os:0:root" {
