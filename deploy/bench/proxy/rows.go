@@ -70,6 +70,9 @@ func run(ctx context.Context, o options) (rows []table.Row, err error) {
 			rows = append(rows, rateRows(l, found)...)
 		}
 	}
+	if err := s.yield(); err != nil {
+		return nil, err
+	}
 	if o.only(rowOne) || o.only(rowHalf) {
 		lags, err := s.lags(ctx, o)
 		if err != nil {

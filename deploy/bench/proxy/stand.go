@@ -46,6 +46,7 @@ type stand struct {
 	children []*exec.Cmd
 	groups   map[string]int // process group of each way
 	said     said
+	yields   bool // the load and the app run at a lower priority
 }
 
 // said keeps the first of what children complain of.
@@ -363,7 +364,11 @@ func (s *stand) wrk(ctx context.Context, o options, way string, l load, pause ti
 			}
 		}()
 	}
-	out, err := exec.CommandContext(ctx, "wrk", args...).CombinedOutput()
+	program := "wrk"
+	if s.yields { // its threads have the priority that it starts with
+		program, args = "nice", append([]string{"-n", strconv.Itoa(lower), "wrk"}, args...)
+	}
+	out, err := exec.CommandContext(ctx, program, args...).CombinedOutput()
 	if err != nil {
 		return 0, fmt.Errorf("wrk: %w: %.300s", err, out)
 	}
