@@ -18,6 +18,7 @@ type Facts struct {
 	in   Input
 	json []byte // the members from "device" to "location", with the comma before
 	err  error  // why there is no json
+	key  string // of the subject, "" when nobody is logged in
 
 	classOnce sync.Once // makes classText
 	classText string
@@ -41,6 +42,9 @@ type Question struct {
 func NewFacts(in Input) *Facts {
 	in.Time, in.Action, in.App, in.Request, in.Flow = time.Time{}, "", AppRef{}, nil, nil
 	f := &Facts{in: in}
+	if in.Subject != nil {
+		f.key = in.Subject.Key()
+	}
 	data, err := json.Marshal(in)
 	if err != nil {
 		f.err = fmt.Errorf("encoding facts: %w", err)
@@ -89,6 +93,9 @@ func (f *Facts) Input(q Question) *Input {
 
 // Subject returns the authenticated person, nil when nobody is logged in.
 func (f *Facts) Subject() *Subject { return f.in.Subject }
+
+// SubjectKey returns the person's Key, empty when nobody is logged in.
+func (f *Facts) SubjectKey() string { return f.key }
 
 // Session returns the Session, nil when nobody is logged in.
 func (f *Facts) Session() *Session { return f.in.Session }

@@ -163,10 +163,10 @@ func (c *served) serve() bool {
 		c.fields, f, err = c.req.parse(raw, c.fields[:0])
 	}
 	var why *Malformed
-	if err != nil && !errors.As(err, &why) {
-		return false
-	}
-	if why != nil {
+	if err != nil {
+		if why = refusal(err); why == nil {
+			return false
+		}
 		f = framing{kind: none}
 		c.req.empty()
 	}
@@ -200,6 +200,12 @@ func (c *served) serve() bool {
 		c.linger()
 	}
 	return more && !c.gone
+}
+
+// refusal is why a message was refused, nil when it could not be read at all.
+func refusal(err error) (why *Malformed) {
+	errors.As(err, &why)
+	return why
 }
 
 // takeBack ends the reading of the body by the handler and whoever it gave it

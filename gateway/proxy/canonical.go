@@ -166,6 +166,9 @@ const upperHex = "0123456789ABCDEF"
 // escapePath encodes a decoded path. Every byte that is not plainly a path
 // character (RFC 3986, pchar) becomes %XX.
 func escapePath(path string) string {
+	if allPlain(path) {
+		return path
+	}
 	var b strings.Builder
 	b.Grow(len(path))
 	for i := 0; i < len(path); i++ {
@@ -181,6 +184,15 @@ func escapePath(path string) string {
 		b.WriteByte(upperHex[c&15])
 	}
 	return b.String()
+}
+
+func allPlain(path string) bool {
+	for i := range len(path) {
+		if !plain(path[i]) {
+			return false
+		}
+	}
+	return true
 }
 
 func plain(c byte) bool {

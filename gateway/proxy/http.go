@@ -124,7 +124,7 @@ func (p *Proxy) serveHTTP(w http.ResponseWriter, r *http.Request, why *http1.Mal
 		p.refuse(w, r, statusOf(d.Reason), &app, d, true)
 		return
 	}
-	x := &exchange{begun: begun, conn: c, app: &app, req: req, flow: flow}
+	x := &exchange{begun: begun, conn: c, app: flow.App(), req: req, flow: flow}
 	x.stream, _ = w.(*stream)
 	defer x.end()
 	d, err := flow.Authorize(r.Context(), req.policy())
@@ -211,7 +211,7 @@ func (p *Proxy) proceed(w http.ResponseWriter, r *http.Request, x *exchange) {
 func claims(app *policy.App, f session.Facts) assertion.Claims {
 	c := assertion.Claims{Audience: app.Name, Device: f.Device.ID}
 	if f.Subject != nil {
-		c.Subject = f.Subject.Key()
+		c.Subject = f.SubjectKey
 		c.Name, c.Email, c.Groups = f.Subject.Name, f.Subject.Email, f.Subject.Groups
 	}
 	if f.Session != nil {

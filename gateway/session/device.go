@@ -148,7 +148,8 @@ func (d *device) facts(now time.Time) *policy.Facts {
 	}
 	if p.facts == nil || p != *d.prepared {
 		p.facts = d.prepare(p)
-		d.prepared = &p
+		kept := p // only what is new moves to the heap
+		d.prepared = &kept
 	}
 	return p.facts
 }

@@ -39,14 +39,16 @@ type Result struct {
 // Facts are who and what a Flow belongs to, as of its Decision.
 type Facts struct {
 	Subject *policy.Subject
-	Session *policy.Session
-	Device  policy.Device
+	// SubjectKey is its Key, empty when nobody is logged in.
+	SubjectKey string
+	Session    *policy.Session
+	Device     policy.Device
 	// Outer is the device's outer address.
 	Outer string
 }
 
 func factsOf(f *policy.Facts) Facts {
-	return Facts{Subject: f.Subject(), Session: f.Session(), Device: f.Device(), Outer: f.Address()}
+	return Facts{Subject: f.Subject(), SubjectKey: f.SubjectKey(), Session: f.Session(), Device: f.Device(), Outer: f.Address()}
 }
 
 // basis is what a Decision was made on.
@@ -57,12 +59,12 @@ type basis struct {
 	unasked  bool // a lockdown answered; no opa could reproduce that
 }
 
-// keep puts the Input into a record.
-func (b *basis) keep(r *audit.Record) {
+// keep puts the Input into a record, behind room if there is enough.
+func (b *basis) keep(r *audit.Record, room []byte) {
 	if b.unasked {
 		return
 	}
-	in, err := b.facts.AppendInput(make([]byte, 0, 1024), b.question)
+	in, err := b.facts.AppendInput(room, b.question)
 	if err != nil {
 		panic("session: an input does not marshal: " + err.Error()) // no type in it can fail
 	}
@@ -71,10 +73,7 @@ func (b *basis) keep(r *audit.Record) {
 
 // note says in a record who and from where.
 func (f Facts) note(r *audit.Record) {
-	r.Remote = f.Outer
-	if f.Subject != nil {
-		r.Subject = f.Subject.Key()
-	}
+	r.Remote, r.Subject = f.Outer, f.SubjectKey
 	if f.Session != nil {
 		r.Session = f.Session.ID
 	}
@@ -177,6 +176,9 @@ func (m *Manager) register(f *Flow) (refusal *policy.Decision) {
 // ID names the Flow in records.
 func (f *Flow) ID() string { return f.id }
 
+// App is where the Flow leads. Nobody changes it.
+func (f *Flow) App() *policy.App { return &f.begin.App }
+
 // Context is cancelled when the Flow is cut or has ended.
 func (f *Flow) Context() context.Context {
 	f.mu.Lock()
@@ -219,7 +221,7 @@ func (f *Flow) Authorize(ctx context.Context, req *policy.Request) (policy.Decis
 			f.d.refusals.Note(*f.record(on, dec, f.openKind(req)))
 			return dec, nil
 		}
-		if err := f.keep(f.record(on, dec, f.openKind(req))); err != nil {
+		if err := f.keepAllowed(on, dec, req); err != nil {
 			f.m.log.Error("recording a decision; refusing it", "flow", f.id, "app", f.begin.App.Name, "err", err)
 			f.m.refused.Add(1)
 			deny := policy.NewDecision(policy.ReasonAuditUnavailable, nil)
@@ -267,6 +269,28 @@ func (f *Flow) unmark() (cut policy.Decision, ok bool) {
 	return policy.Decision{}, false
 }
 
+// kept is a record and the room for its Input. The log is done with both when
+// it returns.
+type kept struct {
+	record audit.Record
+	input  []byte
+}
+
+var keeps = sync.Pool{New: func() any { return &kept{input: make([]byte, 0, 2<<10)} }}
+
+// keepAllowed records a Decision that is about to let something happen.
+func (f *Flow) keepAllowed(on *basis, dec policy.Decision, req *policy.Request) error {
+	k := keeps.Get().(*kept)
+	f.fill(&k.record, on, dec, f.openKind(req), k.input[:0])
+	err := f.keep(&k.record)
+	if n := cap(k.record.Input); n > cap(k.input) && n <= 64<<10 {
+		k.input = k.record.Input[:0]
+	}
+	k.record = audit.Record{}
+	keeps.Put(k)
+	return err
+}
+
 // keep records what is about to be allowed, as durably as the app wants it.
 func (f *Flow) keep(r *audit.Record) error {
 	if f.begin.App.Durability == policy.DurabilityStrict {
@@ -309,16 +333,22 @@ func (f *Flow) openKind(req *policy.Request) audit.Kind {
 }
 
 func (f *Flow) record(on *basis, dec policy.Decision, kind audit.Kind) *audit.Record {
-	r := &audit.Record{Kind: kind, Device: f.d.record.ID, Flow: f.id, App: f.begin.App.Name, RequestHash: f.begin.RequestHash}
+	r := &audit.Record{}
+	f.fill(r, on, dec, kind, nil)
+	return r
+}
+
+// fill makes a record, with its Input in room if there is enough.
+func (f *Flow) fill(r *audit.Record, on *basis, dec policy.Decision, kind audit.Kind, room []byte) {
+	*r = audit.Record{Kind: kind, Device: f.d.record.ID, Flow: f.id, App: f.begin.App.Name, RequestHash: f.begin.RequestHash}
 	r.SetDecision(dec)
 	if on != nil {
 		factsOf(on.facts).note(r)
 		if req := on.question.Request; req != nil {
 			r.Method, r.Host, r.Path = req.Method, req.Host, req.Path
 		}
-		on.keep(r)
+		on.keep(r, room)
 	}
-	return r
 }
 
 func (f *Flow) renew() { f.renewUntil(math.MaxInt64) }

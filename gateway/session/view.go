@@ -138,7 +138,7 @@ func (m *Manager) noteWhy(d *device, dec policy.Decision, on *basis) {
 	}
 	if on != nil {
 		r.Remote = on.facts.Address()
-		on.keep(&r)
+		on.keep(&r, nil)
 	}
 	d.refusals.Note(r)
 }
