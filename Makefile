@@ -15,7 +15,7 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 RACE = ./agent/... ./gateway/... ./internal/... ./certs/... ./policy/...
 FUZZTIME ?= 60s
 
-.PHONY: help build demo test test-kill e2e bench bench-revoke bench-proxy soak mutants h2spec check fmt fuzz clean
+.PHONY: help build demo test test-kill test-large e2e bench bench-revoke bench-proxy soak mutants h2spec check fmt fuzz clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' Makefile | sed 's/:.*## /\t/'
@@ -37,6 +37,9 @@ e2e: build ## the end-to-end tests alone (as root they run with real peers in ne
 
 test-kill: ## kill -9 the gateway 200 times under load: nothing the app saw lacks its record (minutes)
 	cd deploy && $(GO) test -count=1 -timeout 60m -v -run '^TestKillUnderLoad$$' ./e2e -kills 200
+
+test-large: ## 10 GiB up and down over HTTP/1.1, HTTP/2 and to an https app, in constant memory (ten minutes); ARGS="-large 1024" for less
+	$(GO) test -count=1 -timeout 60m -v -run '^TestLargeTransfersTakeNoMemory$$' ./gateway/proxy -large 10240 $(ARGS)
 
 bench: ## the tunnel against stock wireguard-go (root; Debian's iperf3, nginx, wrk); ARGS="--rounds 1 --only tcp", --quick, --json
 	@$(GO) build -o build/bench/ ./cmd/portvakt-gateway ./cmd/portvakt-agent
