@@ -285,7 +285,7 @@ func (p *Proxy) acceptHTTP(ctx context.Context, in TCPInbound, _ policy.App, t *
 		p.secure.Serve(context.WithValue(ctx, connKey{}, c), tc)
 		return
 	}
-	if !p.multiplexed.deliver(tc) {
+	if !p.multiplexed.deliver(newFraming(p, tc, c)) {
 		c.reset()
 	}
 }

@@ -170,7 +170,8 @@ func (a *appConn) SyscallConn() (syscall.RawConn, error) {
 type stream struct {
 	http.ResponseWriter
 	patience
-	unsent bool // something may wait in ResponseWriter
+	framing *framing
+	unsent  bool // something may wait in ResponseWriter
 }
 
 // frameBytes is the most that HTTP/2 sends at once unasked (RFC 9113, 4.2).
@@ -182,6 +183,14 @@ func newStream(w http.ResponseWriter, within time.Duration) *stream {
 		_ = http.NewResponseController(w).SetWriteDeadline(time.Unix(1, 0))
 	}}
 	return s
+}
+
+// WriteHeader implements [http.ResponseWriter].
+func (s *stream) WriteHeader(status int) {
+	if status == http.StatusRequestHeaderFieldsTooLarge && s.framing != nil {
+		s.framing.answered.Add(1)
+	}
+	s.ResponseWriter.WriteHeader(status)
 }
 
 // Write implements [http.ResponseWriter].

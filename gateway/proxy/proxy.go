@@ -261,9 +261,11 @@ func (p *Proxy) server1(h http1.Handler) *http1.Server {
 
 // server2 speaks HTTP/2.
 func (p *Proxy) server2(ctx context.Context) *http.Server {
+	var two http.Protocols
+	two.SetUnencryptedHTTP2(true)
 	return &http.Server{
 		Handler:                      p.counting(func(w http.ResponseWriter, r *http.Request) { p.serveHTTP(w, r, nil) }),
-		TLSConfig:                    p.tls.Clone(), // tells Serve to speak HTTP/2; handshakes are done before
+		Protocols:                    &two, // it sees no [tls.Conn]: handshakes are done before
 		HTTP2:                        &http.HTTP2Config{MaxConcurrentStreams: p.cfg.Limits.Streams},
 		ReadHeaderTimeout:            p.cfg.Timeouts.ReadHeader,
 		IdleTimeout:                  p.cfg.Timeouts.Idle,
@@ -272,7 +274,8 @@ func (p *Proxy) server2(ctx context.Context) *http.Server {
 		ErrorLog:                     log.New(debugWriter{p.log}, "", 0),
 		BaseContext:                  func(net.Listener) context.Context { return ctx },
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			return context.WithValue(ctx, connKey{}, ownConn(c))
+			f, _ := c.(*framing)
+			return context.WithValue(context.WithValue(ctx, connKey{}, ownConn(c)), framingKey{}, f)
 		},
 	}
 }
@@ -299,6 +302,7 @@ func (p *Proxy) counting(h http.HandlerFunc) http.Handler {
 		p.mu.Unlock()
 		defer p.wg.Done()
 		s := newStream(w, p.cfg.Timeouts.Write)
+		s.framing, _ = r.Context().Value(framingKey{}).(*framing)
 		defer s.stop()
 		h(s, r)
 		s.end()

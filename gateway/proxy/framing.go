@@ -1,0 +1,138 @@
+package proxy
+
+import (
+	"crypto/tls"
+	"encoding/binary"
+	"net"
+	"sync/atomic"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+
+	"github.com/portvakt/portvakt/gateway/session"
+	"github.com/portvakt/portvakt/policy"
+)
+
+// framing is a device's HTTP/2 connection. What HTTP/2's framing refuses
+// reaches no handler, so the answers are looked at: a stream or a connection
+// that ends for a fault of the device's is noted as any refused request is.
+//
+// net/http lets nobody between itself and a [tls.Conn], but takes HTTP/2 from
+// what is none: so this must not look like one.
+type framing struct {
+	net.Conn // under TLS
+	p        *Proxy
+	conn     *conn
+
+	// Of whoever writes, one at a time: the frame that is going out.
+	head   [frameHead]byte
+	n      int // how much of head is there
+	left   int // bytes of its payload
+	code   [8]byte
+	at     int // how much of code is there
+	fields *hpack.Decoder
+	tooBig bool // a field section said 431
+
+	answered atomic.Int64 // 431 said by a handler, an app's or ours
+}
+
+const frameHead = 9 // bytes (RFC 9113, 4.1)
+
+func newFraming(p *Proxy, tc *tls.Conn, c *conn) *framing {
+	f := &framing{Conn: tc, p: p, conn: c}
+	f.fields = hpack.NewDecoder(4096, func(field hpack.HeaderField) {
+		f.tooBig = f.tooBig || field.Name == ":status" && field.Value == "431"
+	})
+	return f
+}
+
+type framingKey struct{}
+
+// NetConn returns the connection underneath.
+func (f *framing) NetConn() net.Conn { return f.Conn }
+
+// Write implements [net.Conn].
+func (f *framing) Write(b []byte) (int, error) {
+	f.follow(b)
+	return f.Conn.Write(b)
+}
+
+func (f *framing) follow(b []byte) {
+	for len(b) > 0 {
+		if f.n < frameHead {
+			k := copy(f.head[f.n:], b)
+			b = b[k:]
+			if f.n += k; f.n < frameHead {
+				return
+			}
+			f.left, f.at = int(f.head[0])<<16|int(f.head[1])<<8|int(f.head[2]), 0
+		}
+		k := min(f.left, len(b))
+		f.payload(b[:k])
+		b = b[k:]
+		if f.left -= k; f.left == 0 {
+			f.frame()
+			f.n = 0
+		}
+	}
+}
+
+// payload takes a part of a frame's payload. The server pads nothing.
+func (f *framing) payload(b []byte) {
+	switch http2.FrameType(f.head[3]) {
+	case http2.FrameHeaders, http2.FrameContinuation:
+		if f.fields != nil {
+			if _, err := f.fields.Write(b); err != nil {
+				f.fields = nil // the next ones could not be read
+			}
+		}
+	case http2.FrameRSTStream, http2.FrameGoAway:
+		f.at += copy(f.code[f.at:], b)
+	}
+}
+
+// frame is at the end of a frame.
+func (f *framing) frame() {
+	switch http2.FrameType(f.head[3]) {
+	case http2.FrameHeaders, http2.FrameContinuation:
+		if http2.Flags(f.head[4])&http2.FlagHeadersEndHeaders == 0 {
+			return
+		}
+		if f.fields != nil && f.fields.Close() != nil {
+			f.fields = nil
+		}
+		if f.tooBig && f.answered.Add(-1) < 0 {
+			f.answered.Store(0)
+			f.note("a field section that is too large")
+		}
+		f.tooBig = false
+	case http2.FrameRSTStream:
+		// STREAM_CLOSED is for what was on its way when the stream ended.
+		if code := http2.ErrCode(binary.BigEndian.Uint32(f.code[:])); faulty(code) && code != http2.ErrCodeStreamClosed {
+			f.note("a stream: " + code.String())
+		}
+	case http2.FrameGoAway:
+		if code := http2.ErrCode(binary.BigEndian.Uint32(f.code[4:])); faulty(code) {
+			f.note("the connection: " + code.String())
+		}
+	}
+}
+
+// faulty says that the device did what it must not; the others say that all is
+// well, that nobody waits any more, or that the gateway has a fault.
+func faulty(code http2.ErrCode) bool {
+	switch code {
+	case http2.ErrCodeNo, http2.ErrCodeInternal, http2.ErrCodeCancel, http2.ErrCodeConnect:
+		return false
+	}
+	return true
+}
+
+func (f *framing) note(what string) {
+	app, ok := f.p.cfg.AppByAddr(f.conn.local.Addr())
+	if !ok {
+		return
+	}
+	f.p.cfg.Session.Reject(session.Rejection{Peer: f.conn.peer, App: app, Decision: policy.NewDecision(policy.ReasonBadRequest,
+		&policy.Fact{Name: "http2", Value: what, Wanted: "frames and fields as RFC 9113 has them"})})
+}
