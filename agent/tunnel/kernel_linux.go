@@ -13,8 +13,6 @@ import (
 
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/tun"
-
-	"github.com/portvakt/portvakt/internal/tunread"
 )
 
 // kernel is the operating system's stack behind a TUN. Other programs use it
@@ -43,23 +41,12 @@ func openKernel(cfg Config) (network, tun.Device, error) {
 		_ = unix.Close(cfg.TUN.FD)
 		return nil, nil, fmt.Errorf("using the interface: %w", err)
 	}
-	reader, err := tunread.New(dev.File())
+	fast, err := newBatched(dev)
 	if err != nil {
 		return nil, nil, errors.Join(err, dev.Close())
 	}
 	own := slices.Clone(cfg.Connect.Addresses)
-	return &kernel{own: own, conns: make(map[closer]struct{})}, newGuard(batched{dev, reader}, own), nil
-}
-
-// batched is the interface, read by more than a packet at a time.
-type batched struct {
-	tun.Device
-	reader *tunread.Reader
-}
-
-// Read implements [tun.Device].
-func (b batched) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
-	return b.reader.Read(bufs, sizes, offset)
+	return &kernel{own: own, conns: make(map[closer]struct{})}, newGuard(fast, own), nil
 }
 
 // DialTCP connects to dst from the device's own address.
