@@ -49,12 +49,13 @@ func (t *target) source() netip.AddrPort {
 }
 
 // send sends one datagram. The caller has made sure that the descriptor stays.
+// The runtime is not told: the call does not wait, and there is one a datagram.
 func (s *socket) send(to *target, payload []byte) error {
 	var p unsafe.Pointer
 	if len(payload) > 0 {
 		p = unsafe.Pointer(&payload[0])
 	}
-	_, _, errno := unix.Syscall6(unix.SYS_SENDTO, uintptr(s.fd), uintptr(p), uintptr(len(payload)),
+	_, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(s.fd), uintptr(p), uintptr(len(payload)),
 		unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, uintptr(unsafe.Pointer(&to.b)), uintptr(to.len))
 	if errno != 0 {
 		return errno
@@ -247,7 +248,7 @@ func (p *poller) read(s *socket) {
 		s.mu.RUnlock()
 		return
 	}
-	got, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&p.headers[first])), perSocket, unix.MSG_DONTWAIT, 0, 0)
+	got, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&p.headers[first])), perSocket, unix.MSG_DONTWAIT, 0, 0)
 	if errno != 0 { // nothing there after all, or an ICMP error about an app
 		s.mu.RUnlock()
 		return

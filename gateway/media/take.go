@@ -53,26 +53,35 @@ const (
 )
 
 // flow is one device's (address, port) speaking to one (address, port) of an app.
+// With a thousand calls every datagram meets its flow cold: what one way needs
+// stands together, and apart from what is written the other way, which may be
+// on another core.
 type flow struct {
-	dev  *device
-	key  flowKey
-	back header // of what goes to the device
-
 	state atomic.Uint32 // a flowState; changes with dev.mu held
+	mark  bool          // the app's calls are told to the network
 	last  atomic.Int64  // Relay.clock at the last datagram either way
-	in    atomic.Int64  // bytes from the device
-	out   atomic.Int64  // bytes to the device
 
-	queue [][]byte // of the opening flow; guarded by dev.mu
-
-	// Set by the worker before the flow is open.
+	// Set by the worker before the flow is open, like mark.
 	session *session.Flow
 	socket  *socket
-	to      netip.AddrPort
 	target  target
-	mark    bool // the app's calls are told to the network
+	in      atomic.Int64 // bytes from the device
 
-	voice voice // the poller's
+	dev   *device
+	key   flowKey
+	to    netip.AddrPort
+	queue [][]byte // of the opening flow; guarded by dev.mu
+
+	back  header       // of what goes to the device
+	out   atomic.Int64 // bytes to the device
+	voice voice        // the poller's
+}
+
+// used notes that a datagram passed. The clock moves with every sweep only.
+func (f *flow) used(clock int64) {
+	if f.last.Load() != clock {
+		f.last.Store(clock)
+	}
 }
 
 func (f *flow) peer() netip.AddrPort { return netip.AddrPortFrom(f.dev.addr, f.key.port) }
@@ -148,7 +157,7 @@ func (r *Relay) forward(f *flow, payload []byte) {
 		r.drop(sending)
 		return
 	}
-	f.last.Store(r.clock.Load())
+	f.used(r.clock.Load())
 	f.in.Add(int64(len(payload)))
 }
 
@@ -270,7 +279,7 @@ func (r *Relay) reply(p *poller, f *flow, buf []byte, n int, truncated bool) {
 	if f.mark && f.voice.look(payload) {
 		class = classEF
 	}
-	f.last.Store(r.clock.Load())
+	f.used(r.clock.Load())
 	f.out.Add(int64(n))
 	p.queue(f, f.back.wrap(buf[:headMax+n], class))
 }

@@ -92,16 +92,16 @@ var ErrCut = errors.New("the flow was cut")
 // It is registered when it begins, so that nothing can change unseen between
 // its Decision and its first byte.
 type Flow struct {
-	m      *Manager
+	// Side by side, because Check, which every datagram calls, needs no more.
+	m    *Manager
+	over atomic.Bool // it was cut or has ended: no byte passes
+	// leaseEnd is the Elapsed time until which bytes may pass.
+	leaseEnd atomic.Int64
+
 	d      *device
 	id     string
 	begin  Begin
 	opened time.Time
-
-	over atomic.Bool // it was cut or has ended: no byte passes
-
-	// leaseEnd is the Elapsed time until which bytes may pass.
-	leaseEnd atomic.Int64
 
 	// confirming is held while an open Flow is decided again, so that it begins
 	// to drain once, and never while anything is written. Cuts do not take it.
