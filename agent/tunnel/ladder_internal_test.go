@@ -75,6 +75,7 @@ func TestBlockedUDPIsNoticed(t *testing.T) {
 	for name, c := range map[string]struct {
 		used   time.Duration // for how long before it is blocked
 		idle   time.Duration // for how long then
+		late   time.Duration // for how long it is blocked before somebody speaks
 		speaks bool          // once it is blocked
 		within time.Duration
 	}{
@@ -84,6 +85,7 @@ func TestBlockedUDPIsNoticed(t *testing.T) {
 		"after a pause":                        {used: time.Minute, idle: 30 * time.Second, within: 2400 * time.Millisecond},
 		"in the middle of the night":           {used: time.Minute, idle: time.Hour, within: 6700 * time.Millisecond},
 		"at the first word after a long pause": {used: time.Minute, idle: time.Hour, speaks: true, within: 2 * time.Second},
+		"at the first word, blocked since 4 s": {used: time.Minute, idle: time.Hour, late: 4 * time.Second, speaks: true, within: 2 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -119,6 +121,7 @@ func TestBlockedUDPIsNoticed(t *testing.T) {
 					t.Fatalf("%d WebSockets though UDP works", n)
 				}
 				blocked.Store(true)
+				time.Sleep(c.late)
 				begun := time.Now()
 				if c.speaks {
 					l.question(reached, true)
