@@ -147,7 +147,7 @@ func (g *gateway) metrics() *prometheus.Registry {
 	reg.MustRegister(&causes{func() map[string]uint64 {
 		u, s := g.tunnel.Outside()
 		noSession, barren := g.tunnel.Unopened()
-		return map[string]uint64{"no_session": noSession, "no_packet": barren, "udp_unreadable": u.Lost, "udp_empty": u.Empty, "udp_kernel_queue": u.Overflowed, "websocket_queue": s.Dropped, "websocket_oversized": s.Oversized}
+		return map[string]uint64{"no_session": noSession, "no_packet": barren, "unheard": g.tunnel.Unheard(), "udp_unreadable": u.Lost, "udp_empty": u.Empty, "udp_kernel_queue": u.Overflowed, "websocket_queue": s.Dropped, "websocket_oversized": s.Oversized}
 	}, prometheus.NewDesc("portvakt_outer_dropped_total", "Datagrams from and to devices that went no further at the sockets or in WireGuard.", []string{"cause"}, nil)})
 	gauge("udp_flows", "UDP flows that are open or being decided.", func() float64 { return float64(g.media.Stats().Flows) })
 	gauge("udp_sockets", "UDP sockets towards apps.", func() float64 { return float64(g.media.Stats().Sockets) })

@@ -30,3 +30,14 @@ func (g *registry) infos() []PeerInfo {
 	}
 	return out
 }
+
+// Exhaust leaves a live device nothing of what may be refused of it, and nothing
+// of what is heard under strain.
+func (t *Tunnel) Exhaust(inner netip.Addr) {
+	t.known.mu.RLock()
+	defer t.known.mu.RUnlock()
+	p := t.known.byAddress[inner].peer
+	p.strain.mu.Lock()
+	defer p.strain.mu.Unlock()
+	p.strain.refused, p.strain.heard = bucket{missing: 1e12}, bucket{missing: 1e12}
+}

@@ -24,6 +24,7 @@ func (t *Tunnel) filter(packet []byte) (overlay.Action, []byte) {
 	case segment.Reset:
 		return overlay.Drop, t.refuse(packet)
 	default:
+		t.known.refused(packet, time.Now())
 		return overlay.Drop, nil
 	}
 }
@@ -31,8 +32,8 @@ func (t *Tunnel) filter(packet []byte) (overlay.Action, []byte) {
 // refuse is the reset that answers a device's TCP packet, nil if none is due or
 // if it has been sent too many: then it takes no memory and no answer.
 func (t *Tunnel) refuse(packet []byte) []byte {
-	src, ok := source(packet)
-	if ok && !t.known.mayReset(src, time.Now()) {
+	now := time.Now()
+	if p := t.known.refused(packet, now); p == nil || !p.resets.may(now.Sub(t.known.made)) {
 		t.withheld.Add(1)
 		return nil
 	}
@@ -57,24 +58,13 @@ type resets struct {
 	bucket bucket // guarded by mu
 }
 
-// mayReset takes a reset of a device's, by one of its inner addresses. One that
-// has no peer any more gets none.
-func (g *registry) mayReset(inner netip.Addr, now time.Time) bool {
-	g.mu.RLock()
-	var p *peer
-	if r := g.byAddress[inner]; r != nil {
-		p = r.peer
-	}
-	g.mu.RUnlock()
-	if p == nil {
+// may takes one, at a time since the registry was made.
+func (r *resets) may(at time.Duration) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.bucket.empty(resetRate, at) {
 		return false
 	}
-	at := now.Sub(g.made)
-	p.resets.mu.Lock()
-	defer p.resets.mu.Unlock()
-	if p.resets.bucket.empty(resetRate, at) {
-		return false
-	}
-	p.resets.bucket.spend(resetRate, at)
+	r.bucket.spend(resetRate, at)
 	return true
 }

@@ -67,6 +67,7 @@ func (g *ingress) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 	for i, fn := range fns {
 		fns[i] = func(packets [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
 			n, err := fn(packets, sizes, eps)
+			g.relieve(packets[:n], sizes[:n])
 			g.inspect(packets[:n], sizes[:n], eps[:n])
 			return n, err
 		}

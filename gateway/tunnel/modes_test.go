@@ -67,6 +67,7 @@ var modeCases = []struct {
 	{"half-open connections are bounded", caseFlood},
 	{"who gives up too often is refused", caseGivenUp},
 	{"resets are bounded", caseResetsAreBounded},
+	{"who is refused without end is heard less", caseUnheard},
 	{"packets no stack must see", caseRefusedPackets},
 	{"stop resets what is open", caseStop},
 	{"device to device", caseHairpin},

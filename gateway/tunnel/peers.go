@@ -25,6 +25,7 @@ type peer struct {
 	odd       atomic.Pointer[place]
 	wireguard *device.Peer // never changes
 	resets    resets
+	strain    strain
 
 	// look is held while WireGuard is asked where the peer is, until the owner
 	// knows: what the owner is told last is what WireGuard said last.

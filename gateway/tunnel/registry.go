@@ -68,6 +68,7 @@ type registry struct {
 	dirty     []*registration
 	changed   chan struct{} // something is dirty
 	unsure    atomic.Int64  // peers with odd set
+	strained  atomic.Int64  // until when some peer is under strain, see strain
 
 	// former keeps the newest initiations of keys that are registered no more,
 	// should one be again: a device that connects anew keeps its key.

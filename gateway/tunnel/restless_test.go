@@ -66,3 +66,18 @@ func caseResetsAreBounded(t *testing.T, in *ingress) {
 		t.Error("another device is not answered any more")
 	}
 }
+
+// A device whose packets are refused without end is heard less, another is not.
+func caseUnheard(t *testing.T, in *ingress) {
+	bad, good := in.wired(t, 0), in.joined(t, 1)
+	roundTrip(t, good.mustDial(t, at(app[0], 443)))
+	in.Exhaust(inner(0)[0])
+	for deadline := time.Now().Add(answerPatience); in.Unheard() == 0 && time.Now().Before(deadline); {
+		bad.raw.out <- tcp4(at(inner(0)[0], 20000), at(app[0], 1), 2, 1, 0)
+		time.Sleep(time.Millisecond)
+	}
+	if in.Unheard() == 0 {
+		t.Error("every packet is heard")
+	}
+	roundTrip(t, good.mustDial(t, at(app[0], 443)))
+}

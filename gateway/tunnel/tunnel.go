@@ -143,6 +143,7 @@ type Tunnel struct {
 	counters counters
 	stack    atomic.Pointer[stack] // nil before Run
 	withheld counter               // resets
+	unheard  counter               // datagrams of devices under strain
 	tally    atomic.Pointer[transport.Tally]
 
 	// mu guards what follows and serialises changes of the device's peers. It
