@@ -28,8 +28,9 @@ type webSocket struct {
 	heard      atomic.Bool    // since the last tick: the device said something,
 	moved      atomic.Bool    // it took something
 
-	writing  sync.Mutex // while something goes to the device; guards toDevice
+	writing  sync.Mutex // while something goes to the device; guards what follows
 	toDevice *frames.Reader
+	refused  bool // nothing goes there any more (RFC 6455, 5.5.1)
 
 	ticking sync.Mutex // while a tick runs; guards what follows
 	timer   *time.Timer
@@ -81,6 +82,9 @@ func (ws *webSocket) Read(b []byte) (int, error) {
 func (ws *webSocket) Write(b []byte) (int, error) {
 	ws.writing.Lock()
 	defer ws.writing.Unlock()
+	if ws.refused {
+		return 0, net.ErrClosed
+	}
 	n, bad := ws.toDevice.Read(b)
 	if n > 0 {
 		var err error
@@ -102,6 +106,7 @@ func (ws *webSocket) refuse(bad error, between bool) {
 	if errors.Is(bad, frames.ErrTooLarge) {
 		outcome, code = outcomeTooLarge, frames.CloseTooBig
 	}
+	ws.refused = true
 	ws.x.note(http.StatusSwitchingProtocols, outcome)
 	if between && ws.x.flow.Check() == nil {
 		_ = ws.SetWriteDeadline(time.Now().Add(pingWait))
@@ -148,6 +153,9 @@ func (ws *webSocket) ask(moved bool) bool {
 		return true
 	}
 	defer ws.writing.Unlock()
+	if ws.refused {
+		return false
+	}
 	if !ws.toDevice.Between() {
 		if moved {
 			ws.silent--
