@@ -166,10 +166,19 @@ func New(cfg Config) (*Proxy, error) {
 	p.secure, p.plain = p.server1(p.serveHTTP), p.server1(p.redirect)
 	p.tls = &tls.Config{
 		MinVersion:     tls.VersionTLS12,
+		CipherSuites:   forwardSecret,
 		NextProtos:     []string{"h2", "http/1.1"},
 		GetCertificate: p.certificate,
 	}
 	return p, nil
+}
+
+// forwardSecret are the cipher suites of TLS 1.2 that HTTP/2 may be spoken with
+// (RFC 9113, appendix A). The HTTP/2 server does not see the handshake, and
+// refuses none itself.
+var forwardSecret = []uint16{
+	tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+	tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
 }
 
 // certificate serves the app that the connection was sent to, whatever name
