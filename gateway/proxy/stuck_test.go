@@ -182,15 +182,7 @@ func TestDevicesThatTakeNothing(t *testing.T) {
 		h.open()
 		_ = h.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, EndHeaders: true, EndStream: true, BlockFragment: h.block(h2Get("/"))})
 		_ = h.conn.SetDeadline(time.Now().Add(slack * 20 * time.Second))
-		for {
-			f, err := h.framer.ReadFrame()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if r, ok := f.(*http2.RSTStreamFrame); ok && r.StreamID == 1 {
-				break
-			}
-		}
+		h.isReset(t, 1)
 		w.over()
 		h.stream = 3
 		if s := h.get("/ok"); s != "200" {
@@ -203,15 +195,7 @@ func TestDevicesThatTakeNothing(t *testing.T) {
 		_ = h.framer.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
 		_ = h.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, EndHeaders: true, EndStream: true, BlockFragment: h.block(h2Get("/%2e%2e/"))})
 		_ = h.conn.SetDeadline(time.Now().Add(slack * 20 * time.Second))
-		for {
-			f, err := h.framer.ReadFrame()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if r, ok := f.(*http2.RSTStreamFrame); ok && r.StreamID == 1 {
-				break
-			}
-		}
+		h.isReset(t, 1)
 	})
 	t.Run("a websocket", func(t *testing.T) {
 		c := w.tls("crm.test")
@@ -262,5 +246,19 @@ func TestTCPConnectionsThatAreNotRead(t *testing.T) {
 				t.Errorf("recorded as %q", r.Outcome)
 			}
 		})
+	}
+}
+
+// isReset reads until the gateway has reset a stream.
+func (h *rawH2) isReset(t *testing.T, stream uint32) {
+	t.Helper()
+	for {
+		f, err := h.framer.ReadFrame()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r, ok := f.(*http2.RSTStreamFrame); ok && r.StreamID == stream {
+			return
+		}
 	}
 }
