@@ -27,8 +27,9 @@ const (
 	hailBurst = 32
 	hailEvery = time.Millisecond
 	// keepEvery is the least time between two writes of what must outlive the
-	// process; they take one part in keepShare of the time at most. keepTimeout
-	// is how long the last one may take.
+	// process; they take one part in keepShare of the time at most. The first
+	// handshake of a registration waits for neither. keepTimeout is how long the
+	// last write may take.
 	keepEvery   = 100 * time.Millisecond
 	keepShare   = 10
 	keepTimeout = 5 * time.Second
@@ -305,13 +306,20 @@ func (h *hails) take() []*registration {
 	return list
 }
 
-// keep gives Config.Keep what changed: at once after a quiet moment, in batches
-// else, and when the tunnel ends.
+// keep gives Config.Keep what changed: at once after a quiet moment or when a
+// registration's first handshake is complete, in batches else, and when the
+// tunnel ends. Without that first one a gateway that is killed would not find the
+// device again; that it costs a write of its own is bounded by the registration
+// having cost one.
 func (t *Tunnel) keep(ctx context.Context) {
 	if t.cfg.Keep == nil {
 		return
 	}
 	write := func(ctx context.Context) {
+		select {
+		case <-t.known.newcomer: // it is in this write
+		default:
+		}
 		if changed := t.known.takeDirty(); len(changed) > 0 {
 			if err := t.cfg.Keep(ctx, changed); err != nil {
 				t.log.Error("storing where devices are and when they were heard", "err", err)
@@ -331,6 +339,12 @@ func (t *Tunnel) keep(ctx context.Context) {
 		}
 		begun := time.Now()
 		write(context.WithoutCancel(ctx))
-		sleep(ctx, max(keepEvery, keepShare*time.Since(begun)))
+		quiet := time.NewTimer(max(keepEvery, keepShare*time.Since(begun)))
+		select {
+		case <-ctx.Done():
+		case <-t.known.newcomer:
+		case <-quiet.C:
+		}
+		quiet.Stop()
 	}
 }

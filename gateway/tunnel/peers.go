@@ -181,6 +181,12 @@ func (g *registry) settle(r *registration, p *peer, at place, now time.Time) boo
 		return false
 	}
 	if !r.peer.settled {
+		if r.handshake == 0 {
+			select {
+			case g.newcomer <- struct{}{}:
+			default:
+			}
+		}
 		r.handshake = now.UnixNano()
 		g.dirtyLocked(r)
 	}

@@ -67,6 +67,7 @@ type registry struct {
 	heldTotal int
 	dirty     []*registration
 	changed   chan struct{} // something is dirty
+	newcomer  chan struct{} // some of it is a registration's first handshake
 	unsure    atomic.Int64  // peers with odd set
 	strained  atomic.Int64  // until when some peer is under strain, see strain
 
@@ -90,6 +91,7 @@ func newRegistry() *registry {
 		live:      make(map[*registration]struct{}),
 		expected:  make(map[netip.Addr]int),
 		changed:   make(chan struct{}, 1),
+		newcomer:  make(chan struct{}, 1),
 		former:    make(map[[32]byte]newest),
 	}
 }

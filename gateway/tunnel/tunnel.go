@@ -89,7 +89,8 @@ type Config struct {
 	Awake func() bool
 	// Keep stores what must outlive the process: a handshake initiation that
 	// was accepted once must not be after a restart. It is called from one
-	// goroutine, at most ten times a second and when Run ends. May be nil.
+	// goroutine, at most ten times a second, besides when a registration's first
+	// handshake is complete, and when Run ends. May be nil.
 	Keep func(context.Context, []Kept) error
 	// IdleAfter is how long after its last handshake message an unheld peer is
 	// removed; 0 means 190 s, when none of its keys is good any more.
