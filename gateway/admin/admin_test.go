@@ -478,7 +478,7 @@ func TestFlows(t *testing.T) {
 		t.Errorf("%+v", apps.Items)
 	}
 	open := func(d store.Device) *session.Flow {
-		f, err := g.sessions.Begin(session.Begin{Peer: netip.AddrPortFrom(d.Addresses[0], 4000), App: rev.Apps()[0], Action: policy.ActionRequest})
+		f, err := g.sessions.Begin(session.Begin{Peer: netip.AddrPortFrom(d.Addresses[0], 4000), App: &rev.Apps()[0], Action: policy.ActionRequest})
 		g.must(err)
 		dec, err := f.Authorize(t.Context(), &policy.Request{Method: "GET", Host: "crm.example.com", Path: "/"})
 		g.must(err)

@@ -49,7 +49,7 @@ func TestLockdownNames(t *testing.T) {
 			if err != nil || l.Value != c.want || l.ID == "" || l.Cuts == nil {
 				t.Fatalf("%+v %v", l, err)
 			}
-			f, err := g.sessions.Begin(session.Begin{Peer: netip.AddrPortFrom(d.Addresses[0], 4000), App: policy.App{Name: "crm", Protocol: "http"}, Action: policy.ActionRequest})
+			f, err := g.sessions.Begin(session.Begin{Peer: netip.AddrPortFrom(d.Addresses[0], 4000), App: &policy.App{Name: "crm", Protocol: "http"}, Action: policy.ActionRequest})
 			g.must(err)
 			defer f.End(session.Result{})
 			dec, err := f.Authorize(ctx, &policy.Request{Method: "GET", Host: "crm.example.com", Path: "/"})

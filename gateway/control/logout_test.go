@@ -149,7 +149,7 @@ func TestBackChannelLogout(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			all := login()
-			f, err := g.sessions.Begin(session.Begin{Peer: netip.AddrPortFrom(mustDevice(t, g, first.id).Addresses[0], 4000), App: policy.App{Name: "crm"}, Action: policy.ActionFlow})
+			f, err := g.sessions.Begin(session.Begin{Peer: netip.AddrPortFrom(mustDevice(t, g, first.id).Addresses[0], 4000), App: &policy.App{Name: "crm"}, Action: policy.ActionFlow})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -32,8 +32,9 @@ import (
 // required.
 type Config struct {
 	Sessions *session.Manager
-	// AppByAddr returns the app of a virtual address in the active revision.
-	AppByAddr func(netip.Addr) (policy.App, bool)
+	// AppByAddr returns the app of a virtual address in the active revision,
+	// nil for an address of none.
+	AppByAddr func(netip.Addr) *policy.App
 	// Inject sends whole IP packets into the tunnel and returns how many it
 	// took. It copies them and never blocks.
 	Inject func(packets [][]byte) int

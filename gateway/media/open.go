@@ -56,10 +56,10 @@ func (r *Relay) worker(ctx context.Context, wg *sync.WaitGroup) {
 }
 
 // decide registers, decides and records a flow.
-func (r *Relay) decide(ctx context.Context, f *flow) (policy.App, bool) {
+func (r *Relay) decide(ctx context.Context, f *flow) (*policy.App, bool) {
 	port := f.key.app.Port()
-	app, ok := r.cfg.AppByAddr(f.key.app.Addr())
-	if !ok || app.Protocol != policy.ProtocolUDP || !slices.Contains(app.Ports, port) {
+	app := r.cfg.AppByAddr(f.key.app.Addr())
+	if app == nil || app.Protocol != policy.ProtocolUDP || !slices.Contains(app.Ports, port) {
 		return app, false
 	}
 	s, err := r.cfg.Sessions.Begin(session.Begin{Peer: f.peer(), App: app, Action: policy.ActionFlow, Port: port})
@@ -107,7 +107,7 @@ func (r *Relay) endResolving(app string) {
 
 // connect finds where an allowed flow leads, gives it a socket and lets its
 // datagrams go.
-func (r *Relay) connect(ctx context.Context, f *flow, app policy.App, upstream string) {
+func (r *Relay) connect(ctx context.Context, f *flow, app *policy.App, upstream string) {
 	// The flow's own context ends the look-up when the flow is cut meanwhile.
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -179,7 +179,7 @@ func BenchmarkToApp(b *testing.B) {
 		app := canned(b, 100, func() { took = append(took, time.Duration(time.Now().UnixNano()-parsed.Load())) })
 		w := newWorld(b, []string{crmYAML}, map[string]string{"crm": "http://" + app}, func(c *proxy.Config) {
 			find := c.AppByAddr
-			c.AppByAddr = func(a netip.Addr) (policy.App, bool) {
+			c.AppByAddr = func(a netip.Addr) *policy.App {
 				parsed.Store(time.Now().UnixNano())
 				return find(a)
 			}

@@ -250,7 +250,7 @@ func (l *listener) deliver(c net.Conn) bool {
 
 // acceptHTTP answers a connection to an http app and serves it. Nothing is
 // decided yet: each request on it will be.
-func (p *Proxy) acceptHTTP(ctx context.Context, in TCPInbound, _ policy.App, t *turn) {
+func (p *Proxy) acceptHTTP(ctx context.Context, in TCPInbound, _ *policy.App, t *turn) {
 	port := in.Local().Port()
 	if (port != 443 && port != 80) || p.conns.full(in.Peer()) {
 		in.Reset()

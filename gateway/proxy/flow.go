@@ -57,7 +57,7 @@ func endFlow(flow *session.Flow, outcome string, in, out int64) {
 
 // serveTCP decides and dials before the handshake is answered, so that a
 // refusal is a reset and not a connection that dies.
-func (p *Proxy) serveTCP(ctx context.Context, in TCPInbound, app policy.App, t *turn) {
+func (p *Proxy) serveTCP(ctx context.Context, in TCPInbound, app *policy.App, t *turn) {
 	port := in.Local().Port()
 	if app.Protocol != "tcp" || !slices.Contains(app.Ports, port) {
 		in.Reset()

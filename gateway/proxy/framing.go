@@ -129,8 +129,8 @@ func faulty(code http2.ErrCode) bool {
 }
 
 func (f *framing) note(what string) {
-	app, ok := f.p.cfg.AppByAddr(f.conn.local.Addr())
-	if !ok {
+	app := f.p.cfg.AppByAddr(f.conn.local.Addr())
+	if app == nil {
 		return
 	}
 	f.p.cfg.Session.Reject(session.Rejection{Peer: f.conn.peer, App: app, Decision: policy.NewDecision(policy.ReasonBadRequest,

@@ -46,10 +46,10 @@ func TestH2Spec(t *testing.T) {
 	defer l.Close()
 	w := newWorld(t, []string{crmYAML}, map[string]string{"crm": e.URL}, func(c *proxy.Config) {
 		byAddr := c.AppByAddr
-		c.AppByAddr = func(a netip.Addr) (policy.App, bool) {
-			app, ok := byAddr(a)
+		c.AppByAddr = func(a netip.Addr) *policy.App {
+			app := *byAddr(a)
 			app.Hosts = append([]string{l.Addr().String()}, app.Hosts...) // what h2spec calls it
-			return app, ok
+			return &app
 		}
 		certificate := c.Certificate
 		c.Certificate = func([]string) (*tls.Certificate, error) { return certificate([]string{"crm.test"}) }

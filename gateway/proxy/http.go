@@ -99,18 +99,18 @@ func (p *Proxy) serveHTTP(w http.ResponseWriter, r *http.Request, why *http1.Mal
 	if c == nil {
 		panic(http.ErrAbortHandler)
 	}
-	app, ok := p.cfg.AppByAddr(c.local.Addr())
-	if !ok || app.Protocol != "http" {
+	app := p.cfg.AppByAddr(c.local.Addr())
+	if app == nil || app.Protocol != "http" {
 		c.reset() // the app was removed; its address belongs to nobody now
 		panic(http.ErrAbortHandler)
 	}
-	req, rej := read(r, why, &app)
+	req, rej := read(r, why, app)
 	if rej == nil {
-		rej = crossSite(r, req, &app)
+		rej = crossSite(r, req, app)
 	}
 	if rej != nil {
 		d := p.cfg.Session.Reject(session.Rejection{Peer: c.peer, App: app, Decision: rej.decision, Method: req.method, Host: req.host, Path: req.target.path, RequestHash: req.hash()})
-		p.refuse(w, r, rej.status, &app, d, rej.close)
+		p.refuse(w, r, rej.status, app, d, rej.close)
 		return
 	}
 	flow, err := p.cfg.Session.Begin(session.Begin{Peer: c.peer, App: app, Action: policy.ActionRequest, Port: c.local.Port(), RequestHash: req.hash()})
@@ -121,7 +121,7 @@ func (p *Proxy) serveHTTP(w http.ResponseWriter, r *http.Request, why *http1.Mal
 		}
 		d := refused.Decision
 		// The device is gone or holds too much: nothing more on this connection.
-		p.refuse(w, r, statusOf(d.Reason), &app, d, true)
+		p.refuse(w, r, statusOf(d.Reason), app, d, true)
 		return
 	}
 	x := &exchange{begun: begun, conn: c, app: flow.App(), req: req, flow: flow}
@@ -129,7 +129,7 @@ func (p *Proxy) serveHTTP(w http.ResponseWriter, r *http.Request, why *http1.Mal
 	defer x.end()
 	d, err := flow.Authorize(r.Context(), req.policy())
 	if err != nil || !d.Allow {
-		p.refuse(w, r, statusOf(d.Reason), &app, d, false)
+		p.refuse(w, r, statusOf(d.Reason), app, d, false)
 		return
 	}
 	x.decision = d
@@ -241,21 +241,21 @@ func (p *Proxy) redirect(w http.ResponseWriter, r *http.Request, why *http1.Malf
 	if c == nil {
 		panic(http.ErrAbortHandler)
 	}
-	app, ok := p.cfg.AppByAddr(c.local.Addr())
-	if !ok {
+	app := p.cfg.AppByAddr(c.local.Addr())
+	if app == nil {
 		c.reset()
 		panic(http.ErrAbortHandler)
 	}
 	plain := *r
 	plain.Host = strings.TrimSuffix(r.Host, ":80")
 	plain.RequestURI = strings.Replace(r.RequestURI, "http://"+r.Host+"/", "/", 1)
-	req, rej := read(&plain, why, &app)
+	req, rej := read(&plain, why, app)
 	if rej == nil && req.upgrade != "" {
 		rej = badRequest(http.StatusBadRequest, "upgrade", "websocket over plain http", "wss://")
 	}
 	if rej != nil {
 		d := p.cfg.Session.Reject(session.Rejection{Peer: c.peer, App: app, Decision: rej.decision, Method: req.method, Host: req.host, Path: req.target.path, RequestHash: req.hash()})
-		p.refuse(w, r, rej.status, &app, d, rej.close)
+		p.refuse(w, r, rej.status, app, d, rej.close)
 		return
 	}
 	to := "https://" + req.host + req.target.escaped

@@ -45,8 +45,9 @@ type TCPInbound interface {
 // required.
 type Config struct {
 	Session *session.Manager
-	// AppByAddr returns the app of a virtual address in the active revision.
-	AppByAddr func(netip.Addr) (policy.App, bool)
+	// AppByAddr returns the app of a virtual address in the active revision,
+	// nil for an address of none.
+	AppByAddr func(netip.Addr) *policy.App
 	// Certificate returns a server certificate of the internal CA for names.
 	Certificate func(names []string) (*tls.Certificate, error)
 	Signer      *assertion.Signer
@@ -188,8 +189,8 @@ func (p *Proxy) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error
 	if !ok {
 		return nil, errors.New("proxy: a handshake on a connection that is not the proxy's")
 	}
-	app, ok := p.cfg.AppByAddr(c.local.Addr())
-	if !ok {
+	app := p.cfg.AppByAddr(c.local.Addr())
+	if app == nil {
 		return nil, errors.New("proxy: the app is gone")
 	}
 	return p.cfg.Certificate(app.Hosts)
@@ -332,8 +333,8 @@ func (p *Proxy) Forget(inner netip.Addr, session string) { p.upstreams.drop(inne
 // HandleTCP takes over a TCP connection. It never blocks: what cannot be
 // served is reset.
 func (p *Proxy) HandleTCP(in TCPInbound) {
-	app, ok := p.cfg.AppByAddr(in.Local().Addr())
-	if !ok {
+	app := p.cfg.AppByAddr(in.Local().Addr())
+	if app == nil {
 		in.Reset()
 		return
 	}

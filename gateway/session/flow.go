@@ -22,7 +22,7 @@ type Begin struct {
 	// Peer is the inner source: the device's own address, which the tunnel and
 	// the segment filter have proven.
 	Peer   netip.AddrPort
-	App    policy.App
+	App    *policy.App   // which nobody changes
 	Action policy.Action // ActionRequest or ActionFlow
 	Port   uint16        // on the app's virtual address
 	// RequestHash names the HTTP request in the records; empty for flows.
@@ -177,7 +177,7 @@ func (m *Manager) register(f *Flow) (refusal *policy.Decision) {
 func (f *Flow) ID() string { return f.id }
 
 // App is where the Flow leads. Nobody changes it.
-func (f *Flow) App() *policy.App { return &f.begin.App }
+func (f *Flow) App() *policy.App { return f.begin.App }
 
 // Context is cancelled when the Flow is cut or has ended.
 func (f *Flow) Context() context.Context {

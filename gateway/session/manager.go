@@ -119,7 +119,7 @@ type Manager struct {
 type catalogue struct {
 	apps   []policy.App
 	addrs  map[string][2]netip.Addr
-	byAddr map[netip.Addr]policy.App
+	byAddr map[netip.Addr]*policy.App
 	byHost map[string]string        // app by host name
 	drains map[string]time.Duration // how long an app's Flows may drain, if at all
 	views  sync.Map                 // string of zeros and ones, one an app -> view
@@ -209,10 +209,11 @@ func (m *Manager) Publish(ctx context.Context, rev *policy.Revision, actor strin
 	if err != nil {
 		return fmt.Errorf("giving apps their addresses: %w", err)
 	}
-	next := &catalogue{apps: apps, addrs: addrs, byAddr: map[netip.Addr]policy.App{}, byHost: map[string]string{}, drains: map[string]time.Duration{}}
+	next := &catalogue{apps: apps, addrs: addrs, byAddr: map[netip.Addr]*policy.App{}, byHost: map[string]string{}, drains: map[string]time.Duration{}}
 	detail := map[string]string{"apps": fmt.Sprint(len(apps))}
 	var draining []string
-	for _, a := range apps {
+	for i := range apps {
+		a := &apps[i]
 		if a.OnLoss.Drain > 0 {
 			next.drains[a.Name] = a.OnLoss.Drain
 			draining = append(draining, a.Name+": "+a.OnLoss.String())
@@ -237,11 +238,9 @@ func (m *Manager) Publish(ctx context.Context, rev *policy.Revision, actor strin
 	return nil
 }
 
-// AppByAddr returns the app of a virtual address.
-func (m *Manager) AppByAddr(addr netip.Addr) (policy.App, bool) {
-	a, ok := m.catalogue.Load().byAddr[addr]
-	return a, ok
-}
+// AppByAddr returns the app of a virtual address, nil for an address of none.
+// Nobody changes an App.
+func (m *Manager) AppByAddr(addr netip.Addr) *policy.App { return m.catalogue.Load().byAddr[addr] }
 
 // AppAddresses returns the virtual addresses of an app of the active revision.
 func (m *Manager) AppAddresses(name string) [2]netip.Addr {

@@ -11,7 +11,7 @@ import (
 // host, came from another page, or could be read in two ways.
 type Rejection struct {
 	Peer               netip.AddrPort
-	App                policy.App
+	App                *policy.App
 	Decision           policy.Decision
 	Method, Host, Path string
 	RequestHash        string // empty when it could not be read in one way

@@ -273,15 +273,15 @@ func (g *gw) report(l *laptop, firewall string) {
 	l.nonce = next
 }
 
-func (g *gw) app(name string) policy.App {
+func (g *gw) app(name string) *policy.App {
 	g.t.Helper()
 	for _, a := range g.engine.Active().Apps() {
 		if a.Name == name {
-			return a
+			return &a
 		}
 	}
 	g.t.Fatalf("no app %s", name)
-	return policy.App{}
+	return nil
 }
 
 func (g *gw) flow(l *laptop, app string) *session.Flow {

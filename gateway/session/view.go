@@ -184,7 +184,7 @@ func (m *Manager) Input(id string, a policy.App) (*policy.Input, error) {
 // OpenFlow is one open Flow for administrators.
 type OpenFlow struct {
 	ID       string
-	App      policy.App
+	App      *policy.App
 	OpenedAt time.Time
 	// DrainUntil is when it is cut, zero unless it drains; Reason is why.
 	DrainUntil time.Time
