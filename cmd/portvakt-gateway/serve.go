@@ -3,12 +3,11 @@ package main
 import (
 	"fmt"
 	"log/slog"
-	"os"
-	"runtime/debug"
 
 	"github.com/spf13/cobra"
 
 	"github.com/portvakt/portvakt/gateway"
+	"github.com/portvakt/portvakt/internal/gc"
 )
 
 func serveCmd(opt *options) *cobra.Command {
@@ -26,19 +25,9 @@ It needs no root: give it a port above 1023, or CAP_NET_BIND_SERVICE for 443.`,
 				return usageError{err}
 			}
 			log := newLogger(cmd, cfg)
-			smallHeap()
+			gc.Pace()
 			return gateway.Run(cmd.Context(), cfg, log)
 		},
-	}
-}
-
-// smallHeap has garbage collected at half the usual growth, unless the operator
-// says otherwise. Under load nearly all of the heap is WireGuard's 64 KiB
-// buffers, most of them in its pool: what is live is small and cheap to mark,
-// and what waits for the collector is resident.
-func smallHeap() {
-	if os.Getenv("GOGC") == "" && os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetGCPercent(50)
 	}
 }
 

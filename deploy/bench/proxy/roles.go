@@ -28,6 +28,7 @@ import (
 	"github.com/portvakt/portvakt/gateway/segment"
 	"github.com/portvakt/portvakt/gateway/session"
 	"github.com/portvakt/portvakt/gateway/store"
+	"github.com/portvakt/portvakt/internal/gc"
 	"github.com/portvakt/portvakt/policy"
 )
 
@@ -127,6 +128,7 @@ func playOurs(ctx context.Context, arg string) (err error) {
 	if err != nil {
 		return err
 	}
+	gc.Pace()
 	g := &gate{set: set}
 	if err := g.open(ctx, pair); err != nil {
 		return err
