@@ -147,8 +147,9 @@ type conns struct {
 	open map[netip.Addr]map[*conn]struct{} // by inner address
 }
 
-// add wraps a connection; nil when the device has too many.
-func (t *conns) add(c net.Conn, peer, local netip.AddrPort) *conn {
+// add wraps a connection; nil when the device has too many. closed is called
+// once when it ends.
+func (t *conns) add(c net.Conn, peer, local netip.AddrPort, closed func()) *conn {
 	addr := peer.Addr().Unmap()
 	device := t.device(addr)
 	t.mu.Lock()
@@ -165,6 +166,7 @@ func (t *conns) add(c net.Conn, peer, local netip.AddrPort) *conn {
 	n := &conn{Conn: c, peer: peer, local: local}
 	n.patience = patience{within: t.within, conn: c, over: n.reset}
 	n.gone = sync.OnceFunc(func() {
+		defer closed()
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		delete(own, n)
@@ -263,8 +265,11 @@ func (p *Proxy) acceptHTTP(ctx context.Context, in TCPInbound, _ *policy.App, t 
 	if err != nil {
 		return
 	}
-	t.open()
-	c := p.conns.add(raw, in.Peer(), in.Local())
+	back := 1.0
+	if port == 443 {
+		back = handshaken
+	}
+	c := p.conns.add(raw, in.Peer(), in.Local(), func() { t.closed(back) })
 	if c == nil {
 		abort(raw)
 		return

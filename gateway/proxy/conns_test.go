@@ -14,10 +14,11 @@ func TestConnectionsAreBoundedByDevice(t *testing.T) {
 		device:    func(a netip.Addr) netip.Addr { return deviceAddr(int(a.As4()[3]) % 100) },
 		perDevice: 3, of: map[netip.Addr]int{}, open: map[netip.Addr]map[*conn]struct{}{},
 	}
+	closed := 0
 	add := func(i int) *conn {
 		ours, theirs := net.Pipe()
 		t.Cleanup(func() { ours.Close(); theirs.Close() })
-		return table.add(ours, of(i), of(9))
+		return table.add(ours, of(i), of(9), func() { closed++ })
 	}
 	first := add(1)
 	if first == nil || add(101) == nil || add(101) == nil {
@@ -31,6 +32,9 @@ func TestConnectionsAreBoundedByDevice(t *testing.T) {
 	}
 	first.Close()
 	first.Close()
+	if closed != 1 {
+		t.Errorf("its end was told %d times", closed)
+	}
 	if c := add(101); c == nil || add(1) != nil {
 		t.Error("a place that was given back is another's, or two")
 	}

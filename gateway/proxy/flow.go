@@ -84,6 +84,7 @@ func (p *Proxy) serveTCP(ctx context.Context, in TCPInbound, app *policy.App, t 
 	}
 	kill := sync.OnceFunc(func() { abort(device); abort(up) })
 	flow.OnCut(kill)
+	defer t.closed(1)
 	defer context.AfterFunc(ctx, kill)()
 	toApp := patience{within: p.cfg.Timeouts.WriteTCP, conn: up, over: kill}
 	toDevice := patience{within: p.cfg.Timeouts.WriteTCP, conn: device, over: kill}
@@ -96,7 +97,6 @@ func (p *Proxy) serveTCP(ctx context.Context, in TCPInbound, app *policy.App, t 
 			kill()
 		}
 	})
-	t.open()
 	res := outcomeDone
 	if fromApp, err := pump(flow.Check, device, up, &toDevice, &received); err != nil {
 		if fromApp && flow.Check() == nil && ctx.Err() == nil && !errors.Is(err, net.ErrClosed) {

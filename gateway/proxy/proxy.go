@@ -84,7 +84,7 @@ type Limits struct {
 	Streams             int   // concurrent HTTP/2 streams of one connection; 250
 	Pending             int   // connections that are not decided yet; 1,024
 	DevicePending       int   // those of one device; 64
-	Deciding            int   // of these, how many are being decided at a time; 4, or less for one that opens many
+	Deciding            int   // of these, how many are being decided at a time; 4
 	DeviceConns         int   // open HTTP connections of one device; 256
 }
 

@@ -2,36 +2,52 @@ package proxy
 
 import (
 	"context"
+	"maps"
 	"net/netip"
 	"time"
 )
 
 const (
-	// calm is how many connections a device may be opening at a time and not be
-	// eager. A browser that opens its tabs again stays near it.
-	calm = 16
-	// eagerEvery is how often one of an eager device's begins. Each costs some
-	// hundred microseconds of a processor, in the gateway and in the kernel: as
-	// many at once as a device asks for would be in the way of everybody's packets.
-	eagerEvery = 2 * time.Millisecond
+	// atOnce is how many connections more than it closes a device may open without
+	// waiting for its own. A browser that opens its tabs again stays near it.
+	atOnce = 32
+	// forgiven is how many of those a second are forgotten.
+	forgiven = 100
+	// step is how much longer each beyond atOnce makes the next one wait, to
+	// longest, at which a device opens as many as are forgiven. An opening costs
+	// some hundred microseconds of a processor, in the gateway and in the kernel:
+	// what a device may pile up of them is in the way of everybody's packets.
+	step    = 100 * time.Microsecond
+	longest = time.Second / forgiven
+	// handshaken is what is given back when a connection with a TLS handshake is
+	// closed, of 1: the handshake cost as much again, and who opens and closes
+	// without end has at most forgiven/(1-handshaken) of them a second.
+	handshaken = 0.75
+	// late is how much of a wait may be made up for: timers are not exact.
+	late = time.Millisecond
+	// tidyEvery is after how many more queues those are forgotten that have
+	// nothing to remember.
+	tidyEvery = 1024
 )
 
 // turns are those of the connections that devices are opening, a queue for each
-// device. Only a few of a queue are decided at a time: who asks for many at once
-// has them one after the other, and in between the processors serve everybody
-// else, packets of open connections above all. The Proxy's mu guards it.
+// device. Only a few of a queue are decided at a time, and who piles connections
+// up waits longer for each: in between the processors serve everybody else,
+// packets of open connections above all. The Proxy's mu guards it.
 type turns struct {
 	limits  Limits
 	of      map[netip.Addr]*queue // by Config.Device
 	pending int                   // of all queues, those that are not decided
+	tidyAt  int                   // len(of) at which it is tidied next
 }
 
 // queue is of one device.
 type queue struct {
 	deciding int
-	decided  int // and not open yet: they wait for the app or for the device
 	waiting  []*turn
-	last     time.Time // when one began
+	ahead    float64   // how many it opened and has not closed, less what was forgiven until at
+	at       time.Time // of ahead
+	due      time.Time // when the next may begin
 	timer    *time.Timer
 }
 
@@ -41,18 +57,21 @@ type turn struct {
 	device netip.Addr
 	serve  func(ctx context.Context, t *turn)
 	refuse func()
-	at     stage // guarded by the Proxy's mu
+	past   bool // it is decided, or refused; guarded by the Proxy's mu
 }
 
-// stage is how far a connection has come.
-type stage uint8
+// forgive brings ahead up to date.
+func (q *queue) forgive(now time.Time) {
+	if passed := now.Sub(q.at); passed > 0 {
+		q.ahead, q.at = max(0, q.ahead-passed.Seconds()*forgiven), now
+	}
+}
 
-const (
-	waiting stage = iota
-	deciding
-	decided
-	over // it is open or refused: no longer in the queue
-)
+// over tells whether there is nothing to remember of a queue.
+func (q *queue) over(now time.Time) bool {
+	q.forgive(now)
+	return q.deciding+len(q.waiting) == 0 && q.ahead == 0
+}
 
 // enter puts a connection in its device's queue; it reports whether there was room.
 func (s *turns) enter(t *turn) (q *queue, ok bool) {
@@ -61,12 +80,23 @@ func (s *turns) enter(t *turn) (q *queue, ok bool) {
 		return q, false
 	}
 	if q == nil {
+		s.tidy()
 		q = &queue{}
 		s.of[t.device] = q
 	}
 	s.pending++
 	q.waiting = append(q.waiting, t)
 	return q, true
+}
+
+// tidy forgets queues that have nothing to remember, once there are many more.
+func (s *turns) tidy() {
+	if len(s.of) < s.tidyAt {
+		return
+	}
+	now := time.Now()
+	maps.DeleteFunc(s.of, func(_ netip.Addr, q *queue) bool { return q.over(now) })
+	s.tidyAt = len(s.of) + tidyEvery
 }
 
 // next takes the one out that may begin now. Where it may only later, due is in
@@ -76,35 +106,42 @@ func (q *queue) next(limits Limits) (t *turn, due time.Duration) {
 		return nil, 0
 	}
 	now := time.Now()
-	if q.deciding+q.decided+len(q.waiting) > calm {
-		if due := eagerEvery - now.Sub(q.last); due > 0 {
-			return nil, due
-		}
+	if due := q.due.Sub(now); due > 0 {
+		return nil, due
 	}
 	t, q.waiting = q.waiting[0], q.waiting[1:]
-	t.at = deciding
 	q.deciding++
-	q.last = now
+	q.forgive(now)
+	q.ahead++
+	if earliest := now.Add(-late); q.due.Before(earliest) {
+		q.due = earliest
+	}
+	q.due = q.due.Add(min(longest, max(0, time.Duration((q.ahead-atOnce)*float64(step)))))
 	return t, 0
 }
 
-// advance says how far t has come.
-func (s *turns) advance(t *turn, to stage) {
+// pass notes that t is decided, or refused. It returns the queue.
+func (s *turns) pass(t *turn) *queue {
 	q := s.of[t.device]
-	switch t.at {
-	case over:
-		return
-	case decided:
-		q.decided--
-	default:
+	if !t.past {
+		t.past = true
 		q.deciding--
 		s.pending--
 	}
-	if t.at = to; to == decided {
-		q.decided++
+	return q
+}
+
+// closed gives back so much of what a connection counted that was open. The
+// device may have another queue by now, or none.
+func (s *turns) closed(device netip.Addr, back float64) {
+	q, now := s.of[device], time.Now()
+	if q == nil {
+		return
 	}
-	if q.deciding+q.decided+len(q.waiting) == 0 {
-		delete(s.of, t.device)
+	q.forgive(now)
+	q.ahead = max(0, q.ahead-back)
+	if q.over(now) {
+		delete(s.of, device)
 	}
 }
 
@@ -117,7 +154,7 @@ func (s *turns) clear() (all []*turn) {
 		if q.timer != nil {
 			q.timer.Stop()
 		}
-		if q.deciding+q.decided == 0 {
+		if q.deciding == 0 {
 			delete(s.of, device)
 		}
 	}
@@ -153,7 +190,7 @@ func (p *Proxy) goOnLocked(q *queue) {
 		case t != nil:
 			ctx := p.ctx
 			p.wg.Go(func() {
-				defer t.open()
+				defer t.decided()
 				t.serve(ctx, t)
 			})
 			continue
@@ -171,20 +208,20 @@ func (p *Proxy) goOnLocked(q *queue) {
 
 // decided lets the next of the device begin: what the connection waits for now
 // is not this process.
-func (t *turn) decided() { t.advance(decided) }
-
-// open is when the connection is established, or refused.
-func (t *turn) open() { t.advance(over) }
-
-func (t *turn) advance(to stage) {
-	p := t.p
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	q := p.turns.of[t.device]
-	p.turns.advance(t, to)
-	if q != nil {
-		p.goOnLocked(q)
+func (t *turn) decided() {
+	t.p.mu.Lock()
+	defer t.p.mu.Unlock()
+	if q := t.p.turns.pass(t); q != nil {
+		t.p.goOnLocked(q)
 	}
+}
+
+// closed is when a connection that was open ends, of which so much is given back.
+// One that came to nothing is not: it cost as much.
+func (t *turn) closed(back float64) {
+	t.p.mu.Lock()
+	defer t.p.mu.Unlock()
+	t.p.turns.closed(t.device, back)
 }
 
 // Dropped counts the connections that were refused because as many as

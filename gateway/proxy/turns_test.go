@@ -20,6 +20,16 @@ func queued(l Limits) *Proxy {
 	return &Proxy{cfg: Config{Device: device}, turns: turns{limits: l, of: map[netip.Addr]*queue{}}, running: true, ctx: context.Background()}
 }
 
+// left are the queues in which something waits or is decided.
+func left(p *Proxy) (n int) {
+	for _, q := range p.turns.of {
+		if q.deciding+len(q.waiting) > 0 {
+			n++
+		}
+	}
+	return n
+}
+
 // One device that asks for many connections has a few decided at a time, in
 // their order, and a bounded number wait; another device's turn is at once.
 func TestEachDeviceHasItsTurns(t *testing.T) {
@@ -61,8 +71,8 @@ func TestEachDeviceHasItsTurns(t *testing.T) {
 		close(end[i])
 	}
 	p.wg.Wait()
-	if p.turns.pending != 0 || len(p.turns.of) != 0 {
-		t.Errorf("%d pending, %d queues are left", p.turns.pending, len(p.turns.of))
+	if p.turns.pending != 0 || left(p) != 0 {
+		t.Errorf("%d pending, %d queues are left", p.turns.pending, left(p))
 	}
 }
 
@@ -81,8 +91,8 @@ func TestDecidedTakesNoPlace(t *testing.T) {
 	}
 	close(stop)
 	p.wg.Wait()
-	if p.turns.pending != 0 || len(p.turns.of) != 0 {
-		t.Errorf("%d pending, %d queues are left", p.turns.pending, len(p.turns.of))
+	if p.turns.pending != 0 || left(p) != 0 {
+		t.Errorf("%d pending, %d queues are left", p.turns.pending, left(p))
 	}
 }
 
@@ -120,92 +130,208 @@ func TestTurnsAreBounded(t *testing.T) {
 	if n := served.Load() + refused.Load() + int64(len(waiting)); n != int64(len(deciding))*each {
 		t.Errorf("%d served, %d refused, %d waited", served.Load(), refused.Load(), len(waiting))
 	}
-	if p.turns.pending != 0 || len(p.turns.of) != 0 {
-		t.Errorf("%d pending, %d queues are left", p.turns.pending, len(p.turns.of))
+	if p.turns.pending != 0 || left(p) != 0 {
+		t.Errorf("%d pending, %d queues are left", p.turns.pending, left(p))
 	}
 }
 
-// A device that opens many connections at a time has one begin now and then,
-// by whichever of its addresses, though each is decided at once; a device that
-// opens few does not wait, nor does the first once the others are open.
-func TestAnEagerDeviceWaits(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p := queued(Limits{Pending: 1000, DevicePending: 100, Deciding: 4})
-		open := make(chan struct{})
-		var begun [3]int
-		ask := func(device, address int) {
-			p.start(deviceAddr(address), func(_ context.Context, t *turn) {
-				t.decided()
-				p.mu.Lock()
-				begun[device]++
-				p.mu.Unlock()
-				<-open // the device answers
-			}, func() { t.Error("refused") })
+// opener asks for connections of devices in a bubble of synctest; what is decided
+// at once is open until it is closed, or comes to nothing.
+type opener struct {
+	t     *testing.T
+	p     *Proxy
+	begun map[int][]time.Time // by device
+	open  map[int][]*turn
+}
+
+func newOpener(t *testing.T) *opener {
+	return &opener{t, queued(Limits{Pending: 1000, DevicePending: 64, Deciding: 4}), map[int][]time.Time{}, map[int][]*turn{}}
+}
+
+func (o *opener) ask(device, address int, opens bool) {
+	o.p.start(deviceAddr(address), func(_ context.Context, t *turn) {
+		o.p.mu.Lock()
+		defer o.p.mu.Unlock()
+		o.begun[device] = append(o.begun[device], time.Now())
+		if opens {
+			o.open[device] = append(o.open[device], t)
 		}
-		const many = 40
-		for i := range many {
-			ask(1, 1+100*(i%2))
-			synctest.Wait()
-		}
-		at := calm
-		for range 5 {
-			if begun[1] != at {
-				t.Errorf("%d of an eager device's have begun, want %d", begun[1], at)
+	}, func() { o.t.Error("refused") })
+	synctest.Wait()
+}
+
+func (o *opener) closeAll(device int, back float64) {
+	o.p.mu.Lock()
+	all := o.open[device]
+	o.open[device] = nil
+	o.p.mu.Unlock()
+	for _, t := range all {
+		t.closed(back)
+	}
+	synctest.Wait()
+}
+
+func (o *opener) times(device int) []time.Time {
+	o.p.mu.Lock()
+	defer o.p.mu.Unlock()
+	return o.begun[device]
+}
+
+func (o *opener) waiting(device int) int {
+	o.p.mu.Lock()
+	defer o.p.mu.Unlock()
+	if q := o.p.turns.of[deviceAddr(device)]; q != nil {
+		return len(q.waiting)
+	}
+	return 0
+}
+
+// Whoever opens a page's connections at once hardly waits for the last one, by
+// whichever of its addresses they come.
+func TestAPageOpensAtOnce(t *testing.T) {
+	for _, c := range []struct {
+		connections int
+		within      time.Duration
+	}{{1, 0}, {17, 0}, {atOnce, 0}, {48, 15 * time.Millisecond}, {64, 60 * time.Millisecond}} {
+		synctest.Test(t, func(t *testing.T) {
+			o, at := newOpener(t), time.Now()
+			for i := range c.connections {
+				o.ask(1, 1+100*(i%2), true)
 			}
-			ask(2, 2)
+			time.Sleep(time.Second)
 			synctest.Wait()
-			time.Sleep(eagerEvery)
+			if n := len(o.times(1)); n != c.connections {
+				t.Fatalf("%d of %d have begun", n, c.connections)
+			}
+			if last := o.times(1)[c.connections-1].Sub(at); last > c.within {
+				t.Errorf("the last of %d begins after %v, want %v at most", c.connections, last, c.within)
+			}
+		})
+	}
+}
+
+// Whoever piles connections up, or asks for what comes to nothing, has ever fewer
+// begin, and as many as are forgiven in the end; another device's turn is at once.
+// Nothing of that is left when time has forgiven it.
+func TestWhoPilesUpWaits(t *testing.T) {
+	for _, opens := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			o := newOpener(t)
+			const seconds = 10
+			for ms := range seconds * 1000 {
+				for o.waiting(1) < 60 {
+					o.ask(1, 1, opens)
+				}
+				if ms%100 == 0 {
+					at := time.Now()
+					o.ask(2, 2, true)
+					if n := len(o.times(2)); n != ms/100+1 || !o.times(2)[n-1].Equal(at) {
+						t.Fatalf("another device waits for its turn: %d of %d", n, ms/100+1)
+					}
+				}
+				time.Sleep(time.Millisecond)
+				synctest.Wait()
+			}
+			begun := o.times(1)
+			if n := len(begun); n < seconds*forgiven || n > atOnce+2*forgiven+seconds*forgiven {
+				t.Errorf("%d have begun in %d s", n, seconds)
+			}
+			if last, before := begun[len(begun)-1], begun[len(begun)-2]; last.Sub(before) < longest*9/10 {
+				t.Errorf("in the end one begins %v after the other, want %v", last.Sub(before), longest)
+			}
+			time.Sleep(5 * time.Second)
 			synctest.Wait()
-			at++
-		}
-		if begun[2] != 5 {
-			t.Errorf("%d of another device's have begun", begun[2])
-		}
-		time.Sleep(many * eagerEvery)
-		synctest.Wait()
-		if begun[1] != many {
-			t.Errorf("%d of an eager device's have begun in the end", begun[1])
-		}
-		close(open)
-		synctest.Wait()
-		ask(1, 1)
-		ask(1, 101)
-		synctest.Wait()
-		if begun[1] != many+2 || len(p.turns.of) != 0 || p.turns.pending != 0 {
-			t.Errorf("%d have begun, %d queues, %d pending", begun[1], len(p.turns.of), p.turns.pending)
+			o.p.turns.tidyAt = 0
+			o.p.turns.tidy()
+			if len(o.p.turns.of) != 0 || o.p.turns.pending != 0 {
+				t.Errorf("%d queues, %d pending are left", len(o.p.turns.of), o.p.turns.pending)
+			}
+			o.closeAll(1, 1) // long after they were forgiven: nobody has a credit of them
+			at := time.Now()
+			for range 64 {
+				o.ask(1, 1, opens)
+			}
+			time.Sleep(time.Second)
+			synctest.Wait()
+			if last := o.times(1)[len(o.times(1))-1].Sub(at); last < 40*time.Millisecond || last > 60*time.Millisecond {
+				t.Errorf("the last of 64 begins after %v", last)
+			}
+		})
+	}
+}
+
+// Whoever closes what it opens never waits, however often.
+func TestOpenAndCloseNeverWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOpener(t)
+		for range 1000 {
+			at := time.Now()
+			for range 8 {
+				o.ask(1, 1, true)
+			}
+			if n := len(o.times(1)); n%8 != 0 || !o.times(1)[n-1].Equal(at) {
+				t.Fatalf("%d have begun", n)
+			}
+			o.closeAll(1, 1)
+			if len(o.p.turns.of) != 0 {
+				t.Fatal("a queue that has nothing to remember is left")
+			}
 		}
 	})
+}
+
+// A handshake of TLS is not given back whole: who opens and closes such
+// connections without end has a bounded number, who does so now and then hardly
+// waits.
+func TestHandshakesAreBounded(t *testing.T) {
+	for _, c := range []struct {
+		pause       time.Duration // between eight
+		least, most int           // in ten seconds
+	}{
+		{time.Millisecond, 4000, 4700},
+		{25 * time.Millisecond, 8 * 40 * 10 * 9 / 10, 8 * 40 * 10},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			o, at := newOpener(t), time.Now()
+			for time.Since(at) < 10*time.Second {
+				for range 8 {
+					o.ask(1, 1, true)
+				}
+				for o.waiting(1) > 0 {
+					time.Sleep(time.Millisecond)
+					synctest.Wait()
+				}
+				o.closeAll(1, handshaken)
+				time.Sleep(c.pause)
+			}
+			if n := len(o.times(1)); n < c.least || n > c.most {
+				t.Errorf("%d in 10 s with a pause of %v, want %d to %d", n, c.pause, c.least, c.most)
+			}
+		})
+	}
 }
 
 // What waits for its time when the Proxy stops is refused, and nothing begins.
 func TestNothingBeginsAfterTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := queued(Limits{Pending: 1000, DevicePending: 100, Deciding: 4})
-		open := make(chan struct{})
-		begun := 0
-		for range 30 {
-			p.start(deviceAddr(1), func(_ context.Context, t *turn) {
-				p.mu.Lock()
-				begun++
-				p.mu.Unlock()
-				t.decided()
-				<-open
-			}, func() {})
-			synctest.Wait()
+		o := newOpener(t)
+		for range 60 {
+			o.ask(1, 1, true)
 		}
+		p := o.p
 		p.mu.Lock()
 		p.running = false
 		waiting := len(p.turns.clear())
 		p.mu.Unlock()
-		if begun+waiting != 30 || waiting == 0 {
-			t.Errorf("%d have begun, %d wait", begun, waiting)
+		had := len(o.times(1))
+		if had+waiting != 60 || waiting == 0 {
+			t.Errorf("%d have begun, %d wait", had, waiting)
 		}
-		had := begun
 		time.Sleep(time.Minute)
-		close(open)
+		o.closeAll(1, 1)
 		p.wg.Wait()
-		if begun != had || len(p.turns.of) != 0 || p.turns.pending != 0 {
-			t.Errorf("%d begin after the end; %d queues, %d pending", begun-had, len(p.turns.of), p.turns.pending)
+		if n := len(o.times(1)); n != had || len(p.turns.of) != 0 || p.turns.pending != 0 {
+			t.Errorf("%d begin after the end; %d queues, %d pending", n-had, len(p.turns.of), p.turns.pending)
 		}
 	})
 }
