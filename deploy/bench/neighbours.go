@@ -23,17 +23,22 @@ import (
 
 // badRate is how many packets a bad laptop sends in a second, connections in a
 // tenth of it. The load shares its processors with the gateway: without a pace
-// the rows would measure how busy the machine is.
-const badRate = 20_000
+// the rows would measure how busy the machine is. A laptop that had processors
+// for less than leastRate of it was none.
+const (
+	badRate   = 20_000
+	leastRate = 0.8
+)
 
 // Metrics of the tests beside a bad laptop.
 const (
 	metricCalm = "p99 before" // the good laptop's own, in the same measurement
 	metricPast = "p99 past"   // at the same time through stock wireguard-go
 	metricGrow = "growth"     // MiB of the gateway's resident set at most
+	metricCost = "cost"       // milliseconds of the gateway's processors a second, beside it less before
 )
 
-// besideRows are three rows for every way of misbehaving.
+// besideRows are four rows for every way of misbehaving.
 var besideRows = func() (out []rowSpec) {
 	for _, a := range []struct{ kind, what string }{
 		{"mappings", "50,000 UDP mappings"},
@@ -58,6 +63,10 @@ var besideRows = func() (out []rowSpec) {
 				name: name + "gateway grows by", unit: "MiB", lower: true, floor: table.Value(96), goal: table.Value(48),
 				test: test, metric: metricGrow, way: wayNeighbours,
 			},
+			rowSpec{
+				name: name + "gateway CPU it costs", unit: "ms/s", lower: true,
+				test: test, metric: metricCost, way: wayNeighbours,
+			},
 		)
 	}
 	return out
@@ -65,11 +74,14 @@ var besideRows = func() (out []rowSpec) {
 
 // neighbours brings up two laptops that will misbehave: one in TUN mode, whose
 // root writes what packets it likes, and one that is let through by WebSocket
-// only and whose agent can be made to stand still.
+// only and whose agent can be made to stand still. The first gives way to all
+// others: a laptop has processors of its own, and takes the gateway's by what it
+// sends alone.
 func (b *bench) neighbours(ctx context.Context, good, stock *way, g *gateway) (*way, error) {
 	w := *good
 	w.name, w.other = wayNeighbours, stock
 	var err error
+	b.Yield(lab.AtClient3)
 	if w.bad, err = b.way(ctx, "bad", lab.AtClient3, g, true); err != nil {
 		return nil, err
 	}
@@ -116,14 +128,36 @@ func besideTest(kind string) testSpec {
 			return nil, err
 		}
 		s[metricCalm], s[metricGrow] = before[metricP99], float64(peak-resident)/(1<<20)
-		fmt.Fprintf(b.log, "  %s: sent %d, refused %d, open at most %d in %.1f s; p99 %.0f us before, %.0f beside it (past the gateway %.0f, %.0f); voice lost %.1f%%; gateway from %.0f by %.1f MiB\n",
-			kind, done.Sent, done.Refused, done.Open, done.Seconds, before[metricP99], s[metricP99], before[metricPast], s[metricPast], s[metricLoss], float64(resident)/(1<<20), s[metricGrow])
-		return s, nil
+		s[metricCost] = s[metricCost] - before[metricCost]
+		fmt.Fprintf(b.log, "  %s: sent %d, refused %d, open at most %d in %.1f s; p99 %.0f us before, %.0f beside it (past the gateway %.0f, %.0f); voice lost %.1f%%; gateway from %.0f by %.1f MiB, %+.0f ms CPU a second\n",
+			kind, done.Sent, done.Refused, done.Open, done.Seconds, before[metricP99], s[metricP99], before[metricPast], s[metricPast], s[metricLoss], float64(resident)/(1<<20), s[metricGrow], s[metricCost])
+		return s, keptPace(kind, done)
 	}}
 }
 
-// good is what the good laptop notices.
+// keptPace says whether a bad laptop sent about what it should have. The one that
+// nobody reads sends what is taken.
+func keptPace(kind string, done load.Mischief) error {
+	want := badRate * done.Seconds
+	switch kind {
+	case "unread":
+		return nil
+	case "idle":
+		want /= 10
+	}
+	if float64(done.Sent) < leastRate*want {
+		return fmt.Errorf("the bad laptop sent %d, of %.0f", done.Sent, want)
+	}
+	return nil
+}
+
+// good is what the good laptop notices, and what the gateway did meanwhile.
 func (b *bench) good(ctx context.Context, w *way, to netip.AddrPort) (sample, error) {
+	at := time.Now()
+	spent, err := w.gateway.CPU()
+	if err != nil {
+		return nil, err
+	}
 	type result struct {
 		sample
 		error
@@ -144,7 +178,9 @@ func (b *bench) good(ctx context.Context, w *way, to netip.AddrPort) (sample, er
 	}
 	s[metricPast] = p.sample[metricP99]
 	s[metricLoss] = v.sample[metricLoss]
-	return s, nil
+	after, err := w.gateway.CPU()
+	s[metricCost] = 1000 * (after - spent).Seconds() / time.Since(at).Seconds()
+	return s, err
 }
 
 // misbehave starts it and returns when it is in force.

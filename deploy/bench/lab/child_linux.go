@@ -32,8 +32,7 @@ func (l *Lab) Start(at Place, name string, out *os.File, argv ...string) (*Child
 		return nil, fmt.Errorf("opening the log of %s: %w", name, err)
 	}
 	defer f.Close()
-	// The program replaces ip: the process is the program's own.
-	c.cmd = exec.Command("ip", append([]string{"netns", "exec", l.name(at)}, argv...)...)
+	c.cmd = exec.Command("ip", l.inside(at, argv)...)
 	c.cmd.SysProcAttr = attributes()
 	c.cmd.Stdout, c.cmd.Stderr, c.cmd.Dir = f, f, l.Dir
 	if out != nil {

@@ -72,7 +72,8 @@ type Lab struct {
 	lock *os.File
 
 	mu       sync.Mutex
-	children []*Child // in the order of their start; guarded by mu
+	children []*Child       // in the order of their start; guarded by mu
+	yielding map[Place]bool // guarded by mu
 }
 
 // New builds the network. It first removes what killed runs left behind.
@@ -179,10 +180,33 @@ func (l *Lab) Interface(short string) string { return nsPrefix + l.id + short }
 
 func (l *Lab) name(p Place) string { return nsPrefix + l.id + "-" + string(p) }
 
+// Yield makes everything that is started in a place from now on give way to all
+// other places: it stands for a machine that has processors of its own.
+func (l *Lab) Yield(at Place) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.yielding == nil {
+		l.yielding = map[Place]bool{}
+	}
+	l.yielding[at] = true
+}
+
+// inside is how a program is started in a place. It replaces ip and nice: the
+// process is the program's own.
+func (l *Lab) inside(at Place, argv []string) []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	to := []string{"netns", "exec", l.name(at)}
+	if l.yielding[at] {
+		to = append(to, "nice", "-n", "10")
+	}
+	return append(to, argv...)
+}
+
 // Command is a command in a place; its timeout is the context's. It is killed
 // with everything it started in its process group when the context ends.
 func (l *Lab) Command(ctx context.Context, at Place, argv ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, "ip", append([]string{"netns", "exec", l.name(at)}, argv...)...)
+	cmd := exec.CommandContext(ctx, "ip", l.inside(at, argv)...)
 	cmd.SysProcAttr = attributes()
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = time.Second

@@ -122,6 +122,11 @@ func TestPlaces(t *testing.T) {
 	if b, err := os.ReadFile("/etc/hosts"); err == nil && strings.Contains(string(b), "some.example") {
 		t.Error("the machine's hosts file was changed")
 	}
+	nice, err := exec.Command("nice").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := strings.TrimSpace(string(nice))
 	c, err := l.Start(AtGateway, "quick", nil, "sh", "-c", "echo the end >&2; exit 3")
 	if err != nil {
 		t.Fatal(err)
@@ -129,6 +134,13 @@ func TestPlaces(t *testing.T) {
 	<-c.done
 	if fell := l.Fallen(); fell == nil || !strings.Contains(fell.Error(), "quick ended by itself (exit status 3)") || !strings.Contains(fell.Error(), "the end") {
 		t.Errorf("of a program that ended: %v", fell)
+	}
+	l.Yield(AtClient3)
+	for at, want := range map[Place]string{AtClient2: own, AtClient3: "10"} {
+		out, err := l.Command(ctx, at, "nice").Output()
+		if err != nil || strings.TrimSpace(string(out)) != want {
+			t.Errorf("priority at %s: %q %v, want %s", at, out, err, want)
+		}
 	}
 	began := time.Now()
 	short, stop := context.WithTimeout(ctx, 200*time.Millisecond)

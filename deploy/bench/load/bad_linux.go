@@ -27,7 +27,7 @@ type Mischief struct {
 	Sent    int     `json:"sent"`    // packets, datagrams, connections or chunks
 	Refused int     `json:"refused"` // connections
 	Open    int     `json:"open"`    // connections at the end
-	Seconds float64 `json:"seconds"`
+	Seconds float64 `json:"seconds"` // since it was in force
 }
 
 // Misbehave is a laptop that does what it should not.
@@ -40,7 +40,9 @@ type Misbehave struct {
 // Run does it until ctx ends, at the stated rate. It calls begun when it is in
 // force.
 func (m Misbehave) Run(ctx context.Context, begun func()) (Mischief, error) {
-	at := time.Now()
+	var at time.Time
+	began := begun
+	begun = func() { at = time.Now(); began() }
 	var done Mischief
 	var err error
 	switch m.Kind {
@@ -55,7 +57,9 @@ func (m Misbehave) Run(ctx context.Context, begun func()) (Mischief, error) {
 	default:
 		err = fmt.Errorf("there is no misbehaviour %q", m.Kind)
 	}
-	done.Seconds = time.Since(at).Seconds()
+	if !at.IsZero() {
+		done.Seconds = time.Since(at).Seconds()
+	}
 	return done, err
 }
 
