@@ -297,6 +297,36 @@ func TestReconnects(t *testing.T) {
 	}
 }
 
+// A gateway that was restarted finds the laptop with the same tunnel: nothing is
+// handed in anew, what it forgot is told, and what it says is believed although
+// its epochs are lower.
+func TestARestartedGatewayFindsTheSameTunnel(t *testing.T) {
+	t.Parallel()
+	l := newLaptop(t)
+	agent.Patient(&l.cfg)
+	l.start()
+	for range 5 {
+		l.g.SetState(func(s *wire.State) { s.Apps = apps(crm) })
+	}
+	l.carries(append(slices.Clone(gw), crm)...)
+	l.seen("the first report", func(r []wire.Report, _ []wire.ConnectRequest, _ int) bool { return len(r) > 0 })
+	before, _, _, _ := l.g.Seen()
+	l.g.Restart(func(s *wire.State) { s.Apps = apps(desk) })
+	l.carries(append(slices.Clone(gw), desk)...)
+	l.seen("a report to the new gateway", func(r []wire.Report, c []wire.ConnectRequest, _ int) bool {
+		if len(c) != 1 {
+			t.Fatalf("%d connects", len(c))
+		}
+		return len(r) > len(before)
+	})
+	// One reset soon after another is no restart: that takes the long way.
+	l.seen("connecting anew", func(_ []wire.Report, c []wire.ConnectRequest, _ int) bool {
+		l.g.Restart(func(*wire.State) {})
+		return len(c) > 1
+	})
+	l.until("connected again", is(localapi.StateConnected))
+}
+
 func TestRenewsAnExpiredCertificateFirst(t *testing.T) {
 	t.Parallel()
 	l := newLaptop(t)

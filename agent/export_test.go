@@ -43,10 +43,14 @@ func Twin(cfg *Config, dial func() (net.Conn, error), allowed func([]netip.Addr)
 			status:     func() tunnel.Status { return tunnel.Status{LastHandshake: time.Now(), Endpoint: o.endpoint} },
 			run:        func(ctx context.Context) error { <-ctx.Done(); return nil },
 			close:      func() error { return nil },
+			redial:     func() {},
 		}, nil
 	}
 	return func() { poke((<-agents).resumed) }
 }
+
+// Patient undoes Twin's short patience with a silent event stream.
+func Patient(cfg *Config) { cfg.silence = 0 }
 
 // NamesOf is namesOf.
 var NamesOf = namesOf

@@ -27,6 +27,8 @@ type link struct {
 	client   *control.Client
 	nonce    string // owned by the reporter
 
+	again chan struct{} // capacity 1: the gateway was restarted under this link
+
 	seen    bool      // guarded by agent.mu: a State of this link was applied
 	expires time.Time // guarded by agent.mu: of the registration
 	sentAt  time.Time // guarded by agent.mu: of the last report taken
@@ -41,6 +43,7 @@ type pipe struct {
 	status     func() tunnel.Status
 	run        func(context.Context) error
 	close      func() error
+	redial     func()
 	gone       <-chan struct{} // closed when the interface below is gone; may be nil
 }
 
@@ -67,7 +70,7 @@ func openTunnel(o openArgs) (*pipe, error) {
 	}
 	return &pipe{
 		dialTCP: t.DialTCP, dialUDP: t.DialUDP, listenUDP: t.ListenUDP, setAllowed: t.SetAllowed,
-		status: t.Status, run: t.Run, close: t.Close, gone: gone,
+		status: t.Status, run: t.Run, close: t.Close, redial: t.Redial, gone: gone,
 	}, nil
 }
 
@@ -116,7 +119,7 @@ func (a *agent) connect(ctx context.Context, resumed bool) error {
 	if len(answer.Gateway.Addresses) == 0 {
 		return errNoGateway
 	}
-	l := &link{connect: answer, nonce: answer.PostureNonce, expires: answer.ExpiresAt}
+	l := &link{connect: answer, nonce: answer.PostureNonce, expires: answer.ExpiresAt, again: make(chan struct{}, 1)}
 	if l.endpoint, err = a.endpoint(ctx, answer, via); err != nil {
 		return err
 	}
@@ -333,34 +336,6 @@ func (a *agent) keepRegistration(ctx context.Context, l *link) error {
 func gone(err error) bool {
 	var s *control.StatusError
 	return errors.As(err, &s) && s.Status == 401
-}
-
-// follow applies what the event stream says.
-func (a *agent) follow(ctx context.Context, l *link) error {
-	return l.client.Events(ctx, func(e wire.Event) error {
-		switch {
-		case e.Type == wire.EventRevoked:
-			d := e.Denial
-			if d == nil {
-				d = &wire.Denial{Reason: codeRevoked, Message: "The gateway refuses this laptop.", Remedy: "Ask your IT support.", Time: a.cfg.Now()}
-			}
-			if d.Reason != codeRevoked {
-				// The registration ended, or a newer one took its place: connecting
-				// again tells whether this laptop may.
-				return fmt.Errorf("the gateway ended the connection: %s", d.Message)
-			}
-			return &revokedError{d}
-		case e.Type == wire.EventState && e.State != nil:
-			return a.apply(l, e.State)
-		case !a.hasState(l):
-			s, err := l.client.State(ctx)
-			if err != nil {
-				return err
-			}
-			return a.apply(l, s)
-		}
-		return nil
-	})
 }
 
 func (a *agent) hasState(l *link) bool {

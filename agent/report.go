@@ -24,10 +24,10 @@ func (a *agent) watchPosture(ctx context.Context) error {
 	})
 }
 
-// report sends a posture report at once, at every change and every
-// [wire.ReportInterval].
+// report sends a posture report at once, at every change, every
+// [wire.ReportInterval], and to a gateway that was restarted.
 func (a *agent) report(ctx context.Context, l *link) error {
-	for ctx.Err() == nil {
+	for again := false; ctx.Err() == nil; {
 		// What is collected now says everything a change before now could.
 		select {
 		case <-a.moved:
@@ -43,12 +43,17 @@ func (a *agent) report(ctx context.Context, l *link) error {
 			}
 			a.cfg.Log.Warn("sending a posture report", "err", err)
 			wait = 2 * time.Second
+		} else if again {
+			l.tun.redial() // before it, they would have been refused
+			again = false
 		}
 		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
 		case <-timer.C:
 		case <-a.moved:
+		case <-l.again:
+			again = true
 		}
 		timer.Stop()
 	}

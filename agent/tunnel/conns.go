@@ -5,7 +5,12 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync/atomic"
+	"time"
 )
+
+// keepalives are those of TCP connections inside, as the userspace stack has them.
+var keepalives = net.KeepAliveConfig{Enable: true, Idle: 60 * time.Second, Interval: 15 * time.Second, Count: 4}
 
 // fenced is a socket that sends to allowed addresses only.
 type fenced struct {
@@ -28,6 +33,7 @@ func (f *fenced) WriteTo(b []byte, to net.Addr) (int, error) {
 // track notes c under its destination, unless that went away during the dial.
 func (t *Tunnel) track(network string, dst netip.AddrPort, c net.Conn) (net.Conn, error) {
 	tc := &tracked{Conn: c, tunnel: t, addr: dst.Addr().Unmap()}
+	tc.asks.Store(&keepalives)
 	t.mu.Lock()
 	_, ok := t.allowed[tc.addr]
 	if ok {
@@ -52,6 +58,7 @@ type tracked struct {
 	net.Conn
 	tunnel *Tunnel
 	addr   netip.Addr
+	asks   atomic.Pointer[net.KeepAliveConfig]
 }
 
 // Close implements [net.Conn].
@@ -77,6 +84,14 @@ func (c *tracked) CloseWrite() error {
 
 // SetKeepAliveConfig sets when silence of a TCP connection is asked about.
 func (c *tracked) SetKeepAliveConfig(cfg net.KeepAliveConfig) error {
+	c.asks.Store(&cfg)
+	return c.ask(cfg.Idle)
+}
+
+// ask sets after how much silence of a TCP connection it is asked about.
+func (c *tracked) ask(idle time.Duration) error {
+	cfg := *c.asks.Load()
+	cfg.Idle = idle
 	if k, ok := c.Conn.(interface {
 		SetKeepAliveConfig(net.KeepAliveConfig) error
 	}); ok {

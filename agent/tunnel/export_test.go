@@ -1,7 +1,9 @@
 package tunnel
 
 import (
+	"context"
 	"errors"
+	"net"
 	"strings"
 	"time"
 )
@@ -35,3 +37,17 @@ func Hasten(t *Tunnel, n time.Duration) {
 
 // EndWebSocket breaks the WebSocket in use.
 func EndWebSocket(t *Tunnel) { t.ladder.road.stream.Load().End(errors.New("the test broke it")) }
+
+// Dials are dials.
+type Dials struct{ dials }
+
+// Again is again.
+func (d *Dials) Again() { d.again() }
+
+// Dial is dial.
+func (d *Dials) Dial(ctx context.Context, dial func(context.Context) (net.Conn, error)) (net.Conn, error) {
+	return d.dial(ctx, dial)
+}
+
+// Greet is greet.
+func Greet(t *Tunnel) { t.greet() }

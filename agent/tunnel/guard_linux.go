@@ -12,14 +12,6 @@ import (
 	"github.com/portvakt/portvakt/internal/transport"
 )
 
-// Keepalives of the agent's own TCP connections through the kernel, as the
-// userspace stack has them.
-const (
-	keepaliveIdle     = 60 * time.Second
-	keepaliveInterval = 15 * time.Second
-	keepaliveCount    = 4
-)
-
 // answerWithin is how long after a local port last sent a datagram one may
 // come back to it; the gateway forgets a UDP flow after 120 s.
 const answerWithin = 300 // seconds

@@ -84,9 +84,7 @@ func (k *kernel) dialer(network string, dst netip.AddrPort) (*net.Dialer, error)
 		if network == "udp" {
 			local = net.UDPAddrFromAddrPort(netip.AddrPortFrom(a, 0))
 		}
-		return &net.Dialer{LocalAddr: local, Control: lateport, KeepAliveConfig: net.KeepAliveConfig{
-			Enable: true, Idle: keepaliveIdle, Interval: keepaliveInterval, Count: keepaliveCount,
-		}}, nil
+		return &net.Dialer{LocalAddr: local, Control: lateport, KeepAliveConfig: keepalives}, nil
 	}
 	return nil, &net.OpError{Op: "dial", Net: network, Err: syscall.ENETUNREACH}
 }

@@ -67,8 +67,9 @@ type ladder struct {
 	// hail sends the gateway something at once: where that comes from is where
 	// it answers.
 	hail func()
-	// ask asks the gateway inside the tunnel whether it is there.
-	ask func()
+	// ask asks the gateway inside the tunnel whether it is there, and greet outside
+	// it: one that was restarted answers nothing else.
+	ask, greet func()
 
 	streams sync.WaitGroup
 	counter uint64
@@ -104,6 +105,7 @@ func (l *ladder) run(ctx context.Context) {
 	l.probe = l.pace.probe
 	wait, back := l.pace.again, time.Time{}
 	for l.silent(ctx) {
+		l.greet()
 		s, err := l.open(ctx)
 		if errors.Is(err, errUDPWorks) {
 			continue
@@ -248,7 +250,7 @@ func (l *ladder) open(ctx context.Context) (*transport.Stream, error) {
 // carry runs a WebSocket until it ends.
 func (l *ladder) carry(s *transport.Stream) {
 	l.streams.Go(func() {
-		err := l.road.inbox.Carry(s, l.road.ep, func([]byte) {})
+		err := l.road.inbox.Carry(s, l.road.ep, l.road.shook)
 		l.log.Debug("a WebSocket ended", "err", err)
 	})
 }

@@ -21,6 +21,7 @@ import (
 type climbing struct {
 	*ladder
 	asks, dials atomic.Int64
+	greets      atomic.Int64
 	dialled     atomic.Int64 // when first, Unix nanoseconds
 }
 
@@ -39,6 +40,7 @@ func climb(t *testing.T, reached func() (time.Duration, bool)) *climbing {
 		return nil, errors.New("none")
 	}, slog.New(slog.DiscardHandler))
 	c.heartbeat = 5 * time.Second
+	c.greet = func() { c.greets.Add(1) }
 	c.ask = func() {
 		c.asks.Add(1)
 		c.question(reached, false)
@@ -117,8 +119,8 @@ func TestBlockedUDPIsNoticed(t *testing.T) {
 				if n := l.asks.Load() - before; c.idle > l.pace.inUse && n > 0 {
 					t.Errorf("a tunnel that nobody uses is asked %d times in 20 s", n)
 				}
-				if n := l.dials.Load(); n != 0 {
-					t.Fatalf("%d WebSockets though UDP works", n)
+				if n, m := l.dials.Load(), l.greets.Load(); n != 0 || m != 0 {
+					t.Fatalf("%d WebSockets and %d handshakes though UDP works", n, m)
 				}
 				blocked.Store(true)
 				time.Sleep(c.late)
@@ -129,6 +131,9 @@ func TestBlockedUDPIsNoticed(t *testing.T) {
 				time.Sleep(10 * time.Second)
 				if l.dials.Load() == 0 {
 					t.Fatal("it is not noticed")
+				}
+				if l.greets.Load() == 0 {
+					t.Error("nobody asks whether the gateway was restarted")
 				}
 				if took := time.Unix(0, l.dialled.Load()).Sub(begun); took > c.within {
 					t.Errorf("it takes %v", took)

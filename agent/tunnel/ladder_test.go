@@ -27,6 +27,7 @@ import (
 // valve is a UDP relay that can be shut, and one that lets nothing come back.
 type valve struct {
 	addr       string
+	back       *net.UDPConn
 	shut, mute atomic.Bool
 	passed     atomic.Int64
 	longest    atomic.Int64 // bytes of a datagram that passes; 0 is any
@@ -44,7 +45,7 @@ func newValve(t *testing.T, to uint16) *valve {
 	if err != nil {
 		t.Fatal(err)
 	}
-	v := &valve{addr: front.LocalAddr().String()}
+	v := &valve{addr: front.LocalAddr().String(), back: back}
 	var client atomic.Pointer[netip.AddrPort]
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -86,9 +87,10 @@ func newValve(t *testing.T, to uint16) *valve {
 type mixed struct {
 	*tunnel.Tunnel
 	valve    *valve
-	outside  *transport.Gateway
+	outside  atomic.Pointer[transport.Gateway]
 	refuse   atomic.Bool // WebSockets
 	attempts atomic.Int64
+	restart  func() // kills the gateway and starts it again; it calls
 }
 
 func newMixed(t *testing.T, shut bool, faster time.Duration) *mixed {
@@ -96,39 +98,24 @@ func newMixed(t *testing.T, shut bool, faster time.Duration) *mixed {
 	gwPriv, gwPub := tunnel.Generate()
 	priv, pub := tunnel.Generate()
 	psk, _ := tunnel.Generate()
-	m := &mixed{outside: transport.NewGateway(transport.UDPOptions{Sticky: true})}
-	st, err := overlay.New(overlay.Options{
-		Addresses: gatewayAddrs, Gateway: true,
-		TCP: func(r *overlay.TCPRequest) {
-			if c, err := r.Accept(); err == nil {
-				_, _ = io.Copy(c, c)
-				_ = c.Close()
-			}
-		},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	dev := device.NewDevice(st.Device(), m.outside, device.NewLogger(device.LogLevelSilent, ""))
+	m := &mixed{}
 	conf := fmt.Sprintf("private_key=%x\npublic_key=%x\npreshared_key=%x\n", gwPriv, pub, psk)
 	for _, a := range own {
 		conf += fmt.Sprintf("allowed_ip=%v/%d\n", a, a.BitLen())
 	}
-	if err := errors.Join(dev.IpcSet(conf), dev.Up()); err != nil {
-		t.Fatal(err)
-	}
-	got, _ := dev.IpcGet()
-	var port int
-	for line := range strings.Lines(got) {
-		_, _ = fmt.Sscanf(line, "listen_port=%d", &port)
-	}
+	port, stop := m.boot(t, 0, conf)
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if m.refuse.Load() || m.outside.Accept(w, r, "dev") != nil {
+		if m.refuse.Load() || m.outside.Load().Accept(w, r, "dev") != nil {
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}
 	}))
-	m.valve = newValve(t, uint16(port))
+	m.valve = newValve(t, port)
 	m.valve.shut.Store(shut)
+	m.restart = func() {
+		stop()
+		_, stop = m.boot(t, port, conf+fmt.Sprintf("endpoint=%v\npersistent_keepalive_interval=25\n", m.valve.back.LocalAddr()))
+	}
+	var err error
 	m.Tunnel, err = tunnel.Open(tunnel.Config{
 		Connect: answer(gwPub, psk), PrivateKey: priv, Endpoint: m.valve.addr, Heartbeat: 5 * time.Second,
 		WebSocket: func(ctx, life context.Context) (*transport.Stream, error) {
@@ -153,11 +140,41 @@ func newMixed(t *testing.T, shut bool, faster time.Duration) *mixed {
 		if err := <-done; err != nil {
 			t.Errorf("Run: %v", err)
 		}
-		_ = st.Close()
-		dev.Close()
+		stop()
 		srv.Close()
 	})
 	return m
+}
+
+// boot starts a gateway whose TCP echoes. stop kills it.
+func (m *mixed) boot(t *testing.T, port uint16, conf string) (_ uint16, stop func()) {
+	t.Helper()
+	st, err := overlay.New(overlay.Options{
+		Addresses: gatewayAddrs, Gateway: true,
+		TCP: func(r *overlay.TCPRequest) {
+			if c, err := r.Accept(); err == nil {
+				_, _ = io.Copy(c, c)
+				_ = c.Close()
+			}
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	outside := transport.NewGateway(transport.UDPOptions{Listen: netip.AddrPortFrom(netip.IPv6Unspecified(), port), Sticky: true})
+	dev := device.NewDevice(st.Device(), outside, device.NewLogger(device.LogLevelSilent, ""))
+	if err := errors.Join(dev.IpcSet(conf), dev.Up()); err != nil {
+		t.Fatal(err)
+	}
+	m.outside.Store(outside)
+	got, _ := dev.IpcGet()
+	for line := range strings.Lines(got) {
+		_, _ = fmt.Sscanf(line, "listen_port=%d", &port)
+	}
+	return port, func() {
+		dev.Close()
+		_ = st.Close()
+	}
 }
 
 // becomes waits until the tunnel has a transport.

@@ -42,6 +42,7 @@ type road struct {
 	data, used atomic.Int64
 	poke       chan struct{} // holds a token when one of them was set
 	answers    chan uint64   // counters of probes that were answered
+	shakes     chan struct{} // holds a token when a handshake message came
 	probe      atomic.Pointer[transport.ProbeKey]
 
 	// doubt is how long UDP may owe an answer before what is sent is kept.
@@ -66,7 +67,7 @@ func newRoad(gateway netip.AddrPort, opts transport.UDPOptions) (*road, error) {
 	r := &road{
 		udp: transport.NewUDP(opts), inbox: transport.NewInbox(), known: !gateway.Addr().IsUnspecified(),
 		doubt: normalPace.doubt,
-		poke:  make(chan struct{}, 1), answers: make(chan uint64, 1),
+		poke:  make(chan struct{}, 1), answers: make(chan uint64, 1), shakes: make(chan struct{}, 1),
 	}
 	to, err := r.udp.ParseEndpoint(gateway.String())
 	if err != nil {
@@ -109,6 +110,7 @@ func (r *road) heard(b []byte, from conn.Endpoint) bool {
 			return false
 		}
 	}
+	r.shook(b)
 	if transport.CarriesPacket(b) {
 		r.data.Store(time.Now().UnixNano())
 	}

@@ -89,9 +89,12 @@ type Tunnel struct {
 	dev     *device.Device
 	net     network
 	routes  func([]netip.Addr) error // nil with a userspace stack
-	peer    string                   // the gateway's key in hex
+	peerKey [32]byte                 // the gateway's
+	peer    string                   // and in hex
 	gateway []netip.Addr
 	own     []netip.Addr
+
+	toGateway, toApps dials
 
 	// mu guards what follows and serialises changes of the device.
 	mu      sync.Mutex
@@ -202,13 +205,14 @@ func start(cfg Config, inside network, dev tun.Device) (*Tunnel, error) {
 		ladder:  newLadder(road, cfg.WebSocket, cfg.Log),
 		dev:     device.NewDevice(paced, outside, logger(cfg.Log)),
 		net:     inside,
+		peerKey: peer,
 		peer:    hex.EncodeToString(peer[:]),
 		gateway: slices.Clone(c.Gateway.Addresses),
 		own:     slices.Clone(c.Addresses),
 		allowed: make(map[netip.Addr]struct{}),
 		conns:   make(map[netip.Addr]map[*tracked]struct{}),
 	}
-	t.ladder.heartbeat, t.ladder.hail, t.ladder.ask = cfg.Heartbeat, t.hail, pathFit.call
+	t.ladder.heartbeat, t.ladder.hail, t.ladder.ask, t.ladder.greet = cfg.Heartbeat, t.hail, pathFit.call, t.greet
 	if cfg.TUN != nil {
 		t.routes = cfg.TUN.Routes
 	}
@@ -237,6 +241,7 @@ func (t *Tunnel) Run(ctx context.Context) error {
 	climb, stop := context.WithCancel(ctx)
 	defer stop()
 	climbing.Go(func() { t.fit.run(climb) })
+	climbing.Go(func() { t.watchHandshakes(climb) })
 	if t.ladder.dial != nil {
 		climbing.Go(func() { t.ladder.run(climb) })
 	}
@@ -350,7 +355,7 @@ func (t *Tunnel) DialTCP(ctx context.Context, dst netip.AddrPort) (net.Conn, err
 	if err := t.reachable("tcp", dst); err != nil {
 		return nil, err
 	}
-	c, err := t.net.DialTCP(ctx, dst)
+	c, err := t.dialling(dst).dial(ctx, func(ctx context.Context) (net.Conn, error) { return t.net.DialTCP(ctx, dst) })
 	if err != nil {
 		return nil, err
 	}

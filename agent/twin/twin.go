@@ -143,6 +143,25 @@ func (g *Gateway) Revoke(d *wire.Denial) {
 	}
 }
 
+// reset is the event that is none: the connection breaks off.
+const reset = "reset"
+
+// Restart forgets what a gateway forgets that is killed and started again: every
+// connection breaks off, the nonce is another one, and epochs begin anew.
+func (g *Gateway) Restart(change func(*wire.State)) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.nonce++
+	g.state.Epoch = 1
+	change(&g.state)
+	for c := range g.watch {
+		select {
+		case c <- wire.Event{Type: reset}:
+		default:
+		}
+	}
+}
+
 // Mute stops the heartbeats of event streams.
 func (g *Gateway) Mute(on bool) {
 	g.mu.Lock()
@@ -410,6 +429,13 @@ func (g *Gateway) events(w http.ResponseWriter, r *http.Request) {
 			if mute {
 				continue
 			}
+		}
+		if e.Type == reset {
+			if c, _, err := flush.Hijack(); err == nil {
+				_ = c.(*net.TCPConn).SetLinger(0)
+				_ = c.Close()
+			}
+			return
 		}
 		if out.Encode(e) != nil || flush.Flush() != nil {
 			return

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/portvakt/portvakt/deploy/demo/stage"
+	"github.com/portvakt/portvakt/gateway/audit"
 )
 
 // company is the demo's company with fresh binaries, and a browser on Anna's
@@ -174,6 +175,7 @@ func TestCrashes(t *testing.T) {
 		}
 	})
 	t.Run("gateway", func(t *testing.T) {
+		before := c.connects(ctx)
 		c.must(c.Kill("gateway"))
 		c.must(c.Again("gateway"))
 		t.Logf("back after %s", c.until(http.StatusOK, ""))
@@ -183,6 +185,10 @@ func TestCrashes(t *testing.T) {
 		// That they are back in no time is because they were called.
 		if n := c.metric("portvakt_tunnel_hailed_total"); n < 1 {
 			t.Error("the gateway called nobody")
+		}
+		// ... and because nobody hands a new key in.
+		if n := c.connects(ctx) - before; n != 0 {
+			t.Errorf("%d connected anew", n)
 		}
 	})
 	t.Run("app", func(t *testing.T) {
@@ -229,6 +235,19 @@ func TestCrashes(t *testing.T) {
 			t.Fatalf("record %d has number %d", i+1, r.Seq)
 		}
 	}
+}
+
+// connects is how many tunnel keys were handed in.
+func (c *company) connects(ctx context.Context) (n int) {
+	c.t.Helper()
+	records, err := c.Audit(ctx)
+	c.must(err)
+	for _, r := range records {
+		if r.Kind == audit.KindConnect {
+			n++
+		}
+	}
+	return n
 }
 
 // TestStopDrains stops the gateway while a connection is open: nothing new gets
