@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"github.com/portvakt/portvakt/deploy/bench/lab"
 	"github.com/portvakt/portvakt/deploy/demo/geoip"
 	"github.com/portvakt/portvakt/deploy/demo/stage"
+	"github.com/portvakt/portvakt/deploy/systemd"
 )
 
 const (
@@ -122,7 +124,8 @@ policy: {directory: apps}
 	if err != nil {
 		return nil, err
 	}
-	g.Child, err = c.Start(lab.AtGateway, name, nil, filepath.Join(c.bin, "portvakt-gateway"), "serve", "--config", g.config)
+	argv := slices.Concat([]string{"env"}, systemd.GatewayEnvironment(), []string{filepath.Join(c.bin, "portvakt-gateway"), "serve", "--config", g.config})
+	g.Child, err = c.Start(lab.AtGateway, name, nil, argv...)
 	if err != nil {
 		return nil, err
 	}

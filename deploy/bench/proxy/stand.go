@@ -29,6 +29,7 @@ import (
 	"time"
 
 	"github.com/portvakt/portvakt/deploy/bench/output"
+	"github.com/portvakt/portvakt/deploy/systemd"
 )
 
 const (
@@ -258,6 +259,9 @@ func (s *stand) run(ctx context.Context, name string, argv ...string) error {
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Stdout, cmd.Stderr = io.Discard, &s.said
 	cmd.Env = append(os.Environ(), "XDG_DATA_HOME="+s.dir, "XDG_CONFIG_HOME="+s.dir, "HOME="+s.dir)
+	if name == wayOurs || name == wayBare { // which gains by it as well
+		cmd.Env = append(cmd.Env, systemd.GatewayEnvironment()...)
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("starting %s: %w", argv[0], err)
