@@ -154,7 +154,7 @@ func (g *gateway) metrics() *prometheus.Registry {
 	reg.MustRegister(&causes{g.media.Dropped, prometheus.NewDesc("portvakt_udp_dropped_total", "UDP datagrams of devices and apps that went no further.", []string{"cause"}, nil)})
 	reg.MustRegister(&lags{
 		g.proxy.Lags,
-		prometheus.NewDesc("portvakt_http_to_app_seconds", "From the end of a request's head until the first byte to an http:// app, decision and record included.", nil, nil),
+		prometheus.NewDesc("portvakt_http_to_app_seconds", "From the end of a request's parsing until the first byte to an http:// app, decision and record included.", nil, nil),
 	})
 	return reg
 }

@@ -31,7 +31,7 @@ const (
 
 // exchange is one HTTP request on its way, from the Decision on.
 type exchange struct {
-	begun     time.Time // when its head had been read
+	begun     time.Time // when it had been parsed
 	conn      *conn
 	stream    *stream // of HTTP/2
 	app       *policy.App
@@ -94,7 +94,6 @@ func (x *exchange) stall() {
 
 // serveHTTP takes one request to an http app, or why none could be read.
 func (p *Proxy) serveHTTP(w http.ResponseWriter, r *http.Request, why *http1.Malformed) {
-	begun := time.Now()
 	c := connOf(r)
 	if c == nil {
 		panic(http.ErrAbortHandler)
@@ -105,6 +104,7 @@ func (p *Proxy) serveHTTP(w http.ResponseWriter, r *http.Request, why *http1.Mal
 		panic(http.ErrAbortHandler)
 	}
 	req, rej := read(r, why, app)
+	begun := time.Now()
 	if rej == nil {
 		rej = crossSite(r, req, app)
 	}

@@ -11,7 +11,7 @@ import (
 const lagClasses = 1 + 4*20 + 1
 
 // lags counts how long requests to http:// apps were with the gateway: from the
-// end of their head until the first byte to the app was written, decision,
+// end of their parsing until the first byte to the app was written, decision,
 // record and assertion included. A request that had to dial is not among them.
 type lags struct {
 	classes [lagClasses]atomic.Uint64
@@ -37,7 +37,7 @@ func lagBound(class int) time.Duration {
 }
 
 // Lags are how long requests to http:// apps were with the gateway, from the end
-// of their head until the first byte was written to the app.
+// of their parsing until the first byte was written to the app.
 type Lags struct {
 	Count   uint64
 	Sum     time.Duration

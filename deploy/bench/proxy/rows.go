@@ -47,8 +47,8 @@ var loads = []load{
 
 // Names of the rows that are not about requests per second.
 const (
-	rowOne    = "end of a head to the app, 100 B, 1 connection"
-	rowHalf   = "end of a head to the app, 100 B, 64 connections, half saturated"
+	rowOne    = "end of parsing to the app, 100 B, 1 connection"
+	rowHalf   = "end of parsing to the app, 100 B, 64 connections, half saturated"
 	rowStrict = "durability strict adds, 100 B, 64 connections, half saturated"
 	rowAppend = "records appended to the decision log, one core"
 	rowVerify = "verifying 1,000,000 records"
