@@ -6,14 +6,19 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 )
 
-// file appends records to a file. What a crash left behind the kept position is
-// cut off before the next record is written, so that each is there exactly once.
+// file appends records to a file. What a crash left behind the kept size is cut
+// off before the next record is written, so that each is there exactly once.
 type file struct {
 	path string
 	size int64 // of what is known to have been written
 	f    *os.File
+	// keep makes a size the kept one, whatever dies then. A new file gets its
+	// first record only when its own size is kept: the one of the file before
+	// would not cut off what a crash leaves in it.
+	keep func(size int64) error
 }
 
 func (d *file) send(_ context.Context, batch []record) error {
@@ -38,12 +43,15 @@ func (d *file) send(_ context.Context, batch []record) error {
 // open opens the file, also anew when somebody moved it away: rotation by
 // renaming works, and begins a new file.
 func (d *file) open() error {
+	moved := false
 	if d.f != nil {
 		here, err := os.Stat(d.path)
 		open, oerr := d.f.Stat()
-		if err == nil && oerr == nil && os.SameFile(here, open) && open.Size() == d.size {
+		same := err == nil && oerr == nil && os.SameFile(here, open)
+		if same && open.Size() == d.size {
 			return nil
 		}
+		moved = oerr == nil && !same
 		if err := d.close(); err != nil {
 			return err
 		}
@@ -55,8 +63,13 @@ func (d *file) open() error {
 	size, err := f.Seek(0, io.SeekEnd)
 	switch {
 	case err != nil:
-	case size < d.size: // rotated: the rest is elsewhere
-		d.size = size
+	case moved || size < d.size: // rotated: the rest is elsewhere
+		if err = syncDir(filepath.Dir(d.path)); err == nil {
+			err = d.keep(size)
+		}
+		if err == nil {
+			d.size = size
+		}
 	default:
 		err = f.Truncate(d.size)
 	}
@@ -74,4 +87,14 @@ func (d *file) close() error {
 	f := d.f
 	d.f = nil
 	return f.Close()
+}
+
+// syncDir makes the names in dir survive a crash of the machine.
+func syncDir(dir string) (err error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.Close()) }()
+	return d.Sync()
 }

@@ -135,20 +135,32 @@ func (s *Sink) begin() error {
 		return nil
 	}
 	st, err := os.Stat(s.cfg.To)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
+	switch {
+	case err == nil:
+		s.at.Size = st.Size()
+	case !errors.Is(err, os.ErrNotExist):
 		return fmt.Errorf("preparing sink %s: %w", s.cfg.Name, err)
 	}
-	s.at.Size = st.Size()
-	return s.keep()
+	return s.keepSize(s.at.Size)
+}
+
+// keepSize keeps the position with another size, also over a crash of the
+// machine.
+func (s *Sink) keepSize(size int64) error {
+	s.at.Size = size
+	if err := s.keep(); err != nil {
+		return err
+	}
+	if err := syncDir(s.cfg.Dir); err != nil {
+		return fmt.Errorf("keeping the position of sink %s: %w", s.cfg.Name, err)
+	}
+	return nil
 }
 
 func (s *Sink) receiver() (receiver, error) {
 	switch s.cfg.Type {
 	case "file":
-		return &file{path: s.cfg.To, size: s.at.Size}, nil
+		return &file{path: s.cfg.To, size: s.at.Size, keep: s.keepSize}, nil
 	case "syslog":
 		return newSyslog(s.cfg)
 	case "otlp", "webhook":
