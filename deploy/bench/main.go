@@ -107,6 +107,7 @@ func needs(apps map[string]bool) error {
 		used         bool
 	}{
 		{"ip", "iproute2", true},
+		{"chrt", "util-linux", true},
 		{"iperf3", "iperf3", apps[appIperf]},
 		{"nginx", "nginx-light", apps[appPages] || apps[appWeb]},
 		{"wrk", "wrk", apps[appPages] || apps[appWeb]},

@@ -118,11 +118,12 @@ func loadFlags(name string, args []string, more func(*flag.FlagSet)) (to string,
 }
 
 func playPingPong(ctx context.Context, args []string) error {
-	to, d, err := loadFlags("pingpong", args, nil)
+	var every time.Duration
+	to, d, err := loadFlags("pingpong", args, func(fs *flag.FlagSet) { fs.DurationVar(&every, "every", 0, "at most one in this time") })
 	if err != nil {
 		return err
 	}
-	return say(load.PingPong(ctx, to, d))
+	return say(load.PingPong(ctx, to, every, d))
 }
 
 func playConnect(ctx context.Context, args []string) error {

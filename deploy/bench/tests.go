@@ -74,7 +74,7 @@ var tests = []testSpec{
 	{"web", appWeb, metricRate, "requests/s", func(ctx context.Context, b *bench, w *way, _ netip.AddrPort) (sample, error) {
 		return b.wrk(ctx, w, "https://"+webHost+"/")
 	}},
-	{"pingpong", appEcho, metricP50, "us p50", pingPong},
+	{"pingpong", appEcho, metricP50, "us p50", pingPong(0)},
 	{"connect", appEcho, metricRate, "connections/s", connect},
 	{"voice-20", appVoice, metricP50, "us p50", voice(20, 1, 50)},
 	{"voice-1000", appVoice, metricLoss, "% lost", voice(1000, voicePorts, 100)},
@@ -216,12 +216,14 @@ func (b *bench) own(ctx context.Context, w *way, answer any, role string, args .
 	return nil
 }
 
-func pingPong(ctx context.Context, b *bench, w *way, to netip.AddrPort) (sample, error) {
-	var d load.Delays
-	if err := b.own(ctx, w, &d, "pingpong", "--to", to.String()); err != nil {
-		return nil, err
+func pingPong(every time.Duration) func(context.Context, *bench, *way, netip.AddrPort) (sample, error) {
+	return func(ctx context.Context, b *bench, w *way, to netip.AddrPort) (sample, error) {
+		var d load.Delays
+		if err := b.own(ctx, w, &d, "pingpong", "--to", to.String(), "--every", every.String()); err != nil {
+			return nil, err
+		}
+		return sample{metricP50: d.P50, metricP99: d.P99}, nil
 	}
-	return sample{metricP50: d.P50, metricP99: d.P99}, nil
 }
 
 func connect(ctx context.Context, b *bench, w *way, to netip.AddrPort) (sample, error) {

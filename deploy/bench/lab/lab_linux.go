@@ -181,7 +181,7 @@ func (l *Lab) Interface(short string) string { return nsPrefix + l.id + short }
 func (l *Lab) name(p Place) string { return nsPrefix + l.id + "-" + string(p) }
 
 // Yield makes everything that is started in a place from now on give way to all
-// other places: it stands for a machine that has processors of its own.
+// other places at once: it stands for a machine that has processors of its own.
 func (l *Lab) Yield(at Place) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -191,14 +191,15 @@ func (l *Lab) Yield(at Place) {
 	l.yielding[at] = true
 }
 
-// inside is how a program is started in a place. It replaces ip and nice: the
-// process is the program's own.
+// inside is how a program is started in a place. It replaces ip and chrt: the
+// process is the program's own. However nice a program is, another that wakes may
+// have to wait for it; beside an idle one never (sched(7)).
 func (l *Lab) inside(at Place, argv []string) []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	to := []string{"netns", "exec", l.name(at)}
 	if l.yielding[at] {
-		to = append(to, "nice", "-n", "10")
+		to = append(to, "chrt", "--idle", "0")
 	}
 	return append(to, argv...)
 }

@@ -51,8 +51,9 @@ func quantile(sorted []time.Duration, q float64) time.Duration {
 func micros(d time.Duration) float64 { return float64(d) / float64(time.Microsecond) }
 
 // PingPong sends 64 bytes over one TCP connection, waits for them to come back,
-// and begins again, for that long.
-func PingPong(ctx context.Context, addr string, d time.Duration) (Delays, error) {
+// and begins again, at once or when every has passed since it began, for that
+// long.
+func PingPong(ctx context.Context, addr string, every, d time.Duration) (Delays, error) {
 	c, err := (&net.Dialer{Timeout: dialLimit}).DialContext(ctx, "tcp", addr)
 	if err != nil {
 		return Delays{}, fmt.Errorf("opening the ping-pong: %w", err)
@@ -74,6 +75,7 @@ func PingPong(ctx context.Context, addr string, d time.Duration) (Delays, error)
 			return Delays{}, fmt.Errorf("reading a pong: %w", err)
 		}
 		all = append(all, time.Since(at))
+		time.Sleep(every - time.Since(at))
 	}
 	return delays(all), nil
 }

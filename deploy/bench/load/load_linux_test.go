@@ -20,7 +20,7 @@ func TestTCP(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- EchoTCP(ctx, l) }()
-	d, err := PingPong(ctx, l.Addr().String(), 50*time.Millisecond)
+	d, err := PingPong(ctx, l.Addr().String(), 0, 50*time.Millisecond)
 	if err != nil || d.Count < 10 || d.P50 <= 0 || d.P99 < d.P50 || d.P99 > 1e6 {
 		t.Errorf("ping-pong: %+v %v", d, err)
 	}
@@ -35,7 +35,7 @@ func TestTCP(t *testing.T) {
 	if o, err := Connect(t.Context(), l.Addr().String(), 2, 10*time.Millisecond); err == nil {
 		t.Errorf("nobody listens, and connecting gives %+v", o)
 	}
-	if d, err := PingPong(t.Context(), l.Addr().String(), 10*time.Millisecond); err == nil {
+	if d, err := PingPong(t.Context(), l.Addr().String(), 0, 10*time.Millisecond); err == nil {
 		t.Errorf("nobody listens, and the ping-pong gives %+v", d)
 	}
 }
