@@ -161,11 +161,20 @@ func TestAWebSocketAppThatTakesNothing(t *testing.T) {
 func TestDevicesThatTakeNothing(t *testing.T) {
 	apps, url := newStuckApp(t, "http")
 	w := newWorld(t, apps, map[string]string{"crm": url}, impatient)
+	ended := 0
+	recorded := func(t *testing.T) {
+		t.Helper()
+		w.over()
+		ended++
+		if rs := w.records(audit.KindFlowClose, ended); len(rs) != ended || rs[ended-1].Outcome != "device_stalled" {
+			t.Errorf("recorded: %d ends, the last as %q", len(rs), rs[len(rs)-1].Outcome)
+		}
+	}
 	t.Run("http/1.1", func(t *testing.T) {
 		c := w.tls("crm.test")
 		fmt.Fprint(c, "GET / HTTP/1.1\r\nHost: crm.test\r\n\r\n")
 		_, _ = c.Read(make([]byte, 1))
-		w.over()
+		recorded(t)
 	})
 	t.Run("http/2", func(t *testing.T) {
 		h := newRawH2(t, w)
@@ -173,7 +182,7 @@ func TestDevicesThatTakeNothing(t *testing.T) {
 		_ = h.framer.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 30})
 		_ = h.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, EndHeaders: true, EndStream: true, BlockFragment: h.block(h2Get("/"))})
 		_, _ = h.conn.Read(make([]byte, 1))
-		w.over()
+		recorded(t)
 	})
 	// The device reads all there is, but lets nothing more come on the stream:
 	// that alone ends, and others go on.
@@ -183,7 +192,7 @@ func TestDevicesThatTakeNothing(t *testing.T) {
 		_ = h.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, EndHeaders: true, EndStream: true, BlockFragment: h.block(h2Get("/"))})
 		_ = h.conn.SetDeadline(time.Now().Add(slack * 20 * time.Second))
 		h.isReset(t, 1)
-		w.over()
+		recorded(t)
 		h.stream = 3
 		if s := h.get("/ok"); s != "200" {
 			t.Errorf("the next stream: %s", s)
@@ -201,10 +210,7 @@ func TestDevicesThatTakeNothing(t *testing.T) {
 		c := w.tls("crm.test")
 		fmt.Fprint(c, "GET /ws?send HTTP/1.1\r\nHost: crm.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
 		_, _ = c.Read(make([]byte, 1))
-		w.over()
-		if r := w.records(audit.KindFlowClose, 1)[0]; r.Outcome != "device_stalled" {
-			t.Errorf("recorded as %q", r.Outcome)
-		}
+		recorded(t)
 	})
 }
 

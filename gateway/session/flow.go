@@ -31,7 +31,7 @@ type Begin struct {
 
 // Result is how a Flow ended.
 type Result struct {
-	Outcome           string // "done", or what went wrong, for the record; upstream_... is the app's fault
+	Outcome           string // "done", or what went wrong, for the record; upstream_... is the app's fault, device_... the device's
 	Status            int    // HTTP status given to the client, 0 for flows
 	BytesIn, BytesOut int64  // from the device, to the device
 }
@@ -478,8 +478,8 @@ func (f *Flow) noteCut(on *basis, dec policy.Decision, facts Facts, req *policy.
 
 // End takes the Flow out of the registry. It is called exactly once, whatever
 // happened; more calls do nothing. The end of a TCP or UDP flow and of a
-// WebSocket is recorded, and any end that was the app's fault or of what was
-// draining.
+// WebSocket is recorded, and any end that was the app's or the device's fault or
+// of what was draining.
 func (f *Flow) End(res Result) {
 	f.mu.Lock()
 	if f.ended {
@@ -500,10 +500,11 @@ func (f *Flow) End(res Result) {
 	f.d.mu.Unlock()
 	f.m.flows.Add(-1)
 	failed := strings.HasPrefix(res.Outcome, "upstream_")
-	if begun && !wasCut && !failed {
+	faulty := failed || strings.HasPrefix(res.Outcome, "device_")
+	if begun && !wasCut && !faulty {
 		res.Outcome, long = "drained", true
 	}
-	if !decided || (wasCut && !long) || (!long && !failed) {
+	if !decided || (wasCut && !long) || (!long && !faulty) {
 		return
 	}
 	kind := audit.KindFlowClose
