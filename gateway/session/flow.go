@@ -132,10 +132,7 @@ func (m *Manager) Begin(b Begin) (*Flow, error) {
 	d := m.inner[b.Peer.Addr().Unmap()]
 	m.mu.RUnlock()
 	if d == nil {
-		m.refused.Add(1)
-		dec := policy.NewDecision(policy.ReasonLoginRequired, nil)
-		dec.App, dec.Time = b.App.Name, m.cfg.Now()
-		return nil, &Refused{dec}
+		return nil, m.refuseGone(b)
 	}
 	f := &Flow{m: m, d: d, id: newID("f-"), begin: b, opened: m.cfg.Now(), longLive: b.Action == policy.ActionFlow}
 	refusal := m.register(f)

@@ -42,3 +42,18 @@ func (m *Manager) Reject(r Rejection) policy.Decision {
 	d.refusals.Note(rec)
 	return dec
 }
+
+// refuseGone refuses and records a Flow of a device that is not connected. It
+// went between its packet and this, which bounds how many there are.
+func (m *Manager) refuseGone(b Begin) *Refused {
+	dec := policy.NewDecision(policy.ReasonLoginRequired, nil)
+	dec.ID, dec.App, dec.Time = newID("d-"), b.App.Name, m.cfg.Now()
+	rec := audit.Record{Kind: audit.KindDecision, App: b.App.Name, RequestHash: b.RequestHash}
+	if b.Action == policy.ActionFlow {
+		rec.Kind = audit.KindFlowOpen
+	}
+	rec.SetDecision(dec)
+	m.refused.Add(1)
+	m.cfg.Audit.Note(rec)
+	return &Refused{dec}
+}
