@@ -51,9 +51,10 @@ type Config struct {
 	Forbidden []netip.Prefix
 	Limits    Limits
 	Timeouts  Timeouts
-	// Now is the clock of idle times; nil means time.Now.
-	Now func() time.Time
-	Log *slog.Logger
+	// Elapsed is the clock of idle times; nil means that of Sessions, which no
+	// step of the wall clock moves and which runs during suspend.
+	Elapsed func() time.Duration
+	Log     *slog.Logger
 }
 
 // Limits bound what one device, or all of them, can make the relay hold. A zero
@@ -102,8 +103,8 @@ func (c *Config) defaults() {
 	setDefault(&c.Timeouts.Sweep, time.Second)
 	setDefault(&c.Timeouts.Rest, 2*time.Minute)
 	setDefault(&c.Timeouts.Drain, 5*time.Second)
-	if c.Now == nil {
-		c.Now = time.Now
+	if c.Elapsed == nil {
+		c.Elapsed = c.Sessions.Elapsed
 	}
 	if c.Device == nil {
 		c.Device = func(inner netip.Addr) netip.Addr { return inner }
@@ -123,7 +124,7 @@ type Relay struct {
 	log     *slog.Logger
 	running atomic.Bool
 	ending  atomic.Bool  // running, but nothing new begins
-	clock   atomic.Int64 // cfg.Now at the last sweep, Unix nanoseconds
+	clock   atomic.Int64 // cfg.Elapsed at the last sweep
 	work    chan *flow   // flows to decide
 	ports   ports
 	pollers []*poller
@@ -186,7 +187,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	for range r.cfg.Limits.Workers {
 		working.Go(func() { r.worker(work, &working) })
 	}
-	r.clock.Store(r.cfg.Now().UnixNano())
+	r.clock.Store(int64(r.cfg.Elapsed()))
 	r.running.Store(true)
 	tick := time.NewTicker(r.cfg.Timeouts.Sweep)
 	defer tick.Stop()
@@ -204,7 +205,7 @@ func (r *Relay) Run(ctx context.Context) error {
 		case err = <-failed:
 			ended = true
 		case <-tick.C:
-			r.sweep(r.cfg.Now())
+			r.sweep(r.cfg.Elapsed())
 			ended = r.ending.Load() && r.open.Load() == 0
 		}
 	}

@@ -221,8 +221,8 @@ func (r *Relay) close(f *flow, outcome string) {
 }
 
 // sweep ends what is idle and forgets what was refused.
-func (r *Relay) sweep(now time.Time) {
-	r.clock.Store(now.UnixNano())
+func (r *Relay) sweep(now time.Duration) {
+	r.clock.Store(int64(now))
 	r.mu.RLock()
 	devices := make([]*device, 0, len(r.devices))
 	for _, dev := range r.devices {
@@ -235,11 +235,11 @@ func (r *Relay) sweep(now time.Time) {
 		idle = idle[:0]
 		dev.mu.Lock()
 		for _, f := range dev.flows {
-			quiet := now.UnixNano() - f.last.Load()
+			quiet := now - time.Duration(f.last.Load())
 			switch {
-			case f.is(flowRefused) && quiet >= int64(refusedFor):
+			case f.is(flowRefused) && quiet >= refusedFor:
 				r.forget(f)
-			case f.is(flowOpen) && quiet >= int64(r.idle(f)):
+			case f.is(flowOpen) && quiet >= r.idle(f):
 				idle = append(idle, f)
 			}
 		}

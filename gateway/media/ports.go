@@ -44,8 +44,8 @@ type portKey struct {
 // hold says whose a port is, or was until a moment ago.
 type hold struct {
 	by    mapping
-	owner netip.Addr // addresses may change hands while it is held
-	until time.Time  // zero while a socket has it
+	owner netip.Addr    // addresses may change hands while it is held
+	until time.Duration // Config.Elapsed when it has rested; zero while a socket has it
 }
 
 // owner is what one device keeps from the others.
@@ -68,7 +68,7 @@ var errNoPort = errors.New("no free port")
 // beside the other half of a pair if that can be had, else the one this mapping
 // had last, else any. Where there is none, one of the device's own ends its rest
 // early, and parity is given up last.
-func (p *ports) bind(by mapping, beside uint16, now time.Time) (fd int, port uint16, err error) {
+func (p *ports) bind(by mapping, beside uint16, now time.Duration) (fd int, port uint16, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	parity := by.key.port & 1
@@ -104,14 +104,14 @@ func (p *ports) bind(by mapping, beside uint16, now time.Time) (fd int, port uin
 func (p *ports) random() uint16 { return p.low + uint16(rand.IntN(int(p.high-p.low)+1)) }
 
 // take opens a socket on a port that is free for a mapping. mu is held.
-func (p *ports) take(port uint16, by mapping, now time.Time) (fd int, err error) {
+func (p *ports) take(port uint16, by mapping, now time.Duration) (fd int, err error) {
 	k := portKey{port, by.key.ip6}
 	h, known := p.held[k]
 	device := p.device(by.addr)
 	o := p.owners[device]
 	switch {
 	case port < p.low || port > p.high,
-		known && (h.until.IsZero() || h.by != by && now.Before(h.until)),
+		known && (h.until == 0 || h.by != by && now < h.until),
 		o != nil && o.ports >= p.most && h.owner != device:
 		return -1, errNoPort
 	}
@@ -121,7 +121,7 @@ func (p *ports) take(port uint16, by mapping, now time.Time) (fd int, err error)
 // reuse opens a socket on the port that has rested longest of those of the same
 // device that suit: what its app still sends reaches no other device. mu is
 // held.
-func (p *ports) reuse(by mapping, suits func(portKey) bool, now time.Time) (fd int, port uint16, err error) {
+func (p *ports) reuse(by mapping, suits func(portKey) bool, now time.Duration) (fd int, port uint16, err error) {
 	o := p.owners[p.device(by.addr)]
 	if o == nil {
 		return -1, 0, errNoPort
@@ -183,12 +183,12 @@ func (p *ports) forget(k portKey) {
 }
 
 // release lets a port rest.
-func (p *ports) release(port uint16, by mapping, now time.Time) {
+func (p *ports) release(port uint16, by mapping, now time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	k := portKey{port, by.key.ip6}
 	h := p.held[k]
-	h.until = now.Add(p.rest)
+	h.until = now + p.rest
 	p.held[k] = h
 	o := p.owners[h.owner]
 	o.resting = append(o.resting, k)
@@ -196,11 +196,11 @@ func (p *ports) release(port uint16, by mapping, now time.Time) {
 }
 
 // sweep forgets ports that have rested.
-func (p *ports) sweep(now time.Time) {
+func (p *ports) sweep(now time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, o := range p.owners {
-		for len(o.resting) > 0 && !now.Before(p.held[o.resting[0]].until) {
+		for len(o.resting) > 0 && now >= p.held[o.resting[0]].until {
 			p.forget(o.resting[0])
 		}
 	}

@@ -61,7 +61,7 @@ func TestNoPortIsCounted(t *testing.T) {
 func TestPortsReuse(t *testing.T) {
 	var p ports
 	p.init(time.Minute, 4, itself)
-	now := time.Unix(1e9, 0)
+	now := time.Hour
 	addr := netip.MustParseAddr("100.64.0.9")
 	open := func(device uint16) uint16 {
 		t.Helper()
@@ -78,7 +78,7 @@ func TestPortsReuse(t *testing.T) {
 	}
 	for i, device := range []uint16{4001, 4000, 4002, 4004} {
 		p.release(had[i], mapping{addr, socketKey{device, false}}, now)
-		now = now.Add(time.Second)
+		now += time.Second
 	}
 	if got := open(4002); got != had[2] {
 		t.Errorf("the mapping's last port was %d, it gets %d", had[2], got)
@@ -95,7 +95,7 @@ func TestPortsReuse(t *testing.T) {
 		p.release(port, mapping{addr, socketKey{uint16(5000 + 2*i), false}}, now)
 	}
 	p.release(had[2], mapping{addr, socketKey{4002, false}}, now)
-	p.sweep(now.Add(time.Minute))
+	p.sweep(now + time.Minute)
 	if len(p.held)+len(p.last)+len(p.owners) != 0 {
 		t.Errorf("something stays: %v %v %v", p.held, p.last, p.owners)
 	}
@@ -108,7 +108,7 @@ func TestPortsOfBothAddresses(t *testing.T) {
 	four, six := netip.MustParseAddr("100.64.0.2"), netip.MustParseAddr("fd00::2")
 	var p ports
 	p.init(time.Minute, 4, func(netip.Addr) netip.Addr { return four })
-	now := time.Now()
+	now := time.Hour
 	by := func(a netip.Addr, i int) mapping { return mapping{a, socketKey{port: uint16(4000 + 2*i)}} }
 	for i := range 4 {
 		a := []netip.Addr{four, six}[i%2]
@@ -119,7 +119,7 @@ func TestPortsOfBothAddresses(t *testing.T) {
 		defer func() {
 			closeSocket(fd)
 			p.release(port, by(a, i), now)
-			p.sweep(now.Add(time.Hour))
+			p.sweep(now + time.Hour)
 			if i == 0 && len(p.held)+len(p.owners)+len(p.last) != 0 {
 				t.Errorf("%d ports, %d owners and %d mappings are left", len(p.held), len(p.owners), len(p.last))
 			}

@@ -104,7 +104,7 @@ func TestPortsRest(t *testing.T) {
 		}
 	}
 	p.high = p.low + 1 // one even port and one odd
-	now := time.Unix(1e9, 0)
+	now := time.Hour
 	mine := mapping{netip.MustParseAddr("100.64.0.9"), socketKey{4000, false}}
 	other := mapping{netip.MustParseAddr("100.64.0.10"), socketKey{4000, false}}
 	open := func(by mapping, beside uint16) uint16 {
@@ -125,7 +125,7 @@ func TestPortsRest(t *testing.T) {
 		t.Errorf("a port in use went to another as %d", got)
 	}
 	p.release(p.low, mine, now)
-	now = now.Add(59 * time.Second)
+	now += 59 * time.Second
 	if got := open(other, p.low); got != 0 {
 		t.Errorf("a resting port went to another as %d", got)
 	}
@@ -133,11 +133,11 @@ func TestPortsRest(t *testing.T) {
 		t.Errorf("the mapping came back as %d, not %d", got, p.low)
 	}
 	p.release(p.low, mine, now)
-	p.sweep(now.Add(59 * time.Second))
+	p.sweep(now + 59*time.Second)
 	if len(p.held) != 2 {
 		t.Error("a resting port was forgotten")
 	}
-	now = now.Add(time.Minute)
+	now += time.Minute
 	if got := open(other, 0); got != p.low {
 		t.Errorf("a port that has rested is not given, but %d", got)
 	}
@@ -224,6 +224,27 @@ func TestIdle(t *testing.T) {
 		defer w.relay.ports.mu.Unlock()
 		return len(w.relay.ports.held) == 0 && len(w.relay.ports.last) == 0
 	})
+}
+
+// A step of the wall clock, either way, ends no call that is not idle and keeps
+// none that is: what counts is what has elapsed.
+func TestClockStep(t *testing.T) {
+	a := newApp(t, "udp4", "127.0.0.1:0", echo)
+	w := newWorld(t, []string{a.yaml("call")}, func(c *Config) { c.Elapsed = nil })
+	l := w.laptop()
+	l.ask(4000, w.at("call", 0, 5004), "x")
+	w.stepped.Add(int64(3 * time.Minute))
+	w.swept()
+	if s := w.relay.Stats(); s.Flows != 1 {
+		t.Errorf("set forward by 3 minutes: %+v", s)
+	}
+	w.stepped.Add(-int64(time.Hour))
+	w.swept()
+	if s := w.relay.Stats(); s.Flows != 1 {
+		t.Errorf("set back by an hour: %+v", s)
+	}
+	w.elapsed.Add(int64(3 * time.Minute))
+	w.eventually("what is idle ends", func() bool { s := w.relay.Stats(); return s.Flows == 0 && s.Sockets == 0 })
 }
 
 // No datagram passes either way once a session's end is in force, while both

@@ -50,7 +50,7 @@ func (r *Relay) attach(f *flow) (*socket, error) {
 	if pair := dev.sockets[socketKey{key.port ^ 1, key.ip6}]; len(pair) > 0 {
 		beside = pair[0].port ^ 1
 	}
-	fd, port, err := r.ports.bind(mapping{dev.addr, key}, beside, r.cfg.Now())
+	fd, port, err := r.ports.bind(mapping{dev.addr, key}, beside, r.cfg.Elapsed())
 	if err != nil {
 		return nil, fmt.Errorf("opening a socket for an app: %w", err)
 	}
@@ -60,7 +60,7 @@ func (r *Relay) attach(f *flow) (*socket, error) {
 	}
 	if err := s.poller.add(s, fd); err != nil {
 		closeSocket(fd)
-		r.ports.release(port, mapping{dev.addr, key}, r.cfg.Now())
+		r.ports.release(port, mapping{dev.addr, key}, r.cfg.Elapsed())
 		return nil, fmt.Errorf("opening a socket for an app: %w", err)
 	}
 	dev.sockets[key] = append(dev.sockets[key], s)
@@ -82,7 +82,7 @@ func (r *Relay) retire(s *socket) {
 	closeSocket(s.fd)
 	s.fd = -1
 	r.sockets.Add(-1)
-	r.ports.release(s.port, mapping{dev.addr, s.key}, r.cfg.Now())
+	r.ports.release(s.port, mapping{dev.addr, s.key}, r.cfg.Elapsed())
 	rest := slices.DeleteFunc(dev.sockets[s.key], func(o *socket) bool { return o == s })
 	if dev.sockets[s.key] = rest; len(rest) == 0 {
 		delete(dev.sockets, s.key)

@@ -39,7 +39,9 @@ type world struct {
 	log     *audit.Log
 	stop    func()        // ends Run and waits for it
 	back    chan datagram // what is injected, in order; packets that do not read fail the test
-	ahead   atomic.Int64  // how far the relay's clock is ahead
+	ahead   atomic.Int64  // how far the relay's clock is ahead of the sessions'
+	stepped atomic.Int64  // how far the wall clock was set forward
+	elapsed atomic.Int64  // how much more has elapsed than time went by
 	devices atomic.Uint32
 }
 
@@ -47,7 +49,7 @@ type world struct {
 func newWorld(t testing.TB, apps []string, opts ...func(*Config)) *world {
 	t.Helper()
 	w := &world{t: t, back: make(chan datagram, 4096)}
-	dir := t.TempDir()
+	dir, begun := t.TempDir(), time.Now()
 	ctx := context.Background()
 	must := func(err error) {
 		t.Helper()
@@ -68,13 +70,15 @@ func newWorld(t testing.TB, apps []string, opts ...func(*Config)) *world {
 		Locate:     func(netip.Addr) policy.Location { return policy.Location{} },
 		AddPeer:    func(session.Connection) error { return nil },
 		RemovePeer: func([32]byte) error { return nil },
+		Now:        func() time.Time { return time.Now().Add(time.Duration(w.stepped.Load())) },
+		Elapsed:    func() time.Duration { return time.Since(begun) + time.Duration(w.elapsed.Load()) },
 	})
 	w.publish(apps...)
 	cfg := Config{
 		Sessions: w.manager, AppByAddr: w.manager.AppByAddr, MTU: 1280, Inject: w.inject, Gateway: w.store.GatewayAddresses(),
 		Forbidden: []netip.Prefix{netip.MustParsePrefix("100.64.0.0/16")},
 		Timeouts:  Timeouts{Sweep: 5 * time.Millisecond, Drain: time.Millisecond},
-		Now:       func() time.Time { return time.Now().Add(time.Duration(w.ahead.Load())) },
+		Elapsed:   func() time.Duration { return w.manager.Elapsed() + time.Duration(w.ahead.Load()) },
 	}
 	for _, o := range opts {
 		o(&cfg)
@@ -260,9 +264,15 @@ func (w *world) eventually(what string, ok func() bool) {
 func (w *world) pass(d time.Duration) {
 	w.t.Helper()
 	w.ahead.Add(int64(d))
+	w.swept()
+}
+
+// swept waits until the relay has looked at its clock.
+func (w *world) swept() {
+	w.t.Helper()
 	for range 2 { // the sweep under way may have read the clock before
-		begun := w.relay.clock.Load()
-		w.eventually("a sweep", func() bool { return w.relay.clock.Load() > begun })
+		before := w.relay.clock.Load()
+		w.eventually("a sweep", func() bool { return w.relay.clock.Load() > before })
 	}
 }
 

@@ -253,6 +253,10 @@ func (m *Manager) Relocate() {
 	onAll(m.all(), func(d *device) { m.setLocation(d, netip.AddrPort{}) })
 }
 
+// Elapsed is the clock of leases, for others that count how long something has
+// been: it runs during suspend, and no step of the wall clock moves it.
+func (m *Manager) Elapsed() time.Duration { return m.cfg.Elapsed() }
+
 // Counts are the numbers that metrics show.
 type Counts struct {
 	Devices, Sessions, Flows int
