@@ -101,7 +101,7 @@ func (l *Log) expire(before time.Time) error {
 	if err != nil {
 		return err
 	}
-	return l.people.Expire(days, persons)
+	return l.people.Expire(before, days, persons)
 }
 
 func deviceName(id string) string { return "device:" + id }

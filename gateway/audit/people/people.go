@@ -147,7 +147,10 @@ func (k *Keys) load(e fs.DirEntry) error {
 	}
 	seen := st.ModTime().UTC().Format(dayForm)
 	p := &person{secret: secret{[32]byte(s.Key), true}, id: name, name: s.Name, seen: seen, touched: seen}
-	k.byName[p.name], k.byID[p.id] = p, p
+	k.byID[p.id] = p
+	if other := k.byName[p.name]; other == nil || other.seen < p.seen {
+		k.byName[p.name] = p
+	}
 	return nil
 }
 
@@ -341,23 +344,31 @@ func (k *Keys) save(c change) error {
 
 func (k *Keys) path(name string) string { return filepath.Join(k.dir, name+fileEnding) }
 
-// Erase destroys the key of the person of that ID, on the disk first.
+// Erase destroys the key of the person of that ID, on the disk first; also an
+// older one of the same name that [Keys.Expire] could not destroy.
 func (k *Keys) Erase(id string) error {
 	k.saving.Lock()
 	defer k.saving.Unlock()
 	k.mu.RLock()
 	p := k.byID[id]
+	var all []*person
+	for _, other := range k.byID {
+		if p != nil && other.name == p.name {
+			all = append(all, other)
+		}
+	}
 	k.mu.RUnlock()
 	if p == nil {
 		return ErrErased
 	}
-	if err := k.destroy(id); err != nil {
-		return err
+	for _, p := range all {
+		if err := k.destroy(p.id); err != nil {
+			return err
+		}
+		k.mu.Lock()
+		k.remove(p)
+		k.mu.Unlock()
 	}
-	k.mu.Lock()
-	delete(k.byID, id)
-	delete(k.byName, p.name)
-	k.mu.Unlock()
 	return syncDir(k.dir)
 }
 
@@ -380,8 +391,10 @@ func (k *Keys) Due(before time.Time) (days []string, persons []string) {
 	return days, persons
 }
 
-// Expire destroys what [Keys.Due] listed.
-func (k *Keys) Expire(days, persons []string) error {
+// Expire destroys what [Keys.Due] listed before that time; somebody who came
+// back since then stays.
+func (k *Keys) Expire(before time.Time, days, persons []string) error {
+	limit := before.UTC().Format(dayForm)
 	k.saving.Lock()
 	defer k.saving.Unlock()
 	for _, day := range days {
@@ -393,17 +406,43 @@ func (k *Keys) Expire(days, persons []string) error {
 		k.mu.Unlock()
 	}
 	for _, id := range persons {
-		if err := k.destroy(id); err != nil {
+		if err := k.forget(id, limit); err != nil {
 			return err
 		}
+	}
+	return syncDir(k.dir)
+}
+
+// forget destroys the key of a person of whom nothing was sealed since the day
+// limit. From the moment that is certain nobody is given the key any more: who
+// comes back then is somebody new. saving is held.
+func (k *Keys) forget(id, limit string) error {
+	k.mu.Lock()
+	p := k.byID[id]
+	if p == nil || p.seen >= limit {
+		k.mu.Unlock()
+		return nil
+	}
+	k.remove(p)
+	k.mu.Unlock()
+	err := k.destroy(id)
+	if err != nil { // it is still there, and due
 		k.mu.Lock()
-		if p := k.byID[id]; p != nil {
-			delete(k.byID, id)
-			delete(k.byName, p.name)
+		k.byID[id] = p
+		if k.byName[p.name] == nil {
+			k.byName[p.name] = p
 		}
 		k.mu.Unlock()
 	}
-	return syncDir(k.dir)
+	return err
+}
+
+// remove takes a person out of the maps. mu is held.
+func (k *Keys) remove(p *person) {
+	delete(k.byID, p.id)
+	if k.byName[p.name] == p {
+		delete(k.byName, p.name)
+	}
 }
 
 // destroy wipes a key's file. saving is held.

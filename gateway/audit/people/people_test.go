@@ -174,7 +174,7 @@ func TestExpire(t *testing.T) {
 	if len(days) != 3 || len(persons) != 1 {
 		t.Fatalf("due are %v and %v", days, persons)
 	}
-	if err := k.Expire(days, persons); err != nil {
+	if err := k.Expire(monday.AddDate(0, 0, 3), days, persons); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
