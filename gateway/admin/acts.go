@@ -36,7 +36,7 @@ func (s *Server) invite(w http.ResponseWriter, r *http.Request) {
 		SecretHash: code.SecretHash(), Name: req.Name, Serial: req.Serial, CreatedBy: actor(r), CreatedAt: now, ExpiresAt: now.Add(req.Expires),
 	}
 	err := s.cfg.Audit.Append(&audit.Record{
-		Kind: audit.KindInvite, Actor: actor(r),
+		Kind: audit.KindInvite, Actor: actor(r), Device: store.DeviceOf(inv.SecretHash),
 		Detail: map[string]string{"name": req.Name, "serial": req.Serial, "expires": inv.ExpiresAt.UTC().Format(time.RFC3339)},
 	})
 	if err == nil {

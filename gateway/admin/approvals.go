@@ -113,26 +113,23 @@ func (s *Server) eraseAudit(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, http.StatusBadRequest, "bad_request", err.Error())
 		return
 	}
-	scope, value := store.ScopeSubject, req.Subject
-	if req.Device != "" {
-		scope, value = store.ScopeDevice, req.Device
-	}
 	if (req.Subject == "") == (req.Device == "") {
 		s.fail(w, http.StatusBadRequest, "bad_request", "Name one subject or one device.")
 		return
 	}
-	value, err := s.scopeValue(r.Context(), scope, value)
-	if err != nil {
-		s.asked(w, "erasing personal data of "+req.Subject+req.Device, err)
-		return
+	id, err := s.cfg.Audit.PersonOf("", req.Device) // perhaps of a code that no device has redeemed
+	if req.Device == "" || err != nil {
+		if req.Subject, err = s.scopeValue(r.Context(), store.ScopeSubject, req.Subject); err == nil {
+			req.Device, err = s.scopeValue(r.Context(), store.ScopeDevice, req.Device)
+		}
+		if err != nil {
+			s.asked(w, "erasing personal data of "+req.Subject+req.Device, err)
+			return
+		}
+		id, err = s.cfg.Audit.PersonOf(req.Subject, req.Device)
 	}
-	req.Subject, req.Device = value, ""
-	if scope == store.ScopeDevice {
-		req.Subject, req.Device = "", value
-	}
-	id, err := s.cfg.Audit.PersonOf(req.Subject, req.Device)
 	if err != nil {
-		s.fail(w, http.StatusNotFound, "not_found", "The log holds no personal data of "+value+", or none any more.")
+		s.fail(w, http.StatusNotFound, "not_found", "The log holds no personal data of "+req.Subject+req.Device+", or none any more.")
 		return
 	}
 	s.ask(w, r, kindAuditErase, id, req.Reason)

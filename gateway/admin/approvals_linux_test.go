@@ -170,6 +170,52 @@ func TestErasureTakesTwo(t *testing.T) {
 	}
 }
 
+// An enrolment code is made for somebody: whose name it bears is sealed like
+// what is recorded of their laptop, and goes with it, redeemed or not.
+func TestInviteIsErasedWithItsDevice(t *testing.T) {
+	needRoot(t)
+	g := newGateway(t)
+	socket := g.serveGroup(func() time.Time { return now })
+	as := func(uid int) *admin.Client { return admin.NewClientDialling(dialAs(socket, uid, groupID)) }
+	ctx, e, m := t.Context(), as(erik), as(maja)
+	if _, err := g.Invite(ctx, admin.Invite{Name: "annas-laptop"}); err != nil {
+		t.Fatal(err)
+	}
+	last := func() audit.Record {
+		t.Helper()
+		var found audit.Record
+		if err := audit.Scan(g.audit.Path(), func(line []byte, r *audit.Record) bool {
+			if strings.Contains(string(line), "annas-laptop") {
+				t.Errorf("in the open: %s", line)
+			}
+			if r.Kind == audit.KindInvite {
+				if _, err := g.audit.Reveal(line, r); err != nil {
+					t.Error(err)
+				}
+				found = *r
+			}
+			return true
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return found
+	}
+	code := last()
+	if code.Detail["name"] != "annas-laptop" || !strings.HasPrefix(code.Device, "dev-") || !strings.HasPrefix(code.Person, "p-") {
+		t.Fatalf("recorded: %+v", code)
+	}
+	act, err := e.Erase(ctx, admin.Erase{Device: code.Device, Reason: "she never came"})
+	if err != nil || act.Target != code.Person {
+		t.Fatalf("%+v %v", act, err)
+	}
+	if _, err := m.Approve(ctx, act.ID); err != nil {
+		t.Fatal(err)
+	}
+	if r := last(); !r.Erased || r.Detail != nil || r.Device != code.Device {
+		t.Errorf("after: %+v", r)
+	}
+}
+
 func TestTwoAdministrators(t *testing.T) {
 	needRoot(t)
 	g := newGateway(t)

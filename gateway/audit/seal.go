@@ -14,7 +14,7 @@ import (
 
 // personalDetail are the kinds whose Detail says something about a person.
 var personalDetail = map[Kind]bool{
-	KindLogin: true, KindLocation: true, KindPosture: true, KindEnroll: true, KindLockdown: true,
+	KindLogin: true, KindLocation: true, KindPosture: true, KindInvite: true, KindEnroll: true, KindLockdown: true,
 }
 
 // split takes what says who somebody is, where, and what is known about them

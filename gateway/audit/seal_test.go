@@ -46,6 +46,7 @@ func everyPersonal() []audit.Record {
 		{Kind: audit.KindLockdown, Actor: "os:0:root", Detail: map[string]string{"scope": "subject", "value": "iss#secret-anna"}},
 		{Kind: audit.KindLockdown, Actor: "os:0:root", Detail: map[string]string{"scope": "app", "value": "crm"}},
 		{Kind: audit.KindStop},
+		{Kind: audit.KindInvite, Device: "dev-1", Actor: "os:0:root", Detail: map[string]string{"name": "secret-laptop"}},
 	}
 }
 

@@ -301,6 +301,9 @@ func TestEnrolmentCodes(t *testing.T) {
 		t.Fatalf("%d %+v", status, we)
 	}
 	device := resp.DeviceID
+	if want := store.DeviceOf(used.SecretHash()); device != want {
+		t.Errorf("enrolled as %s, and the code is recorded as that of %s", device, want)
+	}
 	expired := g.code(time.Nanosecond, "")
 	g.now.Add(int64(time.Millisecond))
 	bound := g.code(time.Hour, "PF3XYZ1")

@@ -55,7 +55,7 @@ func (a *API) enroll(w http.ResponseWriter, r *http.Request) {
 	}
 	info := req.Device
 	d := store.Device{
-		ID: newDeviceID(), Name: clean(info.Name, 64), Serial: clean(info.Serial, 64), OS: clean(info.OS, 32), Arch: clean(info.Arch, 32),
+		ID: store.DeviceOf(hash), Name: clean(info.Name, 64), Serial: clean(info.Serial, 64), OS: clean(info.OS, 32), Arch: clean(info.Arch, 32),
 		KeyTier: "software", KeyHash: sha256.Sum256(der), PublicKey: der, EnrolledAt: now, LastSeen: now,
 	}
 	// Only what is proven may be called more than software, and nothing proves
@@ -385,8 +385,6 @@ func clean(s string, limit int) string {
 	}
 	return strings.TrimSpace(s)
 }
-
-func newDeviceID() string { return "dev-" + randomHex()[:16] }
 
 func randomHex() string {
 	var b [16]byte

@@ -1,6 +1,8 @@
 package store
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"net/netip"
 	"time"
@@ -65,6 +67,14 @@ type Invite struct {
 	CreatedAt, ExpiresAt time.Time
 	UsedAt               time.Time // zero: not used
 	DeviceID             string    // that redeemed it
+}
+
+// DeviceOf is the ID of the device that is enrolled with the code of that hash.
+// It follows from the code, of which it tells nothing: so what is recorded of
+// the code, before there is a device, is recorded of that device.
+func DeviceOf(secretHash [32]byte) string {
+	h := sha256.Sum256(append([]byte("portvakt device\x00"), secretHash[:]...))
+	return "dev-" + hex.EncodeToString(h[:8])
 }
 
 // Redeem asks for a Device in exchange for a code.
