@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,6 +26,7 @@ func connOf(r *http.Request) *conn {
 type conn struct {
 	net.Conn
 	peer, local netip.AddrPort
+	name        string // that the device asked for in its handshake (SNI), in lower case; "" for none
 	gone        func() // takes it out of the Proxy's table; once
 	patience    patience
 
@@ -286,7 +288,9 @@ func (p *Proxy) acceptHTTP(ctx context.Context, in TCPInbound, _ *policy.App, t 
 		_ = tc.Close()
 		return
 	}
-	if tc.ConnectionState().NegotiatedProtocol != "h2" {
+	shaken := tc.ConnectionState()
+	c.name = strings.ToLower(shaken.ServerName)
+	if shaken.NegotiatedProtocol != "h2" {
 		p.secure.Serve(context.WithValue(ctx, connKey{}, c), tc)
 		return
 	}

@@ -3,7 +3,6 @@ package proxy_test
 import (
 	"bufio"
 	"context"
-	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -485,20 +484,6 @@ func TestCut(t *testing.T) {
 	res, _ := get(t, w.client(false), "https://crm.test/")
 	if res.StatusCode != 403 || res.Header.Get("Portvakt-Reason") != string(policy.ReasonSessionRevoked) {
 		t.Errorf("afterwards: %d %s", res.StatusCode, res.Header.Get("Portvakt-Reason"))
-	}
-}
-
-func TestAppIsTheAddressAndItsCertificate(t *testing.T) {
-	e := newEcho(t)
-	w := newWorld(t, []string{crmYAML}, map[string]string{"crm": e.URL})
-	for _, sni := range []string{"", "probe.test", "evil.test", "crm.test"} {
-		c := tls.Client(w.dial("crm", 443), &tls.Config{ServerName: sni, InsecureSkipVerify: true})
-		if err := c.Handshake(); err != nil {
-			t.Fatalf("SNI %q: %v", sni, err)
-		}
-		if err := c.ConnectionState().PeerCertificates[0].VerifyHostname("crm.test"); err != nil {
-			t.Errorf("SNI %q: %v", sni, err)
-		}
 	}
 }
 

@@ -81,9 +81,9 @@ func badRequest(status int, name, value, wanted string) *rejection {
 // exchange, TRACE would show the app's view of the request to a page.
 var methods = []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
-// examine reads a request strictly. It returns what it could read even when it
-// refuses, for the record.
-func examine(r *http.Request, app *policy.App) (request, *rejection) {
+// examine reads a request strictly, and what the handshake before it asked for.
+// It returns what it could read even when it refuses, for the record.
+func examine(r *http.Request, name string, app *policy.App) (request, *rejection) {
 	req := request{app: app.Name, method: printable(r.Method), host: printable(r.Host), target: target{path: printable(r.RequestURI)}}
 	if !slices.Contains(methods, r.Method) {
 		rej := badRequest(http.StatusMethodNotAllowed, "method", r.Method, strings.Join(methods, ", "))
@@ -109,13 +109,21 @@ func examine(r *http.Request, app *policy.App) (request, *rejection) {
 	}
 	host, ok := appHost(r.Host, app)
 	if !ok {
-		return req, misdirected(r.Host, app)
+		return req, misdirected("host", r.Host, app)
+	}
+	// Who shakes hands for another name wants to be taken for a visitor of that.
+	// One name of an app may be asked for on a connection to another (RFC 9113,
+	// 9.1.1).
+	if name != "" && !slices.Contains(app.Hosts, name) {
+		rej := misdirected("tls server name", name, app)
+		rej.close = true
+		return req, rej
 	}
 	// RFC 9113, 8.3.1: a Host beside :authority must say the same. net/http
 	// takes :authority and leaves the other where it is.
 	for _, h := range r.Header["Host"] {
 		if other, ok := appHost(h, app); !ok || other != host {
-			return req, misdirected(h, app)
+			return req, misdirected("host", h, app)
 		}
 	}
 	req.host = host
@@ -146,7 +154,7 @@ func originForm(uri string, app *policy.App) (string, *rejection) {
 		return "", badRequest(http.StatusBadRequest, "request target", uri, "a path that begins with /")
 	}
 	if _, ok := appHost(rest[:end], app); !ok || !strings.EqualFold(scheme, "https") {
-		return "", misdirected(rest[:end], app)
+		return "", misdirected("host", rest[:end], app)
 	}
 	return rest[end:], nil
 }
@@ -158,10 +166,10 @@ func appHost(authority string, app *policy.App) (string, bool) {
 	return host, slices.Contains(app.Hosts, host)
 }
 
-func misdirected(host string, app *policy.App) *rejection {
+func misdirected(what, host string, app *policy.App) *rejection {
 	return &rejection{
 		status:   http.StatusMisdirectedRequest,
-		decision: policy.NewDecision(policy.ReasonMisdirected, &policy.Fact{Name: "host", Value: printable(host), Wanted: strings.Join(app.Hosts, ", ")}),
+		decision: policy.NewDecision(policy.ReasonMisdirected, &policy.Fact{Name: what, Value: printable(host), Wanted: strings.Join(app.Hosts, ", ")}),
 	}
 }
 

@@ -103,7 +103,7 @@ func (p *Proxy) serveHTTP(w http.ResponseWriter, r *http.Request, why *http1.Mal
 		c.reset() // the app was removed; its address belongs to nobody now
 		panic(http.ErrAbortHandler)
 	}
-	req, rej := read(r, why, app)
+	req, rej := read(r, why, c.name, app)
 	begun := time.Now()
 	if rej == nil {
 		rej = crossSite(r, req, app)
@@ -148,12 +148,14 @@ func finish(w http.ResponseWriter) error {
 	return http.NewResponseController(w).Flush() // HTTP/2
 }
 
-func read(r *http.Request, why *http1.Malformed, app *policy.App) (request, *rejection) {
+// read takes a request that came on a connection whose handshake asked for a
+// name.
+func read(r *http.Request, why *http1.Malformed, name string, app *policy.App) (request, *rejection) {
 	switch {
 	case why == nil:
-		return examine(r, app)
+		return examine(r, name, app)
 	case why.Status == http.StatusMisdirectedRequest:
-		rej := misdirected("another one in the target", app)
+		rej := misdirected("host", "another one in the target", app)
 		rej.close = true
 		return request{}, rej
 	}
@@ -249,7 +251,7 @@ func (p *Proxy) redirect(w http.ResponseWriter, r *http.Request, why *http1.Malf
 	plain := *r
 	plain.Host = strings.TrimSuffix(r.Host, ":80")
 	plain.RequestURI = strings.Replace(r.RequestURI, "http://"+r.Host+"/", "/", 1)
-	req, rej := read(&plain, why, app)
+	req, rej := read(&plain, why, c.name, app)
 	if rej == nil && req.upgrade != "" {
 		rej = badRequest(http.StatusBadRequest, "upgrade", "websocket over plain http", "wss://")
 	}

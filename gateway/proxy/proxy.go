@@ -183,7 +183,8 @@ var forwardSecret = []uint16{
 }
 
 // certificate serves the app that the connection was sent to, whatever name
-// the client asks for: the check of Host comes later and says why it refuses.
+// the client asks for: the checks of that name and of Host come later and say why
+// they refuse.
 func (p *Proxy) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 	c, ok := hello.Conn.(*conn)
 	if !ok {
