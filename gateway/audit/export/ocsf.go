@@ -150,13 +150,13 @@ func OCSF(to []byte, node string, _ []byte, r *audit.Record) ([]byte, error) {
 		e["actor"] = object{"user": user}
 		set("user", user, c.uid == 3002)
 	}
-	set("src_endpoint", pairs("ip", r.Remote, "uid", r.Device), r.Remote != "" || r.Device != "")
+	set("src_endpoint", pairs("ip", r.Remote, "uid", r.Device), r.Remote != "" || r.Device != "" && r.Kind != audit.KindInvite) // it is not there yet
 	set("device", pairs("uid", r.Device, "ip", r.Remote), r.Device != "" && c.uid == 5002)
 	set("dst_endpoint", pairs("hostname", r.Host, "svc_name", r.App), c.uid/1000 == 4)
 	if c.uid == 3004 {
 		e["entity"] = object{"type": "device", "uid": r.Device}
-		if r.Device == "" {
-			e["entity"] = pairs("type", string(r.Kind), "name", r.Detail["name"]+r.Detail["at"])
+		if r.Device == "" || r.Kind == audit.KindInvite {
+			e["entity"] = pairs("type", string(r.Kind), "name", r.Detail["name"]+r.Detail["at"], "uid", r.Device)
 		}
 	}
 	set("app", pairs("name", "Portvakt Gateway", "uid", node), c.uid == 6002)
