@@ -125,15 +125,6 @@ type AuditConfig struct {
 	Sinks     []SinkConfig    `yaml:"sinks"`
 }
 
-// RetentionConfig says for how long the decision log can be read.
-type RetentionConfig struct {
-	// Records is for how long records are kept; default: for ever.
-	Records Days `yaml:"records"`
-	// Personal is for how long personal data can be opened; default: as long
-	// as the records.
-	Personal Days `yaml:"personal"`
-}
-
 // AdminConfig says where administrators reach the gateway.
 type AdminConfig struct {
 	// Socket is a path; default: data_dir/admin.sock, with a group
@@ -387,18 +378,6 @@ func (c *Config) checkDurations(bad func(key, format string, args ...any)) {
 		bad("posture.max_age", durations)
 	} else if a < 45*time.Second || a > 10*time.Minute {
 		bad("posture.max_age", "expected between 45s and 10m (agents report every 30 s), got %s", a)
-	}
-}
-
-func (c *Config) checkRetention(bad func(key, format string, args ...any)) {
-	r := c.Audit.Retention
-	if r.Personal < 0 {
-		bad("audit.retention.personal", "expected a number of days such as 90d")
-	}
-	if r.Records < 0 {
-		bad("audit.retention.records", "expected a number of days such as 400d")
-	} else if r.Records > 0 && r.Records < r.Personal {
-		bad("audit.retention.personal", "expected no more than audit.retention.records")
 	}
 }
 

@@ -106,6 +106,7 @@ func TestBadConfigSaysWhereAndWhat(t *testing.T) {
 		"bad duration":        {add("session:\n  lifetime: 12 hours\n"), "gateway.yaml:10: session.lifetime: expected a duration such as 12h"},
 		"record retention":    {add("audit:\n  retention: {records: 1y}\n"), "audit.retention.records: expected a number of days such as 400d"},
 		"personal beyond it":  {add("audit:\n  retention: {records: 30d, personal: 90d}\n"), "audit.retention.personal: expected no more than"},
+		"bad wait for sinks":  {add("audit:\n  retention: {wait_for_sinks: 12h}\n"), "audit.retention.wait_for_sinks: expected a number of days such as 30d"},
 		"bad retention":       {add("audit:\n  retention: {personal: 90}\n"), "audit.retention.personal: expected a number of days such as 90d"},
 		"long session":        {add("session:\n  lifetime: 48h\n"), "session.lifetime: at most 24h"},
 		"short posture":       {add("posture:\n  max_age: 5s\n"), "posture.max_age: expected between 45s and 10m"},

@@ -4,7 +4,6 @@
 package gateway
 
 import (
-	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -188,18 +187,6 @@ func (g *gateway) build() (err error) {
 		Engine: g.engine, Locate: g.places.Lookup, Bundles: g.dirs.bundles(), Log: g.log,
 	})
 	return nil
-}
-
-// retain removes what the log has kept for long enough, if it is to.
-func (g *gateway) retain(ctx context.Context) error {
-	keep := g.cfg.Audit.Retention
-	if keep.Personal <= 0 && keep.Records <= 0 {
-		return nil
-	}
-	return g.audit.Retain(ctx, audit.Retention{
-		Personal: time.Duration(cmp.Or(keep.Personal, keep.Records)), Records: time.Duration(keep.Records),
-		Keep: audit.Keep{Signed: func() uint64 { return uint64(g.notary.Last().Size) }, Provable: g.notary.Provable},
-	})
 }
 
 // run starts what listens. What takes decisions runs before what asks for them,

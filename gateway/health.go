@@ -138,6 +138,9 @@ func (g *gateway) metrics() *prometheus.Registry {
 	counter("tunnel_retired_total", "Idle peers that were removed.", func() float64 { return float64(g.tunnel.Handshakes().Removed) })
 	for _, s := range g.sinks {
 		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Namespace: "portvakt", Name: "audit_sink_missed_records", Help: "Records of the decision log that were removed before they arrived at a sink, since the start.", ConstLabels: prometheus.Labels{"sink": s.Name()},
+		}, func() float64 { return float64(s.Missed()) }))
+		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Namespace: "portvakt", Name: "audit_sink_sent_records", Help: "Records of the decision log that arrived at a sink.", ConstLabels: prometheus.Labels{"sink": s.Name()},
 		}, func() float64 { return float64(s.Sent()) }))
 	}

@@ -77,7 +77,7 @@ func (g *gateway) openSinks() error {
 		}
 		out, err := sink.New(sink.Config{
 			Name: s.Name, Type: s.Type, Format: format, To: s.To, CAFile: s.CAFile, TokenFile: s.TokenFile,
-			Decisions: export.Log{File: g.audit.Path(), Reveal: g.audit.Reveal}, Dir: filepath.Join(g.dirs.audit(), "sinks"), Node: g.cfg.node(), Log: g.log,
+			Decisions: export.Log{File: g.audit.Path(), Reveal: g.audit.Reveal}, Dir: filepath.Join(g.dirs.audit(), "sinks"), Node: g.cfg.node(), Record: g.audit.Append, Log: g.log,
 		})
 		if err != nil {
 			return err

@@ -53,6 +53,7 @@ const (
 	KindAdmin          Kind = "admin"           // an administrator looked at what is recorded
 	KindUpstreamError  Kind = "upstream_error"  // an allowed request or flow did not reach its app
 	KindErase          Kind = "erase"           // what opens personal data was destroyed
+	KindSinkGap        Kind = "sink_gap"        // a sink goes on behind records that were removed
 	KindStart          Kind = "start"           // the gateway started
 	KindStop           Kind = "stop"            // the gateway stopped in order
 

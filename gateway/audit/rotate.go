@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -87,10 +88,15 @@ type Keep struct {
 	Signed func() uint64
 	// Provable makes sure that what is signed stays provable without its records.
 	Provable func() error
+	// Unsent names the sinks that have not got a record; nil: there are none.
+	// For them a record is kept for so much longer.
+	Unsent func(seq uint64) []string
+	Wait   time.Duration
 }
 
 // forget removes the closed segments whose records are all older than before
-// and signed, but never the latest. What it does is recorded first.
+// and signed, but never the latest, and with every sink or older by keep.Wait.
+// What it does is recorded first.
 func (l *Log) forget(ctx context.Context, before time.Time, keep Keep) error {
 	closed, err := closedSegments(l.path)
 	if err != nil {
@@ -98,6 +104,7 @@ func (l *Log) forget(ctx context.Context, before time.Time, keep Keep) error {
 	}
 	var old []segment
 	var last uint64
+	var unsent []string
 	for i := range max(0, len(closed)-1) {
 		r, err := lastOf(closed[i].path)
 		if err != nil {
@@ -105,6 +112,14 @@ func (l *Log) forget(ctx context.Context, before time.Time, keep Keep) error {
 		}
 		if !r.Time.Before(before) || r.Seq > keep.Signed() {
 			break
+		}
+		if keep.Unsent != nil {
+			missing := keep.Unsent(r.Seq)
+			if len(missing) > 0 && !r.Time.Before(before.Add(-keep.Wait)) {
+				l.log.Warn("old records of the audit log are kept for sinks that have not got them", "from", closed[i].first, "sinks", missing)
+				break
+			}
+			unsent = missing // of the last to go, so of all
 		}
 		old, last = append(old, closed[i]), r.Seq
 	}
@@ -119,6 +134,9 @@ func (l *Log) forget(ctx context.Context, before time.Time, keep Keep) error {
 	said := &Record{Kind: KindErase, Actor: "retention", Detail: map[string]string{
 		"before": before.UTC().Format(time.DateOnly), "from": strconv.FormatUint(old[0].first, 10), "to": strconv.FormatUint(last, 10),
 	}}
+	if len(unsent) > 0 {
+		said.Detail["unsent"] = strings.Join(unsent, " ")
+	}
 	if err := l.Append(said); err != nil {
 		return err
 	}

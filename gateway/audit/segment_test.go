@@ -295,6 +295,54 @@ func TestOldRecordsAreRemoved(t *testing.T) {
 	}
 }
 
+// What a sink has not got is kept for so much longer, and then goes: the record
+// of it names the sink.
+func TestRetentionWaitsForSinks(t *testing.T) {
+	dir, c := t.TempDir(), newCalendar()
+	l := openDaily(t, dir, c)
+	for range 5 { // days 2 to 6
+		appendSome(t, l, 10)
+		c.forward(24 * time.Hour)
+		l.mustRotate(t)
+	}
+	const never = 1 << 62
+	sent := map[string]uint64{"lake": never, "siem": 15}
+	keep := Keep{Signed: func() uint64 { return never }, Provable: func() error { return nil }, Wait: 48 * time.Hour}
+	keep.Unsent = func(seq uint64) (names []string) {
+		for _, name := range []string{"lake", "siem"} {
+			if sent[name] < seq {
+				names = append(names, name)
+			}
+		}
+		return names
+	}
+	begins := func(day int, want uint64) {
+		t.Helper()
+		if err := l.forget(t.Context(), time.Date(2026, 3, day, 0, 0, 0, 0, time.UTC), keep); err != nil {
+			t.Fatal(err)
+		}
+		if first, err := First(l.Path()); err != nil || first != want {
+			t.Errorf("it begins with %d, %v, want %d", first, err, want)
+		}
+	}
+	said := func(want string) {
+		t.Helper()
+		if b, err := os.ReadFile(l.Path()); err != nil || !bytes.Contains(b, []byte(want)) {
+			t.Errorf("%v: %s lacks %s", err, b, want)
+		}
+	}
+	begins(5, 11) // the second file is old, and siem has half of it
+	said(`{"before":"2026-03-05","from":"1","to":"10"}`)
+	sent["siem"] = 20
+	begins(5, 21)
+	said(`{"before":"2026-03-05","from":"11","to":"20"}`)
+	begins(6, 21)
+	begins(7, 31) // for two days more
+	said(`{"before":"2026-03-07","from":"21","to":"30","unsent":"siem"}`)
+	sent["siem"] = never
+	begins(7, 41)
+}
+
 func TestOnlySegmentsAreTakenForSegments(t *testing.T) {
 	dir := t.TempDir()
 	for _, name := range []string{

@@ -16,7 +16,7 @@ func hidden(r rune) bool {
 // severity of CEF, 0 to 10: what somebody should look at is above 5.
 func severity(r *audit.Record) int {
 	switch kindOf(r) {
-	case audit.KindLost, audit.KindTorn, audit.KindRecovered:
+	case audit.KindLost, audit.KindSinkGap, audit.KindTorn, audit.KindRecovered:
 		return 9
 	case audit.KindLockdown, audit.KindBreakGlass, audit.KindErase:
 		return 8

@@ -17,6 +17,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"time"
 
@@ -46,6 +47,8 @@ type Config struct {
 	Decisions export.Log // the decision log
 	Dir       string     // keeps the position
 	Node      string
+	// Record appends to the decision log that a sink misses records.
+	Record func(*audit.Record) error
 	// Retry is the first pause after a failure; zero means 1 s. It doubles up to
 	// a minute.
 	Retry time.Duration
@@ -84,9 +87,10 @@ type Sink struct {
 	at  position
 
 	// mu guards what others ask for.
-	mu   sync.Mutex
-	down error
-	sent uint64
+	mu     sync.Mutex
+	down   error
+	sent   uint64
+	missed uint64
 }
 
 // New reads the position. It connects to nothing.
@@ -181,6 +185,14 @@ func (s *Sink) Sent() uint64 {
 	return s.sent
 }
 
+// Missed counts the records, since the start, that were removed before they
+// arrived.
+func (s *Sink) Missed() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.missed
+}
+
 // Healthy returns nil, or why records are not arriving.
 func (s *Sink) Healthy() error {
 	s.mu.Lock()
@@ -241,6 +253,9 @@ func (s *Sink) tell(err error) {
 // step sends one batch and keeps the new position.
 func (s *Sink) step(ctx context.Context) (n int, err error) {
 	batch, end, err := s.read()
+	if errors.Is(err, audit.ErrRemoved) {
+		return 0, s.skip()
+	}
 	if err != nil || len(batch) == 0 {
 		return 0, err
 	}
@@ -253,6 +268,30 @@ func (s *Sink) step(ctx context.Context) (n int, err error) {
 	}
 	// A crash before this makes a network receiver get the batch again.
 	return len(batch), s.keep()
+}
+
+// skip goes behind what was removed before it arrived. The log says so first,
+// and through it every sink, this one among them.
+func (s *Sink) skip() error {
+	first, err := audit.First(s.cfg.Decisions.File)
+	if err != nil {
+		return err
+	}
+	from, to := s.at.Seq+1, first-1
+	if to < from {
+		return nil // it is there again
+	}
+	s.cfg.Log.Error("a sink of the decision log misses records: they were removed before they arrived", "sink", s.cfg.Name, "from", from, "to", to)
+	if err := s.cfg.Record(&audit.Record{Kind: audit.KindSinkGap, Detail: map[string]string{
+		"sink": s.cfg.Name, "from": strconv.FormatUint(from, 10), "to": strconv.FormatUint(to, 10),
+	}}); err != nil {
+		return fmt.Errorf("recording that records %d to %d did not arrive: %w", from, to, err)
+	}
+	s.at.Seq, s.at.Place = to, audit.Place{}
+	s.mu.Lock()
+	s.missed += to - from + 1
+	s.mu.Unlock()
+	return s.keep()
 }
 
 func (s *Sink) keep() error {
@@ -295,7 +334,7 @@ func (s *Sink) read() (batch []record, end audit.Place, err error) {
 		batch = append(batch, out)
 		return true, nil
 	})
-	if errors.Is(err, audit.ErrShorter) || errors.Is(err, audit.ErrRemoved) {
+	if errors.Is(err, audit.ErrShorter) {
 		err = fmt.Errorf("%w; remove %s to send all there is again", err, s.positionFile())
 	}
 	if err != nil {

@@ -61,7 +61,7 @@ func (b *bench) write(n int) {
 }
 
 func (b *bench) config(kind, format, to string) sink.Config {
-	return sink.Config{Name: "s", Type: kind, Format: format, To: to, Decisions: export.Log{File: b.log.Path(), Reveal: b.log.Reveal}, Dir: filepath.Join(b.dir, "sinks"), Node: "gw1", Retry: 10 * time.Millisecond}
+	return sink.Config{Name: "s", Type: kind, Format: format, To: to, Decisions: export.Log{File: b.log.Path(), Reveal: b.log.Reveal}, Dir: filepath.Join(b.dir, "sinks"), Node: "gw1", Record: b.log.Append, Retry: 10 * time.Millisecond}
 }
 
 // during runs a sink anew until fn returns.
