@@ -12,17 +12,18 @@ const (
 	// waiting for its own. A browser that opens its tabs again stays near it.
 	atOnce = 32
 	// forgiven is how many of those a second are forgotten.
-	forgiven = 100
-	// step is how much longer each beyond atOnce makes the next one wait, to
-	// longest, at which a device opens as many as are forgiven. An opening costs
-	// some hundred microseconds of a processor, in the gateway and in the kernel:
-	// what a device may pile up of them is in the way of everybody's packets.
-	step    = 100 * time.Microsecond
+	forgiven = 50
+	// step is how much longer the next one waits beyond atOnce, times the square of
+	// how many there are, to longest, at which a device opens as many as are
+	// forgiven: who has a few more hardly waits, who has many soon does. An opening
+	// costs some hundred microseconds of a processor, in the gateway and in the
+	// kernel: what a device may pile up of them is in the way of everybody's packets.
+	step    = 2 * time.Microsecond
 	longest = time.Second / forgiven
 	// handshaken is what is given back when a connection with a TLS handshake is
 	// closed, of 1: the handshake cost as much again, and who opens and closes
 	// without end has at most forgiven/(1-handshaken) of them a second.
-	handshaken = 0.75
+	handshaken = 0.875
 	// late is how much of a wait may be made up for: timers are not exact.
 	late = time.Millisecond
 	// tidyEvery is after how many more queues those are forgotten that have
@@ -116,7 +117,9 @@ func (q *queue) next(limits Limits) (t *turn, due time.Duration) {
 	if earliest := now.Add(-late); q.due.Before(earliest) {
 		q.due = earliest
 	}
-	q.due = q.due.Add(min(longest, max(0, time.Duration((q.ahead-atOnce)*float64(step)))))
+	if more := q.ahead - atOnce; more > 0 {
+		q.due = q.due.Add(min(longest, time.Duration(more*more*float64(step))))
+	}
 	return t, 0
 }
 
