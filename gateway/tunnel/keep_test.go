@@ -2,6 +2,8 @@ package tunnel
 
 import (
 	"context"
+	"errors"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"testing"
@@ -76,4 +78,61 @@ func TestFirstHandshakeIsKeptAtOnce(t *testing.T) {
 			t.Errorf("%d writes", len(writes))
 		}
 	})
+}
+
+// What the store did not take is given to it again, with what changed since, also
+// when the tunnel ends: the newest initiation above all, which no older may follow.
+func TestKeepsWhatCouldNotBeStored(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		begun := time.Now()
+		refuse := 3
+		var writes []time.Duration
+		var kept []Kept
+		tun := &Tunnel{known: newRegistry(), log: slog.New(slog.DiscardHandler)}
+		tun.cfg.Keep = func(_ context.Context, all []Kept) error {
+			writes = append(writes, time.Since(begun))
+			if refuse--; refuse >= 0 {
+				return errors.New("database is locked")
+			}
+			kept = append(kept, all...)
+			return nil
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		go tun.keep(ctx)
+		mark := func(n byte) {
+			tun.known.markDirty(tun.known.put(&Peer{Key: [32]byte{n}}, [32]byte{}))
+		}
+		mark(1)
+		time.Sleep(time.Minute)
+		if want := []time.Duration{0, keepAgain, 2 * keepAgain, 3 * keepAgain}; !slices.Equal(writes, want) || len(kept) != 1 {
+			t.Errorf("written at %v, kept %v", writes, kept)
+		}
+		refuse = 1
+		mark(2)
+		synctest.Wait()
+		stop()
+		synctest.Wait()
+		if len(kept) != 2 || kept[1].Key != [32]byte{2} {
+			t.Errorf("kept at the end: %v", kept)
+		}
+	})
+}
+
+// Nobody is called by UDP where only a WebSocket was.
+func TestKeepsNoPlaceOfAWebSocket(t *testing.T) {
+	g := newRegistry()
+	r := g.put(&Peer{Key: [32]byte{1}}, [32]byte{})
+	g.wake(r, nil, time.Now())
+	at := place{addr: netip.MustParseAddrPort("192.0.2.1:443")}
+	for _, device := range []string{"", "dev-1"} {
+		at.device = device
+		g.index(r, 1, time.Now())
+		if !g.settle(r, r.peer, at, time.Now()) {
+			t.Fatal("it has no peer")
+		}
+		kept := g.takeDirty()
+		if len(kept) != 1 || kept[0].Endpoint.IsValid() != (device == "") || kept[0].Handshake.IsZero() {
+			t.Errorf("device %q: %v", device, kept)
+		}
+	}
 }

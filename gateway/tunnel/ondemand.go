@@ -33,6 +33,8 @@ const (
 	keepEvery   = 100 * time.Millisecond
 	keepShare   = 10
 	keepTimeout = 5 * time.Second
+	// keepAgain is when a write that failed is tried again.
+	keepAgain = time.Second
 )
 
 // raise makes the WireGuard peer of a registration, if it has none. It must not
@@ -315,17 +317,24 @@ func (t *Tunnel) keep(ctx context.Context) {
 	if t.cfg.Keep == nil {
 		return
 	}
+	failed := false
 	write := func(ctx context.Context) {
 		select {
 		case <-t.known.newcomer: // it is in this write
 		default:
 		}
 		if changed := t.known.takeDirty(); len(changed) > 0 {
-			if err := t.cfg.Keep(ctx, changed); err != nil {
-				t.log.Error("storing where devices are and when they were heard", "err", err)
-				return
+			err := t.cfg.Keep(ctx, changed)
+			switch {
+			case err == nil:
+				t.known.stored(changed)
+			case !failed:
+				t.log.Error("storing where devices are and when they were heard; trying again", "err", err)
+				fallthrough
+			default:
+				t.known.unkept(changed)
 			}
-			t.known.stored(changed)
+			failed = err != nil
 		}
 	}
 	for {
@@ -339,7 +348,11 @@ func (t *Tunnel) keep(ctx context.Context) {
 		}
 		begun := time.Now()
 		write(context.WithoutCancel(ctx))
-		quiet := time.NewTimer(max(keepEvery, keepShare*time.Since(begun)))
+		pause := max(keepEvery, keepShare*time.Since(begun))
+		if failed {
+			pause = max(pause, keepAgain)
+		}
+		quiet := time.NewTimer(pause)
 		select {
 		case <-ctx.Done():
 		case <-t.known.newcomer:

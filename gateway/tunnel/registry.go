@@ -228,7 +228,10 @@ func (g *registry) takeDirty() []Kept {
 		if g.byKey[r.key] != r {
 			continue
 		}
-		k := Kept{Key: r.key, Endpoint: r.place.addr}
+		k := Kept{Key: r.key}
+		if r.place.device == "" { // by UDP nobody is at a WebSocket's address, or somebody else is
+			k.Endpoint = r.place.addr
+		}
 		if r.handshake != 0 {
 			k.Handshake = time.Unix(0, r.handshake)
 		}
@@ -239,6 +242,17 @@ func (g *registry) takeDirty() []Kept {
 	}
 	g.dirty = nil
 	return out
+}
+
+// unkept has what the store did not take be given to it again.
+func (g *registry) unkept(kept []Kept) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, k := range kept {
+		if r := g.byKey[k.Key]; r != nil {
+			g.dirtyLocked(r)
+		}
+	}
 }
 
 // where is the last proven place of a registration that is still one.

@@ -117,7 +117,7 @@ type Peer struct {
 // Kept is what must outlive the process about a key.
 type Kept struct {
 	Key        [32]byte
-	Endpoint   netip.AddrPort // proven; not valid before the first handshake
+	Endpoint   netip.AddrPort // proven, by UDP; not valid before the first handshake, nor while it uses a WebSocket
 	Handshake  time.Time      // when it was complete; zero before the first
 	Initiation []byte         // the newest accepted, which no older one may follow; nil: the one before
 }
