@@ -14,6 +14,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -56,6 +57,7 @@ type gw struct {
 	audit    *audit.Log
 	sessions *session.Manager
 	engine   *policy.Engine
+	elapsed  atomic.Int64 // of the sessions' clock
 
 	nonces map[string]string // of each device's next report
 }
@@ -90,7 +92,7 @@ func newGateway(t *testing.T) *gw {
 	g.sessions = session.New(session.Config{
 		Engine: g.engine, Store: g.store, Audit: g.audit, Table: segment.NewTable(own), Gateway: own, ControlPort: 80, Locate: locate,
 		AddPeer:    func(session.Connection) error { return nil },
-		RemovePeer: func([32]byte) error { return nil }, Now: clock,
+		RemovePeer: func([32]byte) error { return nil }, Now: clock, Elapsed: func() time.Duration { return time.Duration(g.elapsed.Load()) },
 	})
 	apps := filepath.Join(dir, "apps")
 	g.must(os.Mkdir(apps, 0o700))

@@ -153,7 +153,7 @@ func (s *Server) ask(w http.ResponseWriter, r *http.Request, kind, target, reaso
 	if a.ID == asked.ID {
 		s.noteAct(actor(r), "requested", a)
 	}
-	if glass, ok := s.glass.of(actor(r), now); ok {
+	if glass, ok := s.glassOf(actor(r)); ok {
 		s.do(w, r, a, actAlone, map[string]string{"break_glass": glass.Reason})
 		return
 	}
@@ -236,7 +236,7 @@ func (s *Server) approve(w http.ResponseWriter, r *http.Request) {
 	}
 	outcome, detail := actApproved, map[string]string(nil)
 	if uidOf(a.RequestedBy) == uidOf(actor(r)) {
-		glass, ok := s.glass.of(actor(r), s.cfg.Now())
+		glass, ok := s.glassOf(actor(r))
 		if !ok {
 			s.noteAct(actor(r), "refused", a)
 			s.fail(w, http.StatusForbidden, "same_person",
@@ -290,7 +290,9 @@ func (s *Server) breakGlass(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, http.StatusBadRequest, "bad_request", wrong)
 		return
 	}
-	until := s.cfg.Now().Add(time.Duration(req.Minutes) * time.Minute)
+	length := time.Duration(req.Minutes) * time.Minute
+	end := s.cfg.Sessions.Elapsed() + length
+	until := s.cfg.Now().Add(length).Round(0) // without a monotonic reading, which stops during suspend
 	err := s.cfg.Audit.Append(&audit.Record{Kind: audit.KindBreakGlass, Actor: actor(r), Detail: map[string]string{
 		"reason": req.Reason, "minutes": strconv.Itoa(req.Minutes), "until": until.UTC().Format(time.RFC3339),
 	}})
@@ -300,7 +302,7 @@ func (s *Server) breakGlass(w http.ResponseWriter, r *http.Request) {
 	}
 	s.log.Warn("break-glass: an administrator may act alone", "by", actor(r), "reason", req.Reason, "until", until.UTC().Format(time.RFC3339))
 	req.By, req.Until = actor(r), &until
-	s.glass.put(req)
+	s.glass.put(breakGlassTime{req, end})
 	s.answer(w, req)
 }
 

@@ -11,38 +11,51 @@ import (
 // restart ends them, which is the safe side.
 type glass struct {
 	mu     sync.Mutex
-	active map[string]BreakGlass // by uidOf
+	active map[string]breakGlassTime // by uidOf
+}
+
+// breakGlassTime ends at its Until, which is recorded and which whoever sets the
+// wall clock can move, or when as much has elapsed, suspend included; whichever
+// is first.
+type breakGlassTime struct {
+	BreakGlass
+	end time.Duration // session.Manager.Elapsed
+}
+
+func (b *breakGlassTime) over(now time.Time, elapsed time.Duration) bool {
+	return elapsed >= b.end || !now.Before(*b.Until)
 }
 
 // put begins one; of the same administrator the new one counts.
-func (g *glass) put(b BreakGlass) {
+func (g *glass) put(b breakGlassTime) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.active == nil {
-		g.active = map[string]BreakGlass{}
+		g.active = map[string]breakGlassTime{}
 	}
 	g.active[uidOf(b.By)] = b
 }
 
-// of returns the one that runs for an actor.
-func (g *glass) of(actor string, now time.Time) (BreakGlass, bool) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	b, ok := g.active[uidOf(actor)]
-	return b, ok && now.Before(*b.Until)
+// glassOf returns the break-glass time that runs for an actor.
+func (s *Server) glassOf(actor string) (BreakGlass, bool) {
+	s.glass.mu.Lock()
+	defer s.glass.mu.Unlock()
+	b, ok := s.glass.active[uidOf(actor)]
+	return b.BreakGlass, ok && !b.over(s.cfg.Now(), s.cfg.Sessions.Elapsed())
 }
 
 // BreakGlass returns the break-glass times that run now.
 func (s *Server) BreakGlass() []BreakGlass {
 	s.glass.mu.Lock()
 	defer s.glass.mu.Unlock()
+	now, elapsed := s.cfg.Now(), s.cfg.Sessions.Elapsed()
 	out := []BreakGlass{}
 	for uid, b := range s.glass.active {
-		if !s.cfg.Now().Before(*b.Until) {
+		if b.over(now, elapsed) {
 			delete(s.glass.active, uid)
 			continue
 		}
-		out = append(out, b)
+		out = append(out, b.BreakGlass)
 	}
 	slices.SortFunc(out, func(a, b BreakGlass) int { return strings.Compare(a.By, b.By) })
 	return out

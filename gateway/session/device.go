@@ -65,13 +65,20 @@ type record struct {
 
 // report is the last valid posture report.
 type report struct {
-	received time.Time
+	received time.Time     // for records and rules
+	at       time.Duration // Elapsed then
+	until    time.Duration // Elapsed from which on it is too old
 	signals  map[string]policy.Signal
-	stale    bool // too old; it counts as none
+	stale    bool // known to be too old; it counts as none
+}
+
+// counts says whether the report is one that decisions may rest on. Nil is none.
+func (r *report) counts(elapsed time.Duration) bool {
+	return r != nil && !r.stale && elapsed <= r.until
 }
 
 // due says whether the device must be decided again because time passed.
-func (d *device) due(now time.Time, elapsed, maxAge time.Duration) bool {
+func (d *device) due(now time.Time, elapsed time.Duration) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if len(d.flows) > 0 && elapsed-d.confirmed >= confirmEvery {
@@ -83,7 +90,7 @@ func (d *device) due(now time.Time, elapsed, maxAge time.Duration) bool {
 	if d.session != nil && !now.Before(d.session.ExpiresAt) {
 		return true
 	}
-	return d.posture != nil && !d.posture.stale && now.Sub(d.posture.received) > maxAge
+	return d.posture != nil && !d.posture.stale && !d.posture.counts(elapsed)
 }
 
 // confirmEvery is how often leases are renewed: well below their length, so
@@ -92,13 +99,13 @@ const confirmEvery = 10 * time.Second
 
 // expireLocked drops what time has ended, and returns a Session that did. mu is
 // held.
-func (d *device) expireLocked(now time.Time, maxAge time.Duration) (expired *store.Session) {
+func (d *device) expireLocked(now time.Time, elapsed time.Duration) (expired *store.Session) {
 	if d.session != nil && !now.Before(d.session.ExpiresAt) {
 		expired = d.session
 		d.last = expired
 		d.session, d.ended = nil, policy.ReasonSessionExpired
 	}
-	if d.posture != nil && !d.posture.stale && now.Sub(d.posture.received) > maxAge {
+	if d.posture != nil && !d.posture.counts(elapsed) {
 		d.posture = &report{received: d.posture.received, stale: true} // a sleeping laptop's signals are nobody's any more
 	}
 	return expired
@@ -128,7 +135,7 @@ type prepared struct {
 // when something they are made of is another one: what is compared here is all
 // that they hold, so that no change can be forgotten. Sessions, reports and
 // their maps never change once they are set.
-func (d *device) facts(now time.Time) *policy.Facts {
+func (d *device) facts(now time.Time, elapsed time.Duration) *policy.Facts {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	p := prepared{location: d.location}
@@ -140,7 +147,7 @@ func (d *device) facts(now time.Time) *policy.Facts {
 	case d.ended != policy.ReasonLoginRequired:
 		p.ended = string(d.ended)
 	}
-	if d.posture != nil && !d.posture.stale {
+	if d.posture.counts(elapsed) {
 		p.posture = d.posture
 	}
 	if d.prepared != nil {

@@ -40,7 +40,7 @@ func (m *Manager) Connect(c Connection) error {
 	d := &device{
 		record: record{c.Device.ID, c.Device.Name, c.Device.Serial, c.Device.OS, c.Device.KeyTier, c.Device.Addresses, c.Device.EnrolledAt},
 		key:    c.Registration.TunnelKey, bootID: c.Registration.BootID,
-		tokenHash: c.Registration.TokenHash, expires: c.Registration.ExpiresAt,
+		tokenHash: c.Registration.TokenHash, expires: c.Registration.ExpiresAt.Round(0), // see Login
 		session: c.Session, ended: policy.ReasonLoginRequired, nonce: c.Nonce,
 		refusals: audit.NewRefusals(m.cfg.Audit, m.cfg.Now),
 	}
@@ -254,7 +254,8 @@ func (m *Manager) Posture(id, nonce, bootID string, signals map[string]policy.Si
 	session := d.session
 	d.mu.Unlock()
 
-	changed := before == nil || before.stale || !sameSignals(before.signals, signals)
+	now, elapsed := m.cfg.Now(), m.cfg.Elapsed()
+	changed := !before.counts(elapsed) || !sameSignals(before.signals, signals)
 	if changed && before != nil && !before.stale {
 		m.worsen(d, before, signals)
 	}
@@ -270,7 +271,7 @@ func (m *Manager) Posture(id, nonce, bootID string, signals map[string]policy.Si
 		}
 	}
 	d.mu.Lock()
-	d.posture = &report{received: m.cfg.Now(), signals: signals}
+	d.posture = &report{received: now, at: elapsed, until: elapsed + m.cfg.PostureMaxAge, signals: signals}
 	d.mu.Unlock()
 	if changed {
 		m.refresh(d)
@@ -292,7 +293,7 @@ func (m *Manager) worsen(d *device, before *report, signals map[string]policy.Si
 		return
 	}
 	d.mu.Lock()
-	d.posture = &report{received: before.received, signals: worse}
+	d.posture = &report{received: before.received, at: before.at, until: before.until, signals: worse}
 	d.mu.Unlock()
 	m.refresh(d)
 }
@@ -327,6 +328,9 @@ func (m *Manager) Login(ctx context.Context, s store.Session) (store.Session, er
 		return store.Session{}, err
 	}
 	s.ID, s.BootID = newID("s-"), d.bootID
+	// Without a monotonic reading, which stops during suspend: it ends when its
+	// record says.
+	s.ExpiresAt = s.ExpiresAt.Round(0)
 	d.mu.Lock()
 	remote := d.location.Address
 	d.mu.Unlock()
@@ -470,7 +474,7 @@ func (m *Manager) Extend(ctx context.Context, id string, until time.Time) error 
 		return fmt.Errorf("storing the registration: %w", err)
 	}
 	d.mu.Lock()
-	d.expires = until
+	d.expires = until.Round(0)
 	d.mu.Unlock()
 	return nil
 }

@@ -310,7 +310,7 @@ func (f *Flow) decide(ctx context.Context, now time.Time, req *policy.Request) (
 
 // basis is what the Flow is decided on now.
 func (f *Flow) basis(now time.Time, req *policy.Request) *basis {
-	on := &basis{facts: f.d.facts(now), question: policy.Question{
+	on := &basis{facts: f.d.facts(now, f.m.cfg.Elapsed()), question: policy.Question{
 		Time: now.UTC(), Action: f.begin.Action, App: policy.AppRef{Name: f.begin.App.Name, Protocol: f.begin.App.Protocol},
 	}}
 	if f.begin.Action == policy.ActionFlow {
@@ -367,7 +367,7 @@ func (f *Flow) Check() error {
 	}
 	now := f.m.cfg.Now()
 	f.d.mu.Lock()
-	expired := f.d.expireLocked(now, f.m.cfg.PostureMaxAge)
+	expired := f.d.expireLocked(now, f.m.cfg.Elapsed())
 	f.d.mu.Unlock()
 	f.m.noteExpired(expired, now)
 	f.confirm(now, nil)

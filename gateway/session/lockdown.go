@@ -229,9 +229,9 @@ func lockdownDetail(l store.Lockdown) map[string]string {
 func (m *Manager) enforce(alone *lockdownSet) (cuts int) {
 	var mu sync.Mutex // guards kills
 	var kills []func()
-	now := m.cfg.Now()
+	now, elapsed := m.cfg.Now(), m.cfg.Elapsed()
 	onAll(m.all(), func(d *device) {
-		if some := d.condemnLockedDown(alone, now); some != nil {
+		if some := d.condemnLockedDown(alone, now, elapsed); some != nil {
 			mu.Lock()
 			defer mu.Unlock()
 			kills = append(kills, some...)
@@ -243,7 +243,7 @@ func (m *Manager) enforce(alone *lockdownSet) (cuts int) {
 
 // condemnLockedDown raises the epoch, so that Flows which are being decided are
 // decided again, and condemns those of the others that the lockdown is about.
-func (d *device) condemnLockedDown(alone *lockdownSet, now time.Time) (kills []func()) {
+func (d *device) condemnLockedDown(alone *lockdownSet, now time.Time, elapsed time.Duration) (kills []func()) {
 	d.mu.Lock()
 	d.epoch.Add(1)
 	none := len(d.flows) == 0
@@ -251,7 +251,7 @@ func (d *device) condemnLockedDown(alone *lockdownSet, now time.Time) (kills []f
 	if none {
 		return nil
 	}
-	on := d.facts(now)
+	on := d.facts(now, elapsed)
 	for _, f := range d.open() {
 		if kill := f.condemnLockedDown(alone, on); kill != nil {
 			kills = append(kills, kill)
@@ -262,7 +262,7 @@ func (d *device) condemnLockedDown(alone *lockdownSet, now time.Time) (kills []f
 
 // touches says whether a lockdown stands between the device and some app.
 func (m *Manager) touches(d *device, alone *lockdownSet) bool {
-	facts := d.facts(m.cfg.Now())
+	facts := d.facts(m.cfg.Now(), m.cfg.Elapsed())
 	for _, a := range m.catalogue.Load().apps {
 		if alone.hit(facts.Subject(), facts.Device().ID, a.Name, facts.Address()) != nil {
 			return true

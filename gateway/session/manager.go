@@ -66,8 +66,8 @@ type Config struct {
 	MaxFlows int
 	// Now is the wall clock; nil means time.Now.
 	Now func() time.Time
-	// Elapsed is a clock that runs during suspend, for leases; nil means the
-	// system's (CLOCK_BOOTTIME).
+	// Elapsed is a clock that runs during suspend and that nobody sets, for leases
+	// and the age of posture reports; nil means the system's (CLOCK_BOOTTIME).
 	Elapsed func() time.Duration
 	Log     *slog.Logger
 }
@@ -188,7 +188,7 @@ func (m *Manager) tick(now time.Time, edge bool) {
 	}
 	elapsed := m.cfg.Elapsed()
 	onAll(slices.DeleteFunc(m.all(), func(d *device) bool {
-		return !edge && !d.due(now, elapsed, m.cfg.PostureMaxAge)
+		return !edge && !d.due(now, elapsed)
 	}), m.refresh)
 	if edge {
 		m.books.minute()
@@ -306,7 +306,7 @@ func (m *Manager) refreshAll() { onAll(m.all(), m.refresh) }
 func (m *Manager) refresh(d *device) {
 	d.refreshMu.Lock()
 	defer d.refreshMu.Unlock()
-	now := m.cfg.Now()
+	now, elapsed := m.cfg.Now(), m.cfg.Elapsed()
 
 	d.mu.Lock()
 	if d.gone != nil {
@@ -315,9 +315,9 @@ func (m *Manager) refresh(d *device) {
 		d.mu.Unlock()
 		return
 	}
-	expired := d.expireLocked(now, m.cfg.PostureMaxAge)
+	expired := d.expireLocked(now, elapsed)
 	d.epoch.Add(1)
-	d.confirmed = m.cfg.Elapsed()
+	d.confirmed = elapsed
 	d.mu.Unlock()
 	known := denials{}
 	for _, f := range d.open() {
@@ -334,7 +334,7 @@ func (m *Manager) refresh(d *device) {
 	cat := m.catalogue.Load()
 	allowed := make([]byte, len(cat.apps))
 	var entries []segment.Entry
-	facts := d.facts(now)
+	facts := d.facts(now, elapsed)
 	for i, a := range cat.apps {
 		reaches := m.reaches(facts, reachQuestion(now, a))
 		if reaches {

@@ -765,7 +765,7 @@ func TestRunEndsWhatTimeEnds(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- g.m.Run(ctx) }()
 	g.now.Add(int64(91 * time.Second))
-	g.elapsed.Add(int64(11 * time.Second))
+	g.elapsed.Add(int64(91 * time.Second))
 	select {
 	case <-f.Context().Done():
 	case <-time.After(5 * time.Second):

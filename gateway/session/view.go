@@ -29,7 +29,7 @@ func (m *Manager) State(id, lang string) (wire.State, error) {
 			Addresses: []netip.Addr{addrs[0], addrs[1]}, Ports: PortsOf(a), Allowed: v[a.Name],
 		}
 		if !app.Allowed {
-			dec := m.answer(context.Background(), &basis{facts: d.facts(now), question: reachQuestion(now, a)})
+			dec := m.answer(context.Background(), &basis{facts: d.facts(now, m.cfg.Elapsed()), question: reachQuestion(now, a)})
 			// Allowed by now: the refresh that follows the fact tells of it again.
 			if app.Allowed = dec.Allow; !dec.Allow {
 				app.Denial = Denial(dec.In(lang))
@@ -71,11 +71,12 @@ func (m *Manager) facts(d *device) (wire.State, view) {
 			OSUser: s.OSUser, StartedAt: s.StartedAt.UTC(), ExpiresAt: s.ExpiresAt.UTC(),
 		}
 	}
-	if p := d.posture; p != nil && !p.stale {
+	elapsed := m.cfg.Elapsed()
+	if p := d.posture; p.counts(elapsed) {
 		for _, name := range wire.Signals {
 			if s, ok := p.signals[name]; ok {
 				st.Posture = append(st.Posture, wire.Signal{
-					Name: name, State: s.State, Value: s.Value, AgeSeconds: int(m.cfg.Now().Sub(p.received) / time.Second),
+					Name: name, State: s.State, Value: s.Value, AgeSeconds: int((elapsed - p.at) / time.Second),
 				})
 			}
 		}
@@ -116,7 +117,7 @@ func (m *Manager) WhyDevice(id, app string) (policy.Decision, error) {
 	for _, a := range m.catalogue.Load().visible(d.viewNow(), drains) {
 		if a.Name == app {
 			now := m.cfg.Now()
-			on := &basis{facts: d.facts(now), question: reachQuestion(now, a)}
+			on := &basis{facts: d.facts(now, m.cfg.Elapsed()), question: reachQuestion(now, a)}
 			dec := m.answer(context.Background(), on)
 			m.noteWhy(d, dec, on)
 			return dec, nil
@@ -160,7 +161,7 @@ func (m *Manager) Status(id string) (Status, bool) {
 		return Status{}, false
 	}
 	now := m.cfg.Now()
-	in := d.facts(now).Input(reachQuestion(now, policy.App{}))
+	in := d.facts(now, m.cfg.Elapsed()).Input(reachQuestion(now, policy.App{}))
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	st := Status{Posture: in.Posture, Location: in.Location, Epoch: d.epoch.Load(), Flows: len(d.flows), Expires: d.expires}
@@ -178,7 +179,7 @@ func (m *Manager) Input(id string, a policy.App) (*policy.Input, error) {
 		return nil, err
 	}
 	now := m.cfg.Now()
-	return d.facts(now).Input(reachQuestion(now, a)), nil
+	return d.facts(now, m.cfg.Elapsed()).Input(reachQuestion(now, a)), nil
 }
 
 // OpenFlow is one open Flow for administrators.
