@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"crypto/tls"
 	"errors"
 	"io"
 	"log"
@@ -59,11 +58,7 @@ type pick struct{}
 func (pick) RoundTrip(r *http.Request) (*http.Response, error) {
 	x := exchangeOf(r)
 	r = r.WithContext(httptrace.WithClientTrace(r.Context(), &httptrace.ClientTrace{
-		GotConn: func(info httptrace.GotConnInfo) {
-			x.mu.Lock()
-			defer x.mu.Unlock()
-			x.backend.conn = info.Conn
-		},
+		GotConn:      func(info httptrace.GotConnInfo) { x.got(info.Conn) },
 		WroteRequest: func(httptrace.WroteRequestInfo) { _ = x.sending.done(nil) },
 	}))
 	return x.lane.transport.RoundTrip(r)
@@ -153,23 +148,6 @@ func (p *Proxy) fault(w http.ResponseWriter, r *http.Request, x *exchange, err e
 	x.note(status, outcome)
 	p.log.Log(r.Context(), unanswered(err), dial.Failed(err), "app", x.app.Name, "flow", x.flow.ID(), "decision", x.decision.ID, "err", err)
 	p.refuseFault(w, r, x, reason, status)
-}
-
-// aborter makes what is queued towards an app die with the connection when the
-// exchange is cancelled.
-type aborter struct{ conn net.Conn }
-
-func (a aborter) abort() {
-	c := a.conn
-	if t, ok := c.(*tls.Conn); ok {
-		if t.ConnectionState().NegotiatedProtocol == "h2" {
-			return // others share it; the stream is reset by the cancellation
-		}
-		c = t.NetConn()
-	}
-	if l, ok := c.(interface{ SetLinger(sec int) error }); ok {
-		_ = l.SetLinger(0)
-	}
 }
 
 // counted notes what went to the device.

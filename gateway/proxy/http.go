@@ -61,9 +61,9 @@ type exchange struct {
 	mu        sync.Mutex
 	status    int
 	outcome   string
-	clientErr error // of reading the device's body
-	stalled   bool  // the app takes nothing of it
-	backend   aborter
+	clientErr error   // of reading the device's body
+	stalled   bool    // the app takes nothing of it
+	backend   backend // of a lane
 }
 
 func (x *exchange) end() {
@@ -186,22 +186,16 @@ func (p *Proxy) proceed(w http.ResponseWriter, r *http.Request, x *exchange) {
 	}
 	x.lane = p.upstreams.enter(x.upstream, x.holder())
 	defer p.upstreams.leave(x.lane)
-	defer func() { // the connection may be another exchange's from here on
-		x.mu.Lock()
-		defer x.mu.Unlock()
-		x.backend = aborter{}
-	}()
+	defer x.release()
 	ctx, cancel := context.WithCancel(context.WithValue(r.Context(), exchangeKey{}, x))
 	defer cancel()
-	// The cut: the connection to the device dies with what is queued on it,
-	// other HTTP/2 streams of the same device and app included, because bytes
-	// of this one may wait among theirs. The upstream exchange is cancelled.
+	x.backend.cancel = cancel
+	// The cut: the connections to the device and to the app die with what is
+	// queued on them, other HTTP/2 streams of the same device and app included,
+	// because bytes of this one may wait among theirs.
 	x.flow.OnCut(func() {
 		x.conn.reset()
-		x.mu.Lock()
-		x.backend.abort()
-		x.mu.Unlock()
-		cancel()
+		x.abort()
 	})
 	x.sending = patience{within: p.cfg.Timeouts.Write, over: func() { x.stall(); cancel() }}
 	defer x.sending.stop()

@@ -1,6 +1,8 @@
 package proxy
 
 import (
+	"context"
+	"net"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -25,6 +27,43 @@ type lane struct {
 	users     int    // exchanges under way
 	used      uint64 // when it was entered last, by lanes.clock
 	gone      bool   // nobody enters it any more
+}
+
+// backend is what an exchange has of its lane.
+type backend struct {
+	conn    net.Conn
+	cancel  context.CancelFunc
+	aborted bool
+}
+
+// got is told of the connection by which the request is about to leave.
+func (x *exchange) got(c net.Conn) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.backend.conn = c
+	if x.backend.aborted {
+		abort(c)
+	}
+}
+
+// abort ends the exchange with what is queued towards the app, also when that
+// speaks HTTP/2: to reset the stream alone would take nothing back. Whoever
+// shares the connection has the same login.
+func (x *exchange) abort() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.backend.aborted = true
+	if x.backend.conn != nil {
+		abort(x.backend.conn)
+	}
+	x.backend.cancel()
+}
+
+// release leaves the connection to the lane's next exchange.
+func (x *exchange) release() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.backend.conn = nil
 }
 
 // lanes are all there are. upstreams.mu guards them.
