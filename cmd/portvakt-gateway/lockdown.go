@@ -10,7 +10,15 @@ import (
 )
 
 func lockdownCmd(opt *options) *cobra.Command {
-	return group("lockdown", "Close an app, a person, a device, a site or all", lockdownOnCmd(opt), lockdownOffCmd(opt), lockdownListCmd(opt))
+	c := group("lockdown", "Close an app, a person, a device, a site or all", lockdownOnCmd(opt), lockdownOffCmd(opt), lockdownListCmd(opt))
+	c.Long = c.Short + `.
+
+To quarantine a device, lock it down (lockdown on --device): everything it has
+open is cut and no app is allowed it. It stays connected, so that its person is
+told, and another administrator has to approve its end. devices revoke ends a
+device for good.`
+	c.SuggestFor = []string{"quarantine", "isolate"}
+	return c
 }
 
 func lockdownOnCmd(opt *options) *cobra.Command {
@@ -26,6 +34,7 @@ policy says, until the lockdown is lifted. It survives a restart. Several
 lockdowns may be in force; each is lifted by itself.`,
 		Example: `  portvakt-gateway lockdown on --app crm --reason 'incident 42'
   portvakt-gateway lockdown on --subject "Anna Berg"
+  portvakt-gateway lockdown on --device anna-laptop   # quarantine
   portvakt-gateway lockdown on --site 198.51.100.0/24
   portvakt-gateway lockdown on --all`,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -343,6 +343,8 @@ func TestWrongUsage(t *testing.T) {
 		{"sessions revoke a b", "wanted one ID, got 2 arguments"},
 		{"devices lsit", `"lsit" is not a command of devices; did you mean list?`},
 		{"chekc", "check"},
+		{"quarantine --device x", "lockdown"},
+		{"quarantine", "lockdown"},
 		{"audit tail --frob", "unknown flag: --frob"},
 		{"audit tail -n x", "invalid argument"},
 		{"serve extra", "See: portvakt-gateway serve --help"},
