@@ -16,6 +16,12 @@ import (
 	"github.com/portvakt/portvakt/internal/transport"
 )
 
+// reply is an echo that came back.
+type reply struct {
+	size  int    // bytes
+	round uint16 // measurement it was sent for
+}
+
 // unproven is the inner MTU, in bytes, that SYNs are made for until a larger one
 // is proven: it fits the smallest outer MTU of IPv6, 1280, with 40 + 8 + 32
 // bytes around it.
@@ -35,6 +41,7 @@ type fit struct {
 	own, gateway netip.Addr // inner, IPv4
 	full         int        // the gateway's MTU
 	id           uint16     // of our echoes
+	token        uint64     // in them, which nobody outside the tunnel knows
 	patience     time.Duration
 	every        time.Duration // between two looks at a path that did not change
 
@@ -42,7 +49,8 @@ type fit struct {
 	limit    atomic.Int32           // of what is let through, full until less is proven
 	pending  atomic.Pointer[[]byte] // echo to send with the next batch
 	calling  atomic.Bool            // an echo of callSize bytes is to be sent, too
-	answers  chan int               // lengths of echoes that came back
+	round    atomic.Uint32          // measurement that is under way; the low 16 bits are in its echoes
+	answers  chan reply             // echoes that came back
 	changed  chan struct{}          // holds a token when the path changed
 	// push sends a datagram to an address inside the tunnel, so that Read returns.
 	push func(netip.AddrPort) error
@@ -59,9 +67,9 @@ func newFit(inner tun.Device, own, gateway []netip.Addr, full int) (*fit, error)
 		return nil, errors.New("the gateway gave no inner IPv4 addresses")
 	}
 	f := &fit{
-		Device: inner, own: own[i], gateway: gateway[j], full: full, id: uint16(rand.Uint32()),
+		Device: inner, own: own[i], gateway: gateway[j], full: full, id: uint16(rand.Uint32()), token: rand.Uint64(),
 		patience: 700 * time.Millisecond, every: 5 * time.Minute,
-		answers: make(chan int, 1), changed: make(chan struct{}, 1),
+		answers: make(chan reply, 1), changed: make(chan struct{}, 1),
 	}
 	f.segments.Store(int32(min(full, unproven)))
 	f.limit.Store(int32(full))
@@ -143,10 +151,10 @@ func (f *fit) Write(bufs [][]byte, offset int) (int, error) {
 	all := len(bufs)
 	bufs = slices.DeleteFunc(bufs, func(b []byte) bool {
 		p := b[offset:]
-		if n, ok := f.echoed(p); ok {
-			if n != callSize {
+		if a, ok := f.echoed(p); ok {
+			if a.size != callSize && a.round == uint16(f.round.Load()) {
 				select {
-				case f.answers <- n:
+				case f.answers <- a:
 				default:
 				}
 			}
@@ -278,18 +286,19 @@ func (f *fit) echo(size int) []byte {
 	binary.BigEndian.PutUint16(b[10:], ipsum.Of(0, b[:20]))
 	b[20] = 8
 	binary.BigEndian.PutUint16(b[24:], f.id)
-	binary.BigEndian.PutUint16(b[26:], uint16(size))
+	binary.BigEndian.PutUint16(b[26:], uint16(f.round.Load()))
+	binary.BigEndian.PutUint64(b[28:], f.token)
 	binary.BigEndian.PutUint16(b[22:], ipsum.Of(0, b[20:]))
 	return b
 }
 
-// echoed is the length of one of our echoes that came back.
-func (f *fit) echoed(p []byte) (int, bool) {
-	if len(p) < 28 || p[0] != 0x45 || p[9] != 1 || p[20] != 0 || binary.BigEndian.Uint16(p[24:]) != f.id ||
-		netip.AddrFrom4([4]byte(p[12:16])) != f.gateway {
-		return 0, false
+// echoed is one of our echoes that came back.
+func (f *fit) echoed(p []byte) (a reply, ok bool) {
+	if len(p) < 36 || p[0] != 0x45 || p[9] != 1 || p[20] != 0 || binary.BigEndian.Uint16(p[24:]) != f.id ||
+		binary.BigEndian.Uint64(p[28:]) != f.token || netip.AddrFrom4([4]byte(p[12:16])) != f.gateway {
+		return a, false
 	}
-	return len(p), int(binary.BigEndian.Uint16(p[26:])) == len(p)
+	return reply{len(p), binary.BigEndian.Uint16(p[26:])}, int(binary.BigEndian.Uint16(p[2:])) == len(p)
 }
 
 // run measures the path at the beginning, after every change and now and then.
@@ -323,8 +332,11 @@ func (f *fit) moved() {
 }
 
 // measure finds the largest inner MTU that passes both ways; 0 if the path went
-// away meanwhile. A WebSocket takes everything.
+// away meanwhile. A WebSocket takes everything. What answers an echo of an
+// earlier measurement proves nothing: it may have gone by another way, as what
+// waited for a first handshake does when that comes about by a WebSocket.
 func (f *fit) measure(ctx context.Context) int {
+	f.round.Add(1)
 	for _, size := range innerMTUs {
 		if size > f.full {
 			continue
@@ -367,8 +379,8 @@ func (f *fit) ask(ctx context.Context, size int) bool {
 		case <-t.C:
 			f.pending.Store(nil)
 			return false
-		case n := <-f.answers:
-			if n == size {
+		case a := <-f.answers:
+			if a == (reply{size, uint16(f.round.Load())}) {
 				return true
 			}
 		}

@@ -2,9 +2,11 @@ package tunnel
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/portvakt/portvakt/internal/ipsum"
 )
@@ -125,6 +127,7 @@ func TestSaysWhatIsTooBig(t *testing.T) {
 
 func TestEchoesAreKnown(t *testing.T) {
 	f := testFit(1200)
+	f.round.Store(7)
 	e := f.echo(1280)
 	if ipsum.Of(0, e[:20]) != 0 || ipsum.Of(0, e[20:]) != 0 || len(e) != 1280 {
 		t.Errorf("echo %x", e[:28])
@@ -134,15 +137,42 @@ func TestEchoesAreKnown(t *testing.T) {
 	}
 	copy(e[12:], []byte{100, 64, 0, 1})
 	e[20] = 0
-	if n, ok := f.echoed(e); !ok || n != 1280 {
-		t.Errorf("%d, %t", n, ok)
+	if a, ok := f.echoed(e); !ok || a != (reply{1280, 7}) {
+		t.Errorf("%+v, %t", a, ok)
 	}
 	if _, ok := f.echoed(e[:1000]); ok {
 		t.Error("half an answer counts")
 	}
-	e[25]++
-	if _, ok := f.echoed(e); ok {
-		t.Error("another's answer counts")
+	for _, at := range []int{25, 35} { // id and token
+		other := bytes.Clone(e)
+		other[at]++
+		if _, ok := f.echoed(other); ok {
+			t.Error("another's answer counts")
+		}
+	}
+}
+
+// What comes back of an earlier measurement's echoes is no answer to a later one.
+func TestALateEchoProvesNothing(t *testing.T) {
+	f := testFit(1200)
+	f.udp = func() bool { return true }
+	early := f.echo(1280)
+	copy(early[12:], []byte{100, 64, 0, 1})
+	early[20] = 0
+	answer := func() { _, _ = f.Write([][]byte{bytes.Clone(early)}, 0) }
+	answer() // between the measurements
+	asked := 0
+	ctx, stop := context.WithCancel(t.Context())
+	f.patience = time.Millisecond
+	f.push = func(netip.AddrPort) error {
+		answer() // and in the later one
+		if asked++; asked == 5 {
+			stop()
+		}
+		return nil
+	}
+	if n := f.measure(ctx); n != 0 {
+		t.Errorf("%d bytes are proven, and no echo was answered", n)
 	}
 }
 

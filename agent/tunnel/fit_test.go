@@ -60,6 +60,27 @@ func TestFindsWhatThePathLoses(t *testing.T) {
 	}
 }
 
+// Echoes that wait for the first handshake go by the WebSocket that brings it
+// about. They prove nothing about UDP, whose path is measured when it works.
+func TestAWebSocketProvesNothingAboutUDP(t *testing.T) {
+	t.Parallel()
+	m := newMixed(t, true, 5)
+	m.valve.longest.Store(1280 - 28)
+	m.becomes(t, tunnel.TransportWebSocket, 20*time.Second)
+	for end := time.Now().Add(20 * time.Second); m.Status().MTU != 1280; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("status %+v", m.Status())
+		}
+	}
+	m.valve.shut.Store(false)
+	m.becomes(t, tunnel.TransportUDP, 20*time.Second)
+	for end := time.Now().Add(20 * time.Second); m.Status().MTU != 1216; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("status %+v", m.Status())
+		}
+	}
+}
+
 // The usual path: the gateway's MTU is proven with the first echo.
 func TestFullMTUIsProvenAtOnce(t *testing.T) {
 	t.Parallel()
