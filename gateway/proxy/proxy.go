@@ -82,7 +82,7 @@ type Limits struct {
 	ResponseHeaderBytes int64 // of an app; 256 KiB
 	Message             int64 // of a WebSocket, from either side, as it is on the wire; 16 MiB
 	Streams             int   // concurrent HTTP/2 streams of one connection; 250
-	Pending             int   // connections that are not decided yet; 1,024
+	Pending             int   // connections that are not decided yet, beside one of each device; 1,024
 	DevicePending       int   // those of one device; 64
 	Deciding            int   // of these, how many are being decided at a time; 4
 	DeviceConns         int   // open HTTP connections of one device; 256

@@ -74,13 +74,16 @@ func (q *queue) over(now time.Time) bool {
 	return q.deciding+len(q.waiting) == 0 && q.ahead == 0
 }
 
-// enter puts a connection in its device's queue; it reports whether there was room.
+// enter puts a connection in its device's queue; it reports whether there was
+// room. There is for the only one of a device, however many others have.
 func (s *turns) enter(t *turn) (q *queue, ok bool) {
 	q = s.of[t.device]
-	if s.pending >= s.limits.Pending || q != nil && q.deciding+len(q.waiting) >= s.limits.DevicePending {
-		return q, false
-	}
-	if q == nil {
+	if q != nil {
+		has := q.deciding + len(q.waiting)
+		if has >= s.limits.DevicePending || has > 0 && s.pending >= s.limits.Pending {
+			return q, false
+		}
+	} else {
 		s.tidy()
 		q = &queue{}
 		s.of[t.device] = q
@@ -228,5 +231,6 @@ func (t *turn) closed(back float64) {
 }
 
 // Dropped counts the connections that were refused because as many as
-// Limits.Pending or Limits.DevicePending waited for their decisions.
+// Limits.Pending, or as Limits.DevicePending of the device's, waited for their
+// decisions.
 func (p *Proxy) Dropped() uint64 { return p.dropped.Load() }

@@ -96,6 +96,34 @@ func TestDecidedTakesNoPlace(t *testing.T) {
 	}
 }
 
+// Devices that have as many waiting as all may have keep nobody out who has none.
+func TestTheFirstOfADeviceIsHeard(t *testing.T) {
+	p := queued(Limits{Pending: 6, DevicePending: 3, Deciding: 1})
+	end := make(chan struct{})
+	var begun, refused [5]atomic.Int64
+	ask := func(device int) {
+		p.start(deviceAddr(device), func(context.Context, *turn) {
+			begun[device].Add(1)
+			<-end
+		}, func() { refused[device].Add(1) })
+	}
+	for _, device := range []int{1, 1, 1, 1, 2, 2, 2, 3, 3, 4} {
+		ask(device)
+	}
+	for device, want := range []int64{0, 1, 0, 1, 0} {
+		if n := refused[device].Load(); n != want {
+			t.Errorf("%d of device %d are refused, want %d", n, device, want)
+		}
+	}
+	close(end)
+	p.wg.Wait()
+	for device, want := range []int64{0, 3, 3, 1, 1} {
+		if n := begun[device].Load(); n != want {
+			t.Errorf("%d of device %d have begun, want %d", n, device, want)
+		}
+	}
+}
+
 // Whatever comes and goes in whatever order: each is served or refused once, no
 // bound is passed, and nothing is left.
 func TestTurnsAreBounded(t *testing.T) {
