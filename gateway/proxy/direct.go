@@ -123,8 +123,7 @@ func (p *Proxy) ask(r *http.Request, x *exchange, up *upload) (*http1.Conn, http
 			return c, head, nil
 		}
 		stale := errors.Is(err, http1.ErrStale)
-		again := c.Reused() && !c.Answered() && up.length == 0 && r.ContentLength == 0 && !timedOut(err) &&
-			(x.req.method == http.MethodGet || x.req.method == http.MethodHead || x.req.method == http.MethodOptions)
+		again := c.Reused() && !c.Answered() && up.length == 0 && r.ContentLength == 0 && !timedOut(err) && repeatable(x.req.method)
 		c.Abort()
 		up.end(c)
 		let := x.held.let()

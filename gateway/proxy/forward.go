@@ -59,6 +59,7 @@ func (pick) RoundTrip(r *http.Request) (*http.Response, error) {
 	x := exchangeOf(r)
 	r = r.WithContext(httptrace.WithClientTrace(r.Context(), &httptrace.ClientTrace{
 		GotConn:      func(info httptrace.GotConnInfo) { x.got(info.Conn) },
+		WroteHeaders: x.wrote,
 		WroteRequest: func(httptrace.WroteRequestInfo) { _ = x.sending.done(nil) },
 	}))
 	return x.lane.transport.RoundTrip(r)
@@ -128,11 +129,12 @@ func (p *Proxy) response(res *http.Response) error {
 // fault answers for an app that does not.
 func (p *Proxy) fault(w http.ResponseWriter, r *http.Request, x *exchange, err error) {
 	x.mu.Lock()
-	clientErr, stalled := x.clientErr, x.stalled
+	clientErr, gaveUp := x.clientErr, x.stalled || x.backend.spent
+	stalled := x.stalled
 	x.mu.Unlock()
 	// A cut is known to the Flow before its context ends; a body that was
 	// refused a chunk in between is no fault of the app's either.
-	if _, cut := x.flow.Cut(); cut || x.flow.Context().Err() != nil || !stalled && r.Context().Err() != nil || clientErr != nil {
+	if _, cut := x.flow.Cut(); cut || x.flow.Context().Err() != nil || !gaveUp && r.Context().Err() != nil || clientErr != nil {
 		x.note(0, outcomeDone) // cut, or the device went away: no fault of the app's
 		panic(http.ErrAbortHandler)
 	}

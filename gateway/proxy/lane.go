@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"crypto/tls"
 	"net"
 	"net/http"
 	"net/netip"
@@ -34,16 +35,41 @@ type backend struct {
 	conn    net.Conn
 	cancel  context.CancelFunc
 	aborted bool
+	sent    int  // how often the request's head has left
+	spent   bool // it was about to leave too often
 }
 
 // got is told of the connection by which the request is about to leave.
+// http.Transport sends some again that an app may have got, for reasons that a
+// device can bring about (Idempotency-Key) or the app (HTTP/2's PROTOCOL_ERROR);
+// a record is of one request.
 func (x *exchange) got(c net.Conn) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.backend.conn = c
-	if x.backend.aborted {
+	b := &x.backend
+	b.conn = c
+	switch {
+	case b.aborted:
 		abort(c)
+	case b.sent > 0 && (b.sent > 1 || !repeatable(x.req.method)):
+		b.spent = true
+		b.cancel()
+		if t, ok := c.(*tls.Conn); !ok || t.ConnectionState().NegotiatedProtocol != "h2" {
+			abort(c) // HTTP/2 sends nothing of what was cancelled; HTTP/1.1 may
+		}
 	}
+}
+
+// wrote is told that the request's head has left, or is about to.
+func (x *exchange) wrote() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.backend.sent++
+}
+
+// repeatable says that to ask an app once more changes nothing (RFC 9110, 9.2.2).
+func repeatable(method string) bool {
+	return method == http.MethodGet || method == http.MethodHead || method == http.MethodOptions
 }
 
 // abort ends the exchange with what is queued towards the app, also when that
