@@ -29,7 +29,8 @@ func TestModes(t *testing.T) {
 			for _, c := range modeCases {
 				t.Run(c.name, func(t *testing.T) {
 					priv, _ := keyPair()
-					in := startMode(t, mode, "127.0.0.1:0", priv)
+					// An MTU that leaves room for a smaller path.
+					in := startConfig(t, tunnel.Config{PrivateKey: priv, Listen: "127.0.0.1:0", Mode: mode, MTU: 1420}, nil)
 					c.run(t, in)
 				})
 			}
@@ -69,6 +70,7 @@ var modeCases = []struct {
 	{"resets are bounded", caseResetsAreBounded},
 	{"who is refused without end is heard less", caseUnheard},
 	{"packets no stack must see", caseRefusedPackets},
+	{"a flow's smaller path", caseSmallerPath},
 	{"stop resets what is open", caseStop},
 	{"device to device", caseHairpin},
 }

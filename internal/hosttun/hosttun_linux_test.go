@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"sync"
@@ -313,57 +312,6 @@ func TestUnasked(t *testing.T) {
 	if got := w.next(3 * time.Second); got == nil || got[33]&flagRST == 0 {
 		t.Errorf("a connection nobody asked for: %x, want a reset", got)
 	}
-}
-
-// TestSmallerPath: the device says that a segment did not fit; from then on all
-// do.
-func TestSmallerPath(t *testing.T) {
-	conns := make(chan net.Conn, 1)
-	o := passing(func(r *TCPRequest) {
-		if c, err := r.Accept(); err == nil {
-			conns <- c
-		}
-	})
-	o.MTU = 1420
-	w := start(t, o)
-	syn := append(segment(at(laptop, 40000), at(app, 443), flagSYN, 100, 0), 2, 4, 1380>>8, 1380&0xff)
-	syn[3], syn[32] = 44, 6<<4
-	syn[10], syn[11], syn[36], syn[37] = 0, 0, 0, 0
-	binary.BigEndian.PutUint16(syn[10:], checksum(0, syn[:20]))
-	binary.BigEndian.PutUint16(syn[36:], checksum(0, append(append(append([]byte{}, syn[12:20]...), 0, 6, 0, 24), syn[20:]...)))
-	w.send(t, syn)
-	got := w.next(3 * time.Second)
-	if got == nil || got[33] != flagSYN|flagACK {
-		t.Fatalf("SYN: %x", got)
-	}
-	w.send(t, segment(at(laptop, 40000), at(app, 443), flagACK, 101, binary.BigEndian.Uint32(got[24:])+1))
-	c := <-conns
-	defer c.Close()
-	_, err := c.Write(make([]byte, 3000))
-	must(t, err)
-	big := w.next(3 * time.Second)
-	if len(big) != 1420 {
-		t.Fatalf("the first segment has %d bytes, want 1420", len(big))
-	}
-	news := make([]byte, 20+8+28)
-	news[0], news[3], news[8], news[9] = 0x45, byte(len(news)), 64, 1
-	copy(news[12:], big[16:20])
-	copy(news[16:], big[12:16])
-	binary.BigEndian.PutUint16(news[10:], checksum(0, news[:20]))
-	news[20], news[21] = 3, 4
-	binary.BigEndian.PutUint16(news[26:], 1300)
-	copy(news[28:], big[:28])
-	binary.BigEndian.PutUint16(news[22:], checksum(0, news[20:]))
-	w.send(t, news)
-	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); {
-		if again := w.next(time.Second); len(again) > 40 && bytes.Equal(again[24:28], big[24:28]) {
-			if len(again) > 1300 {
-				t.Fatalf("sent again with %d bytes", len(again))
-			}
-			return
-		}
-	}
-	t.Error("the segment that did not fit is not sent again")
 }
 
 func TestPacketsTheKernelNeverSees(t *testing.T) {

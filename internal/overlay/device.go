@@ -156,36 +156,44 @@ func (d *device) admits(packet []byte) bool {
 }
 
 // forGateway keeps from a stack that answers for every address what such a
-// stack must not act on: UDP, which is not its own, ICMP but for echo requests to its own addresses,
-// fragments, and IPv6 extension headers, behind which ICMP could hide. It holds
-// with any filter and without one.
+// stack must not act on: UDP, which is not its own, ICMP but for echo requests to
+// its own addresses and news of a smaller path, fragments, and IPv6 extension
+// headers, behind which ICMP could hide. It holds with any filter and without one.
 func (d *device) forGateway(packet []byte) bool {
-	var proto, echo byte
-	var dst netip.Addr
+	var proto tcpip.TransportProtocolNumber
 	var l4 []byte
 	switch {
 	case len(packet) >= header.IPv4MinimumSize && packet[0]>>4 == 4:
 		if h := header.IPv4(packet); h.More() || h.FragmentOffset() != 0 {
 			return false
 		}
-		proto, echo = packet[9], byte(header.ICMPv4Echo)
-		dst, _ = netip.AddrFromSlice(packet[16:20])
-		l4 = packet[min(int(packet[0]&0x0f)*4, len(packet)):]
+		proto, l4 = header.IPv4(packet).TransportProtocol(), packet[min(int(packet[0]&0x0f)*4, len(packet)):]
 	case len(packet) >= header.IPv6MinimumSize && packet[0]>>4 == 6:
-		proto, echo = packet[6], byte(header.ICMPv6EchoRequest)
-		dst, _ = netip.AddrFromSlice(packet[24:40])
-		l4 = packet[header.IPv6MinimumSize:]
+		proto, l4 = header.IPv6(packet).TransportProtocol(), packet[header.IPv6MinimumSize:]
 	default:
 		return false
 	}
-	switch tcpip.TransportProtocolNumber(proto) {
-	case header.TCPProtocolNumber:
+	switch {
+	case proto == header.TCPProtocolNumber:
 		return true
-	case header.ICMPv4ProtocolNumber, header.ICMPv6ProtocolNumber:
-		return len(l4) > 0 && l4[0] == echo && slices.Contains(d.stack.opts.Addresses, dst)
+	case len(l4) < header.ICMPv4MinimumSize:
+		return false
+	case packet[0]>>4 == 4 && proto == header.ICMPv4ProtocolNumber:
+		dst := netip.AddrFrom4([4]byte(packet[16:]))
+		return l4[0] == byte(header.ICMPv4Echo) && slices.Contains(d.stack.opts.Addresses, dst) ||
+			l4[0] == byte(header.ICMPv4DstUnreachable) && l4[1] == byte(header.ICMPv4FragmentationNeeded) && header.ICMPv4(l4).MTU() >= leastPath4
+	case packet[0]>>4 == 6 && proto == header.ICMPv6ProtocolNumber:
+		dst := netip.AddrFrom16([16]byte(packet[24:]))
+		return l4[0] == byte(header.ICMPv6EchoRequest) && slices.Contains(d.stack.opts.Addresses, dst) ||
+			l4[0] == byte(header.ICMPv6PacketTooBig) && l4[1] == 0 && header.ICMPv6(l4).MTU() >= header.IPv6MinimumMTU
 	}
 	return false
 }
+
+// leastPath4 is the least MTU of a path that a gateway's stack believes in over
+// IPv4; IPv6 has one of its own. Of some that are less it makes segments of a
+// single byte.
+const leastPath4 = 576
 
 // MTU implements [tun.Device].
 func (d *device) MTU() (int, error) { return int(d.link.MTU()), nil }

@@ -26,6 +26,13 @@ func FuzzInbound(f *testing.F) {
 	pseudo := append(append([]byte{}, syn[12:20]...), 0, 6, 0, 20)
 	binary.BigEndian.PutUint16(syn[36:], checksum(append(pseudo, syn[20:]...)))
 	f.Add(syn)
+	// News of a smaller path for a connection there is not.
+	news := append(icmpEcho(device[0], gateway[0])[:28:28], syn...)
+	news[3], news[20], news[21], news[26], news[27] = 68, 3, 4, 0x05, 0x14
+	news[10], news[11], news[22], news[23] = 0, 0, 0, 0
+	binary.BigEndian.PutUint16(news[10:], checksum(news[:20]))
+	binary.BigEndian.PutUint16(news[22:], checksum(news[20:]))
+	f.Add(news)
 
 	s, err := overlay.New(overlay.Options{
 		Addresses: gateway, Gateway: true,
