@@ -71,6 +71,7 @@ var modeCases = []struct {
 	{"who is refused without end is heard less", caseUnheard},
 	{"packets no stack must see", caseRefusedPackets},
 	{"a flow's smaller path", caseSmallerPath},
+	{"segments are not tiny", caseTinySegments},
 	{"stop resets what is open", caseStop},
 	{"device to device", caseHairpin},
 }

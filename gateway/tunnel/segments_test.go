@@ -104,6 +104,25 @@ func caseSmallerPath(t *testing.T, in *ingress) {
 	}
 }
 
+// caseTinySegments: a device that asks for segments of a few bytes does not have
+// the gateway make a packet for every few bytes.
+func caseTinySegments(t *testing.T, in *ingress) {
+	for i := range app {
+		for n, mss := range []byte{0, 1, 48} {
+			d := 3*i + n
+			c := in.wired(t, d)
+			nc := c.asks(t, in, at(inner(d)[i], 40000), at(app[i], 8), 1, 1, 1, 1, 2, 4, 0, mss)
+			defer nc.Close()
+			if _, err := nc.Write(make([]byte, 3000)); err != nil {
+				t.Fatal(err)
+			}
+			if got := c.next(10 * time.Second); len(got) < 500 {
+				t.Errorf("%v, who asks for segments of %d bytes, is sent packets of %d", inner(d)[i], mss, len(got))
+			}
+		}
+	}
+}
+
 // tooBig is the news that a packet did not fit (RFC 1191, RFC 4443), of whom it
 // was for.
 func tooBig(p []byte, mtu uint16) []byte {

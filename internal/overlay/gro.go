@@ -43,6 +43,7 @@ type unit struct {
 	tcp  bool // flow is set
 	flow flow
 	open bool   // more may join
+	asks bool   // it asks for a connection
 	next uint32 // sequence number behind the last byte
 }
 
@@ -164,7 +165,7 @@ func (a *arrivals) addTCP(proto tcpip.NetworkProtocolNumber, packet []byte, ip, 
 	case header.TCPFlagAck | header.TCPFlagPsh:
 		u.open = u.open && data > 0
 	default:
-		u.open = false
+		u.open, u.asks = false, begins(t)
 	}
 
 	i := len(a.packets)
@@ -244,6 +245,13 @@ func (a *arrivals) copied(u *unit) *buffer.View {
 	v := buffer.NewView(u.size)
 	first, last := &a.packets[u.first], &a.packets[u.last]
 	_, _ = v.Write(first.bytes)
+	if u.asks {
+		ip := header.IPv6MinimumSize
+		if u.proto == header.IPv4ProtocolNumber {
+			ip = int(header.IPv4(first.bytes).HeaderLength())
+		}
+		raiseMSS(v.AsSlice()[ip+header.TCPMinimumSize : first.payload])
+	}
 	if u.first == u.last {
 		return v
 	}

@@ -3,6 +3,8 @@ package overlay
 import (
 	"encoding/binary"
 	"testing"
+
+	"gvisor.dev/gvisor/pkg/tcpip/header"
 )
 
 // TestPathsThatAreBelieved: news of a smaller path gets to a gateway's stack, of
@@ -45,4 +47,29 @@ func TestPathsThatAreBelieved(t *testing.T) {
 			t.Errorf("%s: a message of seven bytes passes", c.name)
 		}
 	}
+}
+
+// FuzzRaiseMSS: whatever the options of a SYN are, the stack reads a size of 536
+// or more out of them, and all else as it was.
+func FuzzRaiseMSS(f *testing.F) {
+	for _, o := range []string{
+		"\x02\x04\x05\x64", "\x02\x04\x00\x01", "\x02\x04\x00\x00", "\x01\x01\x02\x04\x00\x30\x03\x03\x0a\x00", "\x03\x03\x0a\x02\x04\x00\x01\x00",
+		"\x02\x04\x05\x64\x02\x04\x00\x01", "\x08\x0a\x02\x04\x00\x01\x00\x00\x00\x00\x02\x04\x00\x01", "\x02\x03\x01\x02\x04\x00\x01\x00", "\xfe\x02\x02\x04\x00\x01", "\x02",
+	} {
+		f.Add([]byte(o))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if len(b) > header.TCPOptionsMaximumSize {
+			return
+		}
+		was := header.ParseSynOptions(b, false)
+		raiseMSS(b)
+		is := header.ParseSynOptions(b, false)
+		if is.MSS < leastMSS || was.MSS >= leastMSS && is.MSS < was.MSS {
+			t.Fatalf("%x: a segment of %d bytes is read as %d", b, was.MSS, is.MSS)
+		}
+		if is.WS != was.WS || is.TS != was.TS || is.TSVal != was.TSVal || is.SACKPermitted != was.SACKPermitted {
+			t.Fatalf("%x: %+v is read as %+v", b, was, is)
+		}
+	})
 }

@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"encoding/binary"
 	"errors"
 	"net"
 	"net/netip"
@@ -203,6 +204,34 @@ func asks(packet []byte) (id stack.TransportEndpointID, ok bool) {
 // begins tells whether a TCP header asks for a connection.
 func begins(h header.TCP) bool {
 	return h.Flags()&(header.TCPFlagSyn|header.TCPFlagAck|header.TCPFlagRst) == header.TCPFlagSyn
+}
+
+// leastMSS is the least segment that who asks for a connection is sent, in bytes
+// and with its options. It may name less (RFC 9293 section 3.7.1), and would have
+// a packet made, encrypted and sent for every few bytes. Paths that carry a tunnel
+// take more, and tcp_min_snd_mss does the same where the kernel's stack is used.
+const leastMSS = 536
+
+// raiseMSS leaves no segment size less than leastMSS among the TCP options of a
+// SYN. The stack takes 0 for none, which means 536. The checksum, which was
+// verified, does not follow.
+func raiseMSS(options []byte) {
+	for len(options) > 0 && options[0] != header.TCPOptionEOL {
+		if options[0] == header.TCPOptionNOP {
+			options = options[1:]
+			continue
+		}
+		if len(options) < 2 || options[1] < 2 || int(options[1]) > len(options) {
+			return
+		}
+		n := options[1]
+		if options[0] == header.TCPOptionMSS && n == header.TCPOptionMSSLength {
+			if mss := binary.BigEndian.Uint16(options[2:]); 0 < mss && mss < leastMSS {
+				binary.BigEndian.PutUint16(options[2:], leastMSS)
+			}
+		}
+		options = options[n:]
+	}
 }
 
 func (s *Stack) count(v halfopen.Verdict) {
