@@ -165,3 +165,28 @@ func TestLossIsNoBlockade(t *testing.T) {
 		}
 	})
 }
+
+// An initiation of the gateway's ends ours: a WebSocket that opens then must not
+// take it along, or both begin once more after 5 s. Anything else does not.
+func TestACallEndsOurInitiation(t *testing.T) {
+	r, err := newRoad(netip.MustParseAddrPort("127.0.0.1:9"), transport.UDPOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	message := func(kind byte, size int) []byte {
+		b := make([]byte, size)
+		b[0] = kind
+		return b
+	}
+	for _, d := range [][]byte{
+		message(device.MessageResponseType, device.MessageResponseSize),
+		message(device.MessageTransportType, 32),
+		message(device.MessageInitiationType, device.MessageInitiationSize),
+	} {
+		_ = r.Send([][]byte{message(device.MessageInitiationType, device.MessageInitiationSize)}, nil) // it is closed
+		r.heard(d, r.to)
+		if ended := r.initiation == nil; ended != (d[0] == device.MessageInitiationType) {
+			t.Errorf("after a message of type %d: ended %v", d[0], ended)
+		}
+	}
+}

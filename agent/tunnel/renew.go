@@ -33,14 +33,22 @@ const (
 // now. Both ends renew their sessions in the same way every two minutes, so that
 // nothing is given up for a handshake alone.
 
-// shook notes a datagram from the gateway that may end a handshake.
+// shook notes a datagram from the gateway that may end a handshake. Its own
+// initiation ends ours: sent again, that would only end the gateway's, and both
+// would begin once more after 5 s.
 func (r *road) shook(b []byte) {
 	switch transport.Kind(b) {
-	case device.MessageInitiationType, device.MessageResponseType:
-		select {
-		case r.shakes <- struct{}{}:
-		default:
-		}
+	case device.MessageInitiationType:
+		r.mu.Lock()
+		r.initiation = nil
+		r.mu.Unlock()
+	case device.MessageResponseType:
+	default:
+		return
+	}
+	select {
+	case r.shakes <- struct{}{}:
+	default:
 	}
 }
 

@@ -49,7 +49,7 @@ type road struct {
 	doubt time.Duration
 
 	mu         sync.Mutex
-	initiation []byte   // guarded by mu: the last handshake initiation sent by UDP
+	initiation []byte   // guarded by mu: the last handshake initiation sent by UDP; nil if the gateway began one since
 	kept       [][]byte // guarded by mu: the last data sent in doubt
 	keptSince  int64    // guarded by mu: the value of sent it belongs to
 }
