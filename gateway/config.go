@@ -36,6 +36,7 @@ type Config struct {
 	Location LocationConfig `yaml:"location"`
 	Policy   PolicyConfig   `yaml:"policy"`
 	Proxy    ProxyConfig    `yaml:"proxy"`
+	Media    MediaConfig    `yaml:"media"`
 	Audit    AuditConfig    `yaml:"audit"`
 	Admin    AdminConfig    `yaml:"admin"`
 	Log      LogConfig      `yaml:"log"`
@@ -46,7 +47,8 @@ type PublicConfig struct {
 	Listen string `yaml:"listen"` // host:port, default ":443"
 	// URL is how agents, apps and the identity provider reach this gateway; it
 	// is the issuer of assertions.
-	URL string `yaml:"url"`
+	URL      string         `yaml:"url"`
+	Timeouts PublicTimeouts `yaml:"timeouts"`
 }
 
 // TLSConfig says where the public port's certificate comes from. Agents are
@@ -98,9 +100,10 @@ type IdentityConfig struct {
 	CAFile           string   `yaml:"ca_file"`
 }
 
-// SessionConfig bounds logins.
+// SessionConfig bounds logins and what devices have open.
 type SessionConfig struct {
-	Lifetime Duration `yaml:"lifetime"` // default 12h
+	Lifetime    Duration `yaml:"lifetime"`     // default 12h
+	DeviceFlows int      `yaml:"device_flows"` // open Flows of one device, default 2,048
 }
 
 // PostureConfig bounds posture reports.
@@ -327,7 +330,10 @@ func (c *Config) problems() []problem {
 	c.checkChoices(bad)
 	c.checkDurations(bad)
 	c.checkRetention(bad)
+	checkLimits(bad, "session.", []limit{{"device_flows", int64(c.Session.DeviceFlows), 1, 1 << 20}})
+	c.Public.Timeouts.check(bad)
 	c.Proxy.check(bad)
+	c.Media.check(bad)
 	c.checkFiles(bad)
 	c.checkAdmin(bad)
 	if len(out) == 0 {

@@ -113,6 +113,12 @@ func TestBadConfigSaysWhereAndWhat(t *testing.T) {
 		"timeout of nothing":  {add("proxy:\n  timeouts: {dial: 1ms}\n"), "gateway.yaml:10: proxy.timeouts.dial: expected a duration between 1s and 1h"},
 		"timeout":             {add("proxy:\n  timeouts: {idle: soon}\n"), "gateway.yaml:10: proxy.timeouts.idle: expected a duration"},
 		"limit":               {add("proxy:\n  limits: {websocket_message_bytes: -1}\n"), "gateway.yaml:10: proxy.limits.websocket_message_bytes: expected between 125 and 1099511627776, got -1"},
+		"app left alone":      {add("proxy:\n  timeouts: {leave_alone: 0s}\n"), "gateway.yaml:10: proxy.timeouts.leave_alone: expected a duration between 1s and 1h"},
+		"failed dials":        {add("proxy:\n  limits: {failed_dials: -1}\n"), "gateway.yaml:10: proxy.limits.failed_dials: expected between 1 and 1024, got -1"},
+		"media timeout":       {add("media:\n  timeouts: {idle: 2h}\n"), "gateway.yaml:10: media.timeouts.idle: expected a duration between 1s and 1h"},
+		"media limit":         {add("media:\n  limits: {device_ports: 70000}\n"), "gateway.yaml:10: media.limits.device_ports: expected between 1 and 65536, got 70000"},
+		"public timeout":      {strings.Replace(good, "public:\n", "public:\n  timeouts: {read: 1ms}\n", 1), "public.timeouts.read: expected a duration between 1s and 1h"},
+		"flows of a device":   {add("session:\n  device_flows: -5\n"), "gateway.yaml:10: session.device_flows: expected between 1 and 1048576, got -5"},
 		"log level":           {add("log:\n  level: loud\n"), "gateway.yaml:10: log.level: expected one of debug, info, warn, error"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -145,7 +145,7 @@ func (g *gateway) build() (err error) {
 	}
 	g.sessions = session.New(session.Config{
 		Engine: g.engine, Store: g.store, Audit: g.audit, Table: g.table, Gateway: own, ControlPort: wire.ControlPort,
-		Locate: g.places.Lookup, PostureMaxAge: time.Duration(cfg.Posture.MaxAge), Log: g.log,
+		Locate: g.places.Lookup, PostureMaxAge: time.Duration(cfg.Posture.MaxAge), MaxFlows: cfg.Session.DeviceFlows, Log: g.log,
 		AddPeer:    g.addPeer,
 		RemovePeer: func(key [32]byte) error { return g.tunnel.RemovePeer(key) },
 		Left:       func(device string) { g.tunnel.Hangup(device) },
@@ -172,6 +172,7 @@ func (g *gateway) build() (err error) {
 	g.media, err = media.New(media.Config{
 		Sessions: g.sessions, AppByAddr: g.sessions.AppByAddr, Inject: g.tunnel.Inject, MTU: cfg.Tunnel.MTU,
 		Gateway: own, DNS: names.Answer, Device: g.tunnel.FirstAddress, Forbidden: cfg.forbidden(), Log: g.log,
+		Timeouts: cfg.Media.timeouts(), Limits: cfg.Media.limits(),
 	})
 	if err != nil {
 		return err
@@ -249,6 +250,7 @@ func (g *gateway) run(ctx context.Context) error {
 		grp.Go(func() error { return g.admin.Run(base) }) // who revokes must not have to wait
 		grp.Go(func() error {
 			srv := httpServer(g.api.Public(), g.log)
+			g.cfg.Public.Timeouts.apply(srv)
 			srv.TLSConfig, srv.ConnContext = g.public.TLSConfig(), transport.ConnContext
 			return serve(ctx, srv, func() error { return srv.ServeTLS(public, "", "") })
 		})

@@ -24,6 +24,8 @@ type ProxyTimeouts struct {
 	WriteTCP       Duration `yaml:"write_tcp"`
 	WebSocketPing  Duration `yaml:"websocket_ping"`
 	Drain          Duration `yaml:"drain"`
+	UpstreamIdle   Duration `yaml:"upstream_idle"`
+	LeaveAlone     Duration `yaml:"leave_alone"`
 }
 
 // ProxyLimits bound what is held.
@@ -35,11 +37,14 @@ type ProxyLimits struct {
 	Pending               int   `yaml:"pending"`
 	DevicePending         int   `yaml:"device_pending"`
 	DeviceConnections     int   `yaml:"device_connections"`
+	DeviceDeciding        int   `yaml:"device_deciding"`
+	FailedDials           int   `yaml:"failed_dials"`
 }
 
 func (c ProxyConfig) timeouts() proxy.Timeouts {
 	t := c.Timeouts
 	return proxy.Timeouts{
+		UpstreamIdle: time.Duration(t.UpstreamIdle), LeaveAlone: time.Duration(t.LeaveAlone),
 		Handshake: time.Duration(t.Handshake), ReadHeader: time.Duration(t.ReadHeader), Idle: time.Duration(t.Idle), Dial: time.Duration(t.Dial),
 		ResponseHeader: time.Duration(t.ResponseHeader), Write: time.Duration(t.Write), WriteTCP: time.Duration(t.WriteTCP), Ping: time.Duration(t.WebSocketPing), Drain: time.Duration(t.Drain),
 	}
@@ -50,16 +55,14 @@ func (c ProxyConfig) limits() proxy.Limits {
 	return proxy.Limits{
 		HeaderBytes: l.HeaderBytes, ResponseHeaderBytes: l.ResponseHeaderBytes, Message: l.WebSocketMessageBytes, Streams: l.Streams,
 		Pending: l.Pending, DevicePending: l.DevicePending, DeviceConns: l.DeviceConnections,
+		Deciding: l.DeviceDeciding, FailedDials: l.FailedDials,
 	}
 }
 
 // check says what is no bound at all, or one that nothing could live with.
 func (c ProxyConfig) check(bad func(key, format string, args ...any)) {
 	t, l := c.Timeouts, c.Limits
-	for _, d := range []struct {
-		key string
-		v   Duration
-	}{
+	checkWaits(bad, "proxy.timeouts.", []wait{
 		{"handshake", t.Handshake},
 		{"read_header", t.ReadHeader},
 		{"idle", t.Idle},
@@ -69,15 +72,10 @@ func (c ProxyConfig) check(bad func(key, format string, args ...any)) {
 		{"write_tcp", t.WriteTCP},
 		{"websocket_ping", t.WebSocketPing},
 		{"drain", t.Drain},
-	} {
-		if v := time.Duration(d.v); v != 0 && (v < time.Second || v > time.Hour) {
-			bad("proxy.timeouts."+d.key, "expected a duration between 1s and 1h")
-		}
-	}
-	for _, n := range []struct {
-		key           string
-		v, least, max int64
-	}{
+		{"upstream_idle", t.UpstreamIdle},
+		{"leave_alone", t.LeaveAlone},
+	})
+	checkLimits(bad, "proxy.limits.", []limit{
 		{"header_bytes", int64(l.HeaderBytes), 4 << 10, 1 << 20},
 		{"response_header_bytes", l.ResponseHeaderBytes, 4 << 10, 16 << 20},
 		{"websocket_message_bytes", l.WebSocketMessageBytes, 125, 1 << 40},
@@ -85,9 +83,7 @@ func (c ProxyConfig) check(bad func(key, format string, args ...any)) {
 		{"pending", int64(l.Pending), 1, 1 << 20},
 		{"device_pending", int64(l.DevicePending), 1, 1 << 20},
 		{"device_connections", int64(l.DeviceConnections), 1, 1 << 20},
-	} {
-		if n.v != 0 && (n.v < n.least || n.v > n.max) {
-			bad("proxy.limits."+n.key, "expected between %d and %d, got %d", n.least, n.max, n.v)
-		}
-	}
+		{"device_deciding", int64(l.DeviceDeciding), 1, 1 << 10},
+		{"failed_dials", int64(l.FailedDials), 1, 1 << 10},
+	})
 }

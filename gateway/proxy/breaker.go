@@ -19,7 +19,9 @@ import (
 // so that whoever asks for one is told at once and nobody waits for a time-out
 // that others have waited for.
 type breakers struct {
-	log *slog.Logger
+	log   *slog.Logger
+	after uint32        // connections in a row that fail until an app is left alone
+	pause time.Duration // for how long it is; then one connection is tried
 
 	mu  sync.Mutex // guards all
 	all map[breakerKey]*breaker
@@ -33,14 +35,16 @@ type breaker struct {
 type breakerKey struct{ app, address string }
 
 const (
-	// tripAfter is how many connections in a row fail until an app is left alone.
-	tripAfter = 5
-	// leaveAlone is for how long; then one connection is tried.
-	leaveAlone = 2 * time.Second
+	tripAfter  = 5               // unless Limits.FailedDials says otherwise
+	leaveAlone = 2 * time.Second // unless Timeouts.LeaveAlone says otherwise
 	// forgetAfter is how long nobody asked for an app, which may be gone by then
 	// or elsewhere.
 	forgetAfter = 10 * time.Minute
 )
+
+func newBreakers(cfg Config) breakers {
+	return breakers{log: cfg.Log, after: uint32(cfg.Limits.FailedDials), pause: cfg.Timeouts.LeaveAlone}
+}
 
 // errLeftAlone is the error of a connection that was not tried.
 var errLeftAlone = errors.New("the app did not answer several times and is not asked again yet")
@@ -71,8 +75,8 @@ func (b *breakers) of(key breakerKey) *breaker {
 	}
 	maps.DeleteFunc(b.all, func(_ breakerKey, old *breaker) bool { return now.Sub(old.asked) > forgetAfter })
 	fresh := &breaker{asked: now, CircuitBreaker: gobreaker.NewCircuitBreaker[net.Conn](gobreaker.Settings{
-		Name: key.app, MaxRequests: 1, Timeout: leaveAlone,
-		ReadyToTrip: func(n gobreaker.Counts) bool { return n.ConsecutiveFailures >= tripAfter },
+		Name: key.app, MaxRequests: 1, Timeout: b.pause,
+		ReadyToTrip: func(n gobreaker.Counts) bool { return n.ConsecutiveFailures >= b.after },
 		// The device went away, or policy forbids the address: no word about the app.
 		IsExcluded: func(err error) bool {
 			return errors.Is(err, context.Canceled) || errors.Is(err, dial.ErrForbidden)

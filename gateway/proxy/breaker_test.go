@@ -17,7 +17,7 @@ import (
 
 func TestBreaker(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := &breakers{log: slog.New(slog.DiscardHandler)}
+		b := &breakers{log: slog.New(slog.DiscardHandler), after: tripAfter, pause: leaveAlone}
 		dead := errors.New("no route")
 		answer, asked := error(dead), 0
 		ask := func(app string) error {
@@ -80,10 +80,32 @@ func TestBreaker(t *testing.T) {
 	})
 }
 
+// When an app is left alone, and for how long, is for who runs the gateway to say.
+func TestBreakerAsNamed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBreakers(Config{Log: slog.New(slog.DiscardHandler), Limits: Limits{FailedDials: 2}, Timeouts: Timeouts{LeaveAlone: time.Minute}})
+		asked := 0
+		ask := func() {
+			_, _ = b.try(breakerKey{"crm", "x"}, func() (net.Conn, error) { asked++; return nil, errors.New("no route") })
+		}
+		for range 5 {
+			ask()
+		}
+		time.Sleep(59 * time.Second)
+		if ask(); asked != 2 {
+			t.Errorf("asked %d times before its minute is over, want 2", asked)
+		}
+		time.Sleep(2 * time.Second)
+		if ask(); asked != 3 {
+			t.Errorf("asked %d times after it, want 3", asked)
+		}
+	})
+}
+
 // An app that is gone is not unreachable for ever.
 func TestBreakersAreForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := &Proxy{upstreams: upstreams{breakers: breakers{log: slog.New(slog.DiscardHandler)}}}
+		p := &Proxy{upstreams: upstreams{breakers: breakers{log: slog.New(slog.DiscardHandler), after: tripAfter, pause: leaveAlone}}}
 		ask := func(app string) {
 			_, _ = p.upstreams.breakers.try(breakerKey{app, "x"}, func() (net.Conn, error) { return nil, errors.New("no route") })
 		}
@@ -108,7 +130,7 @@ func TestBreakersAreForgotten(t *testing.T) {
 // app, not even as a probe.
 func TestBreakerCountsTheAppsFaultsOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := &breakers{log: slog.New(slog.DiscardHandler)}
+		b := &breakers{log: slog.New(slog.DiscardHandler), after: tripAfter, pause: leaveAlone}
 		asked := 0
 		ask := func(answer error) error {
 			_, err := b.try(breakerKey{"crm", "x"}, func() (net.Conn, error) { asked++; return nil, answer })

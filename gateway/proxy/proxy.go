@@ -73,6 +73,8 @@ type Timeouts struct {
 	WriteTCP       time.Duration // the same on connections of tcp apps; 15 min
 	Ping           time.Duration // to a device that says nothing on a WebSocket; 30 s
 	Drain          time.Duration // what is open when Run's context ends; 5 s
+	UpstreamIdle   time.Duration // a connection to an app between requests; 90 s
+	LeaveAlone     time.Duration // an app after Limits.FailedDials; 2 s
 }
 
 // Limits bound what one device, or all of them, can make the proxy hold. A
@@ -86,6 +88,7 @@ type Limits struct {
 	DevicePending       int   // those of one device; 64
 	Deciding            int   // of these, how many are being decided at a time; 4
 	DeviceConns         int   // open HTTP connections of one device; 256
+	FailedDials         int   // connections to an app in a row until it is left alone; 5
 }
 
 func setDefault[T int | int64 | time.Duration](v *T, to T) {
@@ -104,6 +107,8 @@ func (t *Timeouts) defaults() {
 	setDefault(&t.WriteTCP, 15*time.Minute)
 	setDefault(&t.Ping, 30*time.Second)
 	setDefault(&t.Drain, 5*time.Second)
+	setDefault(&t.UpstreamIdle, 90*time.Second)
+	setDefault(&t.LeaveAlone, leaveAlone)
 }
 
 func (l *Limits) defaults() {
@@ -115,6 +120,7 @@ func (l *Limits) defaults() {
 	setDefault(&l.DevicePending, 64)
 	setDefault(&l.Deciding, 4)
 	setDefault(&l.DeviceConns, 256)
+	setDefault(&l.FailedDials, tripAfter)
 }
 
 // Proxy enforces policy between tunnels and apps. Its methods are safe for

@@ -12,7 +12,6 @@ import (
 	"os"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/portvakt/portvakt/gateway/dial"
 	"github.com/portvakt/portvakt/gateway/http1"
@@ -47,7 +46,7 @@ type upstreams struct {
 
 func newUpstreams(cfg Config) upstreams {
 	return upstreams{
-		timeouts: cfg.Timeouts, limits: cfg.Limits, forbidden: cfg.Forbidden, idle: http1.NewBudget(maxIdle), breakers: breakers{log: cfg.Log},
+		timeouts: cfg.Timeouts, limits: cfg.Limits, forbidden: cfg.Forbidden, idle: http1.NewBudget(maxIdle), breakers: newBreakers(cfg),
 		all: map[string]*upstream{}, lanes: lanes{of: map[netip.Addr][]*lane{}, perApp: map[*upstream]int{}},
 	}
 }
@@ -99,7 +98,7 @@ func (u *upstreams) make(app *policy.App) (*upstream, error) {
 				ForceAttemptHTTP2:      true,
 				DisableCompression:     true,
 				MaxIdleConnsPerHost:    laneIdle,
-				IdleConnTimeout:        90 * time.Second,
+				IdleConnTimeout:        u.timeouts.UpstreamIdle,
 				ResponseHeaderTimeout:  u.timeouts.ResponseHeader,
 				MaxResponseHeaderBytes: u.limits.ResponseHeaderBytes,
 				ReadBufferSize:         16 << 10,
@@ -113,9 +112,10 @@ func (u *upstreams) make(app *policy.App) (*upstream, error) {
 			address = net.JoinHostPort(to.Hostname(), "80")
 		}
 		up.pool = http1.NewPool(http1.Options{
-			Dial:      func(ctx context.Context) (net.Conn, error) { return connect(ctx, address) },
-			HeadBytes: int(u.limits.ResponseHeaderBytes),
-			Budget:    u.idle,
+			Dial:        func(ctx context.Context) (net.Conn, error) { return connect(ctx, address) },
+			HeadBytes:   int(u.limits.ResponseHeaderBytes),
+			IdleTimeout: u.timeouts.UpstreamIdle,
+			Budget:      u.idle,
 		})
 	}
 	return up, nil
