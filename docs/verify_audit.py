@@ -100,7 +100,7 @@ def read_checkpoint(path, key):
     else:
         sys.exit("the checkpoint is not signed with this key")
     origin, size, root, *rest = text.splitlines()
-    if origin != "portvakt.audit/v1" or str(int(size)) != size:
+    if origin.split("/")[:2] != ["portvakt.audit", "v1"] or str(int(size)) != size:
         sys.exit("the checkpoint is not of a Portvakt decision log")
     return int(size), base64.b64decode(root, validate=True), rest
 

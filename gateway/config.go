@@ -126,6 +126,7 @@ type PolicyConfig struct {
 type AuditConfig struct {
 	Retention RetentionConfig `yaml:"retention"`
 	Sinks     []SinkConfig    `yaml:"sinks"`
+	Witness   WitnessConfig   `yaml:"witness"`
 }
 
 // AdminConfig says where administrators reach the gateway.
@@ -265,7 +266,7 @@ func (c *Config) absolute(file string) {
 	dir := filepath.Dir(file)
 	for _, p := range []*string{
 		&c.DataDir, &c.TLS.CertFile, &c.TLS.KeyFile, &c.TLS.ACME.CAFile, &c.Identity.ClientSecretFile,
-		&c.Identity.CAFile, &c.Location.Database, &c.Policy.Directory, &c.Admin.Socket,
+		&c.Identity.CAFile, &c.Location.Database, &c.Policy.Directory, &c.Admin.Socket, &c.Audit.Witness.CAFile,
 	} {
 		absoluteTo(dir, p)
 	}
@@ -326,6 +327,7 @@ func (c *Config) problems() []problem {
 	c.checkPools(bad)
 	c.checkTLS(bad)
 	c.checkSinks(bad)
+	c.checkWitness(bad)
 	c.checkIdentity(bad)
 	c.checkChoices(bad)
 	c.checkDurations(bad)

@@ -61,6 +61,10 @@ func TestBadConfigSaysWhereAndWhat(t *testing.T) {
 	for name, c := range map[string]struct{ text, want string }{
 		"unknown key":         {add("tunel:\n  listen: x\n"), `gateway.yaml:9: tunel: unknown key; did you mean tunnel?; the keys here are data_dir, public, tls, tunnel, `},
 		"sink of no type":     {add("audit:\n  sinks:\n    - name: a\n      to: /x\n"), `audit.sinks[0].type: expected one of file, syslog, otlp, webhook, got ""`},
+		"witness in clear":    {add("audit:\n  witness: {url: 'http://w.example.com', key: x}\n"), `audit.witness.url: expected an https URL`},
+		"witness, no key":     {add("audit:\n  witness: {url: 'https://w.example.com'}\n"), `audit.witness.key: reading the witness's key: it must look like NAME+HASH+KEY`},
+		"witness, bad key":    {add("audit:\n  witness: {url: 'https://w.example.com', key: w+00000000+BAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8g}\n"), `audit.witness.key: reading the witness's key: its hash`},
+		"witness, no CA":      {add("audit:\n  witness: {url: 'https://w.example.com', ca_file: none.pem}\n"), `audit.witness.ca_file: expected a file that can be read`},
 		"sinks of one name":   {add("audit:\n  sinks:\n    - {name: a, type: file, to: /x}\n    - {name: a, type: file, to: /y}\n"), `audit.sinks[1].name: "a" is another sink's name already`},
 		"sink in the clear":   {add("audit:\n  sinks:\n    - {name: a, type: webhook, to: 'http://x/'}\n"), `audit.sinks[0].to: expected an https URL`},
 		"syslog without port": {add("audit:\n  sinks:\n    - {name: a, type: syslog, to: siem}\n"), `audit.sinks[0].to: expected HOST:PORT`},

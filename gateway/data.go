@@ -76,7 +76,7 @@ func (g *gateway) openData(ctx context.Context) (unlock func() error, err error)
 	if err != nil {
 		return nil, err
 	}
-	if err = g.openSinks(); err != nil {
+	if err = errors.Join(g.openSinks(), g.openWitness()); err != nil {
 		return nil, err
 	}
 	if g.ca, err = certs.OpenCA(certs.CAConfig{Dir: g.dirs.ca()}); err != nil {

@@ -67,6 +67,7 @@ type gateway struct {
 	audit    *audit.Log
 	notary   *notary.Notary
 	sinks    []*sink.Sink
+	witness  *notary.Witness // nil: there is none
 	engine   *policy.Engine
 	places   *location.DB
 	sessions *session.Manager
@@ -223,6 +224,9 @@ func (g *gateway) run(ctx context.Context) error {
 	})
 	grp.Go(func() error { return g.audit.Run(base) })
 	grp.Go(func() error { return g.notary.Run(base) })
+	if g.witness != nil {
+		grp.Go(func() error { return g.witness.Run(base) })
+	}
 	grp.Go(func() error { return g.retain(base) })
 	for _, s := range g.sinks {
 		grp.Go(func() error { return s.Run(base) })

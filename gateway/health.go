@@ -54,6 +54,12 @@ func (g *gateway) health() Health {
 	if err := g.notary.Healthy(); err != nil {
 		h.Checks["audit_signed"] = err.Error()
 	}
+	if g.witness != nil {
+		h.Checks["audit_witness"] = "ok"
+		if err := g.witness.Healthy(); err != nil {
+			h.Checks["audit_witness"] = err.Error()
+		}
+	}
 	for _, s := range g.sinks {
 		h.Checks["audit_sink_"+s.Name()] = "ok"
 		if err := s.Healthy(); err != nil {
@@ -132,6 +138,8 @@ func (g *gateway) metrics() *prometheus.Registry {
 	counter("audit_records_total", "Records appended to the decision log.", func() float64 { return float64(g.audit.Appended()) })
 	counter("audit_lost_total", "Records of refusals and cuts that could not be written.", func() float64 { return float64(g.audit.Lost()) })
 	gauge("audit_signed_records", "Records of the decision log that the latest checkpoint signs.", func() float64 { return float64(g.notary.Last().Size) })
+	gauge("audit_cosigned_records", "Records of the decision log in the newest checkpoint that the witness cosigned.", func() float64 { return float64(g.cosigned().Size) })
+	gauge("audit_cosigned_timestamp_seconds", "When the witness cosigned it, in seconds since 1970 of its clock; 0 without one.", func() float64 { return max(0, float64(g.cosigned().At.Unix())) })
 	gauge("tunnel_peers", "Devices WireGuard has a peer for; the others of devices_connected are dormant.", func() float64 { return float64(g.tunnel.Handshakes().Live) })
 	counter("tunnel_hailed_total", "Devices called after a restart.", func() float64 { return float64(g.tunnel.Handshakes().Hailed) })
 	counter("tunnel_woken_total", "Dormant devices called for a packet to them.", func() float64 { return float64(g.tunnel.Handshakes().Woken) })

@@ -20,6 +20,7 @@ func TestHealthSaysWhatIsBrokenOutside(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(cfg.Policy.Directory, "crm.yaml"), []byte("nam: crm\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	cfg.Audit.Witness = gateway.WitnessConfig{URL: "https://127.0.0.1:9", Key: "w.example.com+5158c9ef+BAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8g"}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- gateway.Run(ctx, cfg, nil) }()
@@ -32,9 +33,9 @@ func TestHealthSaysWhatIsBrokenOutside(t *testing.T) {
 	client := http.Client{Timeout: time.Second}
 	defer client.CloseIdleConnections()
 	for path, want := range map[string][]string{
-		"/healthz": {`"ok":true`, `"policy":"the newest revision was refused: `, "nam: unknown key", `"identity":"http://127.0.0.1:9 does not answer; nobody can log in: `},
+		"/healthz": {`"ok":true`, `"policy":"the newest revision was refused: `, "nam: unknown key", `"identity":"http://127.0.0.1:9 does not answer; nobody can log in: `, `"audit_witness":"asking the witness: `},
 		"/readyz":  {`"ok":false`, `"policy":"no revision is in force; everything is refused; the newest revision was refused: `, `"identity":"http://127.0.0.1:9 does not answer`},
-		"/metrics": {"\nportvakt_policy_refused 1\n"},
+		"/metrics": {"\nportvakt_policy_refused 1\n", "\nportvakt_audit_cosigned_records 0\n", "\nportvakt_audit_cosigned_timestamp_seconds 0\n"},
 	} {
 		var body []byte
 		var lacks string

@@ -22,7 +22,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 	ch := make(chan *prometheus.Desc, 100)
 	(&gateway{}).metrics().Describe(ch)
 	close(ch)
-	registered := []string{"portvakt_audit_sink_sent_records"} // one for each sink, of which there is none here
+	registered := []string{"portvakt_audit_sink_sent_records", "portvakt_audit_sink_missed_records"} // one for each sink, of which there is none here
 	for d := range ch {
 		registered = append(registered, regexp.MustCompile(`fqName: "(\w+)"`).FindStringSubmatch(d.String())[1])
 	}

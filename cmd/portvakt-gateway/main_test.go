@@ -3,6 +3,10 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -135,6 +139,7 @@ func evidenceOf(t *testing.T, path string, c func(...string) []string) {
 	command(t, 0, "the log holds", c("audit", "verify")...)
 	command(t, 0, `"ok": true`, c("audit", "verify", "--json", "--checkpoint", filepath.Join(dir, "data", "audit", "tree", "checkpoint"))...)
 	command(t, 2, "--proof needs --key", "audit", "verify", "--proof", proof)
+	witnessed(t, c, filepath.Join(dir, "data", "audit", "tree"))
 	command(t, 2, "verifier key", c("audit", "verify", "--key", "nonsense")...)
 	command(t, 1, "no record has", c("audit", "prove", "d-nope")...)
 	may := filepath.Join(dir, "may.csv")
@@ -173,6 +178,41 @@ func evidenceOf(t *testing.T, path string, c func(...string) []string) {
 		t.Fatal(err)
 	}
 	command(t, 1, "record 1 is not the one that was signed", "audit", "verify", "--dir", copied)
+}
+
+// witnessed verifies with what a witness cosigned, here and elsewhere.
+func witnessed(t *testing.T, c func(...string) []string, tree string) {
+	t.Helper()
+	pub, priv, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw := append([]byte{4}, pub...)
+	hash := sha256.Sum256(append([]byte("w.example.com\n"), raw...))
+	key := fmt.Sprintf("w.example.com+%x+%s", hash[:4], base64.StdEncoding.EncodeToString(raw))
+	checkpoint, err := os.ReadFile(filepath.Join(tree, "checkpoint"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, _, _ := strings.Cut(string(checkpoint), "\n\n")
+	sig := ed25519.Sign(priv, []byte("cosignature/v1\ntime 1800000000\n"+text+"\n"))
+	sig = append(binary.BigEndian.AppendUint64(bytes.Clone(hash[:4]), 1800000000), sig...)
+	kept := filepath.Join(t.TempDir(), "kept")
+	command(t, 1, "no such file", c("audit", "verify", "--witness-key", key)...)
+	if err := os.WriteFile(kept, checkpoint, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	command(t, 1, "the witness's signature", c("audit", "verify", "--witness-key", key, "--cosigned", kept)...)
+	whole := string(checkpoint) + "— w.example.com " + base64.StdEncoding.EncodeToString(sig) + "\n"
+	for _, file := range []string{kept, filepath.Join(tree, "cosigned")} {
+		if err := os.WriteFile(file, []byte(whole), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	command(t, 0, "by the witness at 2027-01-15T08:00:00Z", c("audit", "verify", "--witness-key", key)...)
+	command(t, 0, `"cosigned_at": "2027-01-15T08:00:00Z"`, c("audit", "verify", "--json", "--witness-key", key, "--cosigned", kept)...)
+	command(t, 2, "--cosigned needs --witness-key", c("audit", "verify", "--cosigned", kept)...)
+	command(t, 2, "--witness-key: ", c("audit", "verify", "--witness-key", "nonsense")...)
 }
 
 func TestCommandsOfARunningGateway(t *testing.T) {

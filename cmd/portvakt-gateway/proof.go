@@ -59,6 +59,7 @@ func (e *evidence) open(opt *options) (note.Verifier, error) {
 func auditVerifyCmd(opt *options) *cobra.Command {
 	var (
 		where   evidence
+		outside cosigned
 		earlier []string
 		proof   string
 	)
@@ -73,11 +74,14 @@ is not the one that was signed, and ends with exit code 1.
 A checkpoint and the key that were on the same machine as the log show that
 nobody changed the log alone. Only a checkpoint (tree/checkpoint) and a key
 (tree/verifier.key) that you took away before show that nobody with full control
-of that machine did.
+of that machine did. So does a checkpoint that a witness cosigned (audit.witness in
+the configuration): with --witness-key the newest one, tree/cosigned or the file
+of --cosigned, has to hold as well, and its time is shown.
 
 With --proof check one record's proof, made by "audit prove", and nothing else.`,
 		Example: `  portvakt-gateway audit verify
   portvakt-gateway audit verify --checkpoint may.checkpoint --checkpoint june.checkpoint --key verifier.key
+  portvakt-gateway audit verify --witness-key witness.key
   portvakt-gateway audit verify --dir /media/copy/audit --json
   portvakt-gateway audit verify --proof d-5c0e.json --key verifier.key`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -96,38 +100,95 @@ With --proof check one record's proof, made by "audit prove", and nothing else.`
 				}
 				kept = append(kept, msg)
 			}
+			seen, msg, err := outside.open(where.tree(), v)
+			if err != nil {
+				return err
+			}
+			if msg != nil {
+				kept = append(kept, msg)
+			}
 			rep, err := notary.Verify(where.log(), where.tree(), v, kept...)
 			if err != nil {
 				return err
 			}
-			return printReport(cmd.OutOrStdout(), opt.json, rep)
+			return printReport(cmd.OutOrStdout(), opt.json, rep, len(earlier), seen)
 		},
 	}
 	where.flags(c)
+	outside.flags(c)
 	c.Flags().StringArrayVar(&earlier, "checkpoint", nil, "an earlier checkpoint's `file`; repeatable")
 	c.Flags().StringVar(&proof, "proof", "", "check this proof's `file` instead of a log")
 	return c
 }
 
-func printReport(w io.Writer, asJSON bool, rep notary.Report) error {
+// cosigned says which witness's checkpoint has to hold too, if any.
+type cosigned struct{ key, file string }
+
+func (o *cosigned) flags(c *cobra.Command) {
+	c.Flags().StringVar(&o.key, "witness-key", "", "key of the witness, or a `file` with it: what it cosigned has to hold too")
+	c.Flags().StringVar(&o.file, "cosigned", "", "the cosigned checkpoint's `file` (default: tree/cosigned; one you kept elsewhere proves more)")
+}
+
+// open reads the cosigned checkpoint of a tree whose log signs with v; it is nil
+// when no witness was named.
+func (o *cosigned) open(tree string, v note.Verifier) (notary.Cosigned, []byte, error) {
+	if o.key == "" {
+		if o.file != "" {
+			return notary.Cosigned{}, nil, usageError{errors.New("--cosigned needs --witness-key: the key of the witness that cosigned it")}
+		}
+		return notary.Cosigned{}, nil, nil
+	}
+	key := o.key
+	if text, err := os.ReadFile(key); err == nil {
+		key = string(text)
+	}
+	w, err := notary.ParseWitness(key)
+	if err != nil {
+		return notary.Cosigned{}, nil, usageError{fmt.Errorf("--witness-key: %w", err)}
+	}
+	file := o.file
+	if file == "" {
+		file = filepath.Join(tree, notary.FileCosigned)
+	}
+	msg, err := os.ReadFile(file)
+	if err != nil {
+		return notary.Cosigned{}, nil, fmt.Errorf("reading the cosigned checkpoint: %w", err)
+	}
+	c, err := notary.OpenCosigned(msg, v, w)
+	if err != nil {
+		return notary.Cosigned{}, nil, fmt.Errorf("%s: %w", file, err)
+	}
+	return c, msg, nil
+}
+
+// printReport prints what was found; seen is zero without a witness.
+func printReport(w io.Writer, asJSON bool, rep notary.Report, earlier int, seen notary.Cosigned) error {
 	c := rep.Signing
 	if asJSON {
-		return printJSON(w, map[string]any{
-			"ok": true, "first": rep.First, "records": rep.Records, "signed": rep.Signed, "earlier_checkpoints": rep.Earlier,
+		out := map[string]any{
+			"ok": true, "first": rep.First, "records": rep.Records, "signed": rep.Signed, "earlier_checkpoints": earlier,
 			"root": c.Root.String(), "signed_at": c.Time.UTC().Format(time.RFC3339), "key": rep.Verifier,
-		})
+		}
+		if !seen.At.IsZero() {
+			out["cosigned"], out["cosigned_at"] = seen.Size, seen.At.Format(time.RFC3339)
+		}
+		return printJSON(w, out)
 	}
 	holds := fmt.Sprintf("%d records, %d of them signed", rep.Records, rep.Signed-rep.First+1)
 	if rep.First > 1 {
 		holds += fmt.Sprintf("; those before %d were removed by retention, and are still signed", rep.First)
 	}
-	return table(w, [][]string{
+	rows := [][]string{
 		{"the log holds", holds},
 		{"signed at", c.Time.UTC().Format(time.RFC3339)},
 		{"root", c.Root.String()},
 		{"key", rep.Verifier},
-		{"earlier checkpoints", strconv.Itoa(rep.Earlier) + " checked"},
-	})
+		{"earlier checkpoints", strconv.Itoa(earlier) + " checked"},
+	}
+	if !seen.At.IsZero() {
+		rows = append(rows, []string{"cosigned", fmt.Sprintf("the first %d records, by the witness at %s", seen.Size, seen.At.Format(time.RFC3339))})
+	}
+	return table(w, rows)
 }
 
 func verifyProof(w io.Writer, opt *options, key, file string) error {

@@ -15,7 +15,9 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 )
 
-// Origin is the first line of every checkpoint's text: what kind of log it is of.
+// Origin begins the first line of every checkpoint's text: what kind of log it is
+// of. A slash and the hash of the key that signs it follow, because a witness
+// tells logs apart by that line. (Older checkpoints have it alone.)
 const Origin = "portvakt.audit/v1"
 
 // Checkpoint is what was signed: the root over the first Size records, at a time
@@ -26,10 +28,10 @@ type Checkpoint struct {
 	Time time.Time
 }
 
-// text is the signed part: a C2SP tlog-checkpoint with the time as its one
-// extension line.
-func (c Checkpoint) text() string {
-	return fmt.Sprintf("%s\n%d\n%s\ntime %s\n", Origin, c.Size, c.Root, c.Time.UTC().Format(time.RFC3339))
+// text is the part that this signer signs: a C2SP tlog-checkpoint with the time
+// as its one extension line.
+func (c Checkpoint) text(s note.Signer) string {
+	return fmt.Sprintf("%s/%08x\n%d\n%s\ntime %s\n", Origin, s.KeyHash(), c.Size, c.Root, c.Time.UTC().Format(time.RFC3339))
 }
 
 // ParseVerifier reads a verifier key as the file [FileVerifier] holds it.
@@ -51,7 +53,7 @@ func OpenCheckpoint(msg []byte, v note.Verifier) (Checkpoint, error) {
 		return Checkpoint{}, errors.New("reading the checkpoint: its text is not one of this log's")
 	}
 	lines := strings.Split(n.Text, "\n")
-	if len(lines) < 4 || lines[0] != Origin {
+	if len(lines) < 4 || lines[0] != Origin && !strings.HasPrefix(lines[0], Origin+"/") {
 		return bad()
 	}
 	var c Checkpoint

@@ -249,7 +249,7 @@ func (n *Notary) Sign() error {
 		return err
 	}
 	c := Checkpoint{Size: n.tree.size, Root: root, Time: n.cfg.Now()}
-	msg, err := note.Sign(&note.Note{Text: c.text()}, n.signer)
+	msg, err := note.Sign(&note.Note{Text: c.text(n.signer)}, n.signer)
 	if err != nil {
 		return fmt.Errorf("signing a checkpoint: %w", err)
 	}

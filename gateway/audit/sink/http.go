@@ -28,7 +28,7 @@ type poster struct {
 }
 
 func newPoster(cfg Config) (*poster, error) {
-	conf, err := tlsConfig(cfg.CAFile)
+	conf, err := TLSConfig(cfg.CAFile)
 	if err != nil {
 		return nil, err
 	}
@@ -49,8 +49,8 @@ func newPoster(cfg Config) (*poster, error) {
 	return p, nil
 }
 
-// tlsConfig trusts the roots of a file, or the system's.
-func tlsConfig(caFile string) (*tls.Config, error) {
+// TLSConfig trusts the roots of a file, or the system's.
+func TLSConfig(caFile string) (*tls.Config, error) {
 	conf := &tls.Config{MinVersion: tls.VersionTLS12}
 	if caFile == "" {
 		return conf, nil

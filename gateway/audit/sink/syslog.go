@@ -36,7 +36,7 @@ type syslog struct {
 }
 
 func newSyslog(cfg Config) (*syslog, error) {
-	conf, err := tlsConfig(cfg.CAFile)
+	conf, err := TLSConfig(cfg.CAFile)
 	if err != nil {
 		return nil, err
 	}
