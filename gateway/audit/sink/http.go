@@ -111,7 +111,8 @@ func lines(_ Config, batch []record) ([]byte, error) {
 }
 
 // otlp is an ExportLogsServiceRequest in the JSON form of OTLP 1.x: one log
-// record for each of ours, its attributes under portvakt.
+// record for each of ours, its attributes under portvakt. Input is left out: a
+// decision is made again from the log.
 func otlp(cfg Config, batch []record) ([]byte, error) {
 	type object = map[string]any
 	text := func(key, v string) object { return object{"key": key, "value": object{"stringValue": v}} }
@@ -137,6 +138,9 @@ func otlp(cfg Config, batch []record) ([]byte, error) {
 			{"portvakt.revision", r.Revision},
 			{"portvakt.actor", r.Actor},
 			{"portvakt.outcome", r.Outcome},
+			{"portvakt.request_hash", r.RequestHash},
+			{"portvakt.remedy", r.Remedy},
+			{"portvakt.person", r.Person},
 		} {
 			if a[1] != "" {
 				attrs = append(attrs, text(a[0], a[1]))
@@ -155,6 +159,9 @@ func otlp(cfg Config, batch []record) ([]byte, error) {
 		}
 		for k, v := range r.Detail {
 			attrs = append(attrs, text("portvakt.detail."+k, v))
+		}
+		if r.Erased {
+			attrs = append(attrs, object{"key": "portvakt.erased", "value": object{"boolValue": true}})
 		}
 		severity := 9 // INFO
 		if r.Allow != nil {
