@@ -289,7 +289,7 @@ func (p *Proxy) acceptHTTP(ctx context.Context, in TCPInbound, _ *policy.App, t 
 		return
 	}
 	shaken := tc.ConnectionState()
-	c.name = strings.ToLower(shaken.ServerName)
+	c.name = nameOf(shaken.ServerName)
 	if shaken.NegotiatedProtocol != "h2" {
 		p.secure.Serve(context.WithValue(ctx, connKey{}, c), tc)
 		return
@@ -297,4 +297,13 @@ func (p *Proxy) acceptHTTP(ctx context.Context, in TCPInbound, _ *policy.App, t 
 	if !p.multiplexed.deliver(newFraming(p, tc, c)) {
 		c.reset()
 	}
+}
+
+// nameOf is the name that a handshake asked for. A literal address is none (RFC
+// 6066, 3); some clients send it all the same.
+func nameOf(serverName string) string {
+	if _, err := netip.ParseAddr(serverName); err == nil {
+		return ""
+	}
+	return strings.ToLower(serverName)
 }

@@ -43,3 +43,11 @@ func TestConnectionsAreBoundedByDevice(t *testing.T) {
 		t.Errorf("left after a reset: %v, %v", table.open, table.of)
 	}
 }
+
+func TestNameOf(t *testing.T) {
+	for serverName, want := range map[string]string{"": "", "CRM.test": "crm.test", "127.0.0.1": "", "100.64.1.30": "", "fd00::1": "", "1.2.3": "1.2.3"} {
+		if got := nameOf(serverName); got != want {
+			t.Errorf("%q: %q, want %q", serverName, got, want)
+		}
+	}
+}
