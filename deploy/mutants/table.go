@@ -114,6 +114,46 @@ var mutants = []mutant{
 		pkg: "./gateway/proxy", test: "TestCorpora/go",
 	},
 	{
+		name: "lane_target", breaks: "an https app gets another target than policy saw",
+		edit: edit{
+			"gateway/proxy/forward.go",
+			"Path: x.req.target.path, RawPath: x.req.target.escaped,", "Path: pr.In.URL.Path, RawPath: pr.In.URL.RawPath,",
+		},
+		pkg: "./gateway/proxy", test: "TestCorpora/https",
+	},
+	{
+		name: "lane_headers", breaks: "a device tells an https app who asks",
+		edit: edit{
+			"gateway/proxy/forward.go",
+			"	dropReserved(out.Header)\n", "	_ = dropReserved\n",
+		},
+		pkg: "./gateway/proxy", test: "TestCorpora/https",
+	},
+	{
+		name: "lane_trailers", breaks: "a device tells an https app who asks, behind the body",
+		edit: edit{
+			"gateway/proxy/forward.go",
+			"	dropReserved(out.Trailer)\n", "",
+		},
+		pkg: "./gateway/proxy", test: "TestCorpora/h2",
+	},
+	{
+		name: "lane_repeats", breaks: "an https app gets a request twice under one record",
+		edit: edit{
+			"gateway/proxy/lane.go",
+			"	case b.sent > 0 &&", "	case b.sent > 9 &&",
+		},
+		pkg: "./gateway/proxy", test: "TestOneRecordOneRequest",
+	},
+	{
+		name: "lane_not_aborted", breaks: "what waits for an app leaves after the cut",
+		edit: edit{
+			"gateway/proxy/lane.go",
+			"		abort(x.backend.conn)\n	}\n	x.backend.cancel()\n", "		_ = abort\n	}\n	x.backend.cancel()\n",
+		},
+		pkg: "./gateway/proxy", test: "TestWhatWaitsForAnAppDies",
+	},
+	{
 		name: "query_unhashed", breaks: "the record's hash is of a part of the request",
 		edit: edit{
 			"gateway/proxy/front.go",

@@ -28,7 +28,7 @@ func TestCorpora(t *testing.T) {
 	for name, start := range witnesses {
 		t.Run(name, func(t *testing.T) {
 			app := start(t)
-			c := &corpus{t: t, app: app, w: newWorld(t, []string{crmYAML}, map[string]string{"crm": app.url}), reach: map[string]int{}, broken: map[string]bool{}}
+			c := &corpus{t: t, app: app, w: newWorld(t, []string{crmYAML + app.yaml}, map[string]string{"crm": app.url}), reach: map[string]int{}, broken: map[string]bool{}}
 			c.tasks.SetLimit(48) // below what one device may have waiting
 			c.h2 = newRawH2(t, c.w)
 			c.paths()

@@ -7,6 +7,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,13 +22,28 @@ import (
 type witness struct {
 	url      string
 	requests func() []seen
+	yaml     string // more of the app's file
 }
 
-// witnesses are an app in Go, one in Python, and nginx in front of one in Go.
+// witnesses are an app in Go, one in Python, and nginx in front of one in Go;
+// and, for the other road through the gateway, one in Go behind TLS that speaks
+// HTTP/1.1 or HTTP/2.
 var witnesses = map[string]func(*testing.T) witness{
-	"go":     func(t *testing.T) witness { e := newEcho(t); return witness{e.URL, e.requests} },
+	"go":     func(t *testing.T) witness { e := newEcho(t); return witness{url: e.URL, requests: e.requests} },
 	"nginx":  newNginx,
 	"python": newPython,
+	"https":  func(t *testing.T) witness { return newSecureEcho(t, false) },
+	"h2":     func(t *testing.T) witness { return newSecureEcho(t, true) },
+}
+
+func newSecureEcho(t *testing.T, h2 bool) witness {
+	e := &echo{}
+	e.Server = httptest.NewUnstartedServer(http.HandlerFunc(e.serve))
+	e.Config.DisableGeneralOptionsHandler = true
+	e.EnableHTTP2 = h2
+	e.StartTLS()
+	t.Cleanup(e.Close)
+	return witness{url: e.URL, requests: e.requests, yaml: "upstream_ca_file: " + caFile(t, e.Server) + "\n"}
 }
 
 // requestHash is what docs/audit.md tells an app to compute of what it sees.
@@ -86,7 +103,7 @@ func newPython(t *testing.T) witness {
 		}
 	})
 	t.Cleanup(func() { _ = r.Close(); reading.Wait() }) // before the program ends; it only writes to who reads
-	return witness{url, func() []seen {
+	return witness{url: url, requests: func() []seen {
 		mu.Lock()
 		defer mu.Unlock()
 		return append([]seen(nil), all...)
@@ -125,7 +142,7 @@ http {
 	for range 500 {
 		if c, err := net.Dial("tcp", addr); err == nil {
 			_ = c.Close()
-			return witness{"http://" + addr, func() []seen { return accessLog(t, dir, behind) }}
+			return witness{url: "http://" + addr, requests: func() []seen { return accessLog(t, dir, behind) }}
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
