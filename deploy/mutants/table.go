@@ -61,7 +61,7 @@ var mutants = []mutant{
 		name: "erasure_keeps_the_key", breaks: "what was erased can be opened after a restart",
 		edit: edit{
 			"gateway/audit/people/people.go",
-			"	if err := k.destroy(id); err != nil {\n		return err\n	}\n	k.mu.Lock()\n	delete(k.byID, id)", "	k.mu.Lock()\n	delete(k.byID, id)",
+			"		if err := k.destroy(p.id); err != nil {\n			return err\n		}\n		k.mu.Lock()\n		k.remove(p)", "		k.mu.Lock()\n		k.remove(p)",
 		},
 		pkg: "./gateway/audit/people", test: "TestErase",
 	},
@@ -173,7 +173,7 @@ var mutants = []mutant{
 		name: "any_host", breaks: "a request may name another host than the app's",
 		edit: edit{
 			"gateway/proxy/front.go",
-			"	if !ok {\n		return req, misdirected(r.Host, app)", "	if !ok && host == \"\" {\n		return req, misdirected(r.Host, app)",
+			"	if !ok {\n		return req, misdirected(\"host\", r.Host, app)", "	if !ok && host == \"\" {\n		return req, misdirected(\"host\", r.Host, app)",
 		},
 		pkg: "./gateway/proxy", test: "TestCorpora/go",
 	},
@@ -181,7 +181,7 @@ var mutants = []mutant{
 		name: "cross_site", breaks: "another page may ask in the worker's name",
 		edit: edit{
 			"gateway/proxy/http.go",
-			"		rej = crossSite(r, req, &app)\n", "		_ = crossSite\n",
+			"		rej = crossSite(r, req, app)\n", "		_ = crossSite\n",
 		},
 		pkg: "./gateway/proxy", test: "TestCrossSite",
 	},
