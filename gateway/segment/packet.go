@@ -210,10 +210,7 @@ func ResetFor(packet []byte) []byte {
 	if flags&tcpRST != 0 {
 		return nil
 	}
-	if p.header == ipv4HeaderLen && ipsum.Fold(ipsum.Add(0, packet[:ipv4HeaderLen])) != 0xffff {
-		return nil
-	}
-	if ipsum.Fold(ipsum.Add(pseudo(packet, p.header, len(p.l4)), p.l4)) != 0xffff {
+	if !ipsum.TCP(packet, p.header) {
 		return nil
 	}
 
@@ -253,15 +250,6 @@ func ResetFor(packet []byte) []byte {
 		binary.BigEndian.PutUint32(t[8:], binary.BigEndian.Uint32(p.l4[4:])+n)
 		t[13] = tcpRST | tcpACK
 	}
-	binary.BigEndian.PutUint16(t[16:], ipsum.Of(pseudo(out, p.header, len(t)), t))
+	binary.BigEndian.PutUint16(t[16:], ipsum.Of(ipsum.PseudoTCP(out, p.header, len(t)), t))
 	return out
-}
-
-// pseudo is the sum of the pseudo header of a TCP packet: RFC 9293 section 3.1.
-func pseudo(packet []byte, header, length int) uint64 {
-	s := uint64(ProtoTCP) + uint64(length)
-	if header == ipv4HeaderLen {
-		return ipsum.Add(s, packet[12:20])
-	}
-	return ipsum.Add(s, packet[8:40])
 }

@@ -72,6 +72,7 @@ var modeCases = []struct {
 	{"packets no stack must see", caseRefusedPackets},
 	{"a flow's smaller path", caseSmallerPath},
 	{"segments are not tiny", caseTinySegments},
+	{"wrong checksums are nobody's", caseWrongSums},
 	{"stop resets what is open", caseStop},
 	{"device to device", caseHairpin},
 }

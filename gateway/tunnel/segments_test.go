@@ -123,6 +123,57 @@ func caseTinySegments(t *testing.T, in *ingress) {
 	}
 }
 
+// caseWrongSums: nothing is decided, begun or ended by a packet with a wrong
+// checksum, and each is counted.
+func caseWrongSums(t *testing.T, in *ingress) {
+	counted := in.Stats().Malformed
+	for i := range app {
+		c := in.wired(t, i)
+		send := func(name string, p []byte, change int) {
+			p[change] ^= 0xff
+			c.raw.out <- p
+			counted++
+			in.eventually(t, name+" is counted", func() bool { return in.Stats().Malformed >= counted })
+			if n := in.Stats().Malformed; n != counted {
+				t.Errorf("%s: %d counted as malformed, want %d", name, n, counted)
+			}
+		}
+		me, other, to := at(inner(i)[i], 40000), at(inner(i)[i], 40001), at(app[i], 9)
+		header := len(tcpPacket(me, to, 2, 1, 0)) - 20
+		send("a SYN", tcpPacket(me, to, 2, 1, 0), header+16)
+		send("a SYN with a changed port", tcpPacket(me, to, 2, 1, 0), header+1)
+		send("a segment of no connection", tcpPacket(me, to, 0x10, 1, 1), header+16)
+		if i == 0 {
+			send("an IPv4 header", tcpPacket(me, to, 2, 1, 0), 10)
+		}
+		c.raw.out <- tcpPacket(other, to, 2, 100, 0)
+		r := <-in.asked
+		if r.Peer() != other {
+			t.Errorf("%v is decided on", r.Peer())
+		}
+		send("a reset", tcpPacket(other, to, 4, 101, 0), header+16)
+		accepted := make(chan error, 1)
+		go func() {
+			nc, err := r.Accept()
+			if err == nil {
+				_ = nc.Close()
+			}
+			accepted <- err
+		}()
+		got := tcpOf(c.next(10 * time.Second))
+		if got == nil || got[13] != 0x12 {
+			t.Fatalf("after a reset with a wrong checksum: %x, want SYN and ACK", got)
+		}
+		c.raw.out <- tcpPacket(other, to, 0x10, 101, binary.BigEndian.Uint32(got[4:])+1)
+		if err := <-accepted; err != nil {
+			t.Errorf("after a reset with a wrong checksum: %v", err)
+		}
+	}
+	if n := len(in.asked); n != 0 {
+		t.Errorf("%d more are decided on", n)
+	}
+}
+
 // tooBig is the news that a packet did not fit (RFC 1191, RFC 4443), of whom it
 // was for.
 func tooBig(p []byte, mtu uint16) []byte {

@@ -183,7 +183,7 @@ func (d *device) Write(bufs [][]byte, offset int) (int, error) {
 	}
 	pass := bufs[:0] // WireGuard gives its buffers back by another list
 	for _, b := range bufs {
-		if len(b) > offset && d.admit(b[offset:]) {
+		if d.admit(b[offset:]) {
 			pass = append(pass, b)
 		}
 	}
@@ -197,6 +197,10 @@ func (d *device) Write(bufs [][]byte, offset int) (int, error) {
 
 // admit reports whether the kernel gets a packet.
 func (d *device) admit(packet []byte) bool {
+	if len(packet) == 0 {
+		d.stack.malformed.Add(1)
+		return false
+	}
 	action, reply := d.stack.opts.Filter(packet)
 	if reply != nil {
 		d.queue.push([][]byte{reply})

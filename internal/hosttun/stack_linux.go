@@ -60,10 +60,12 @@ type Stack struct {
 	closing sync.Once
 	closeEr error
 
-	refused           atomic.Uint64
-	crowded, restless atomic.Uint64
+	refused, malformed atomic.Uint64
+	crowded, restless  atomic.Uint64
 
 	notForStack atomic.Uint64 // of refused
+
+	drops drops // the kernel's own
 }
 
 // New makes the namespace, its interface and its rules. The error says what is
@@ -86,6 +88,9 @@ func New(o Options) (*Stack, error) {
 	s.pending.table = halfopen.New(o.MaxHalfOpen, o.Source)
 	var native wgtun.Device
 	err = ns.do(func() (err error) {
+		if s.drops, err = openDrops(); err != nil {
+			return needs("opening the counters of the tunnel's namespace", err)
+		}
 		native, err = openTUN(o.Addresses, o.MTU)
 		return err
 	})
@@ -93,6 +98,7 @@ func New(o Options) (*Stack, error) {
 		s.dev, err = newDevice(s, native)
 	}
 	if err != nil {
+		_ = s.drops.close() // there may be none yet
 		ns.close()
 		return nil, err
 	}
@@ -107,12 +113,12 @@ func (s *Stack) Device() wgtun.Device { return s.dev }
 // [overlay.Stack.Inject] does.
 func (s *Stack) Inject(packets [][]byte) (accepted int) { return s.dev.queue.push(packets) }
 
-// Stats returns the stack's counters. What the kernel drops for want of room in
-// its own queue is not among them.
+// Stats returns the stack's counters, the kernel's among them until Close.
 func (s *Stack) Stats() overlay.Stats {
 	return overlay.Stats{
-		Dropped: s.dev.queue.dropped.Load(), Refused: s.refused.Load(), NotForStack: s.notForStack.Load(),
-		Crowded: s.crowded.Load(), Restless: s.restless.Load(),
+		Dropped: s.dev.queue.dropped.Load() + s.drops.queue(), Refused: s.refused.Load(), NotForStack: s.notForStack.Load(),
+		Malformed: s.malformed.Load() + s.drops.malformed(),
+		Crowded:   s.crowded.Load(), Restless: s.restless.Load(),
 	}
 }
 
@@ -133,7 +139,7 @@ func (s *Stack) close() error {
 	s.accepts.Wait()
 	s.conns.resetAll()
 	s.dev.drain(drainTimeout)
-	err = errors.Join(err, s.dev.Close())
+	err = errors.Join(err, s.dev.Close(), s.drops.close())
 	s.ns.close()
 	return err
 }

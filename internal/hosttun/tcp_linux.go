@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/portvakt/portvakt/internal/halfopen"
+	"github.com/portvakt/portvakt/internal/ipsum"
 	"github.com/portvakt/portvakt/internal/overlay"
 )
 
@@ -182,10 +183,14 @@ type requests struct {
 }
 
 // admitTCP reports whether the kernel gets a TCP packet the filter let through.
-// A SYN becomes a request; a reset ends one.
+// A SYN becomes a request; a reset ends one. Both act before the kernel has seen
+// the packet, so that their checksums are verified here; of the rest it does.
 func (s *Stack) admitTCP(packet, l4 []byte) bool {
 	switch flags := l4[13]; {
 	case flags&(flagSYN|flagACK|flagRST) == flagSYN:
+		if !s.sound(packet, l4) {
+			return false
+		}
 		if flags&flagFIN != 0 {
 			s.refused.Add(1)
 			s.notForStack.Add(1)
@@ -193,9 +198,21 @@ func (s *Stack) admitTCP(packet, l4 []byte) bool {
 		}
 		return s.admitSYN(packet, tupleOf(packet, l4))
 	case flags&flagRST != 0:
+		if !s.sound(packet, l4) {
+			return false
+		}
 		s.pending.withdraw(tupleOf(packet, l4))
 	}
 	return true
+}
+
+// sound reports whether a packet's checksums are right, and counts it where not.
+func (s *Stack) sound(packet, l4 []byte) bool {
+	if ipsum.TCP(packet, len(packet)-len(l4)) {
+		return true
+	}
+	s.malformed.Add(1)
+	return false
 }
 
 // admitSYN holds a SYN. A further one of the same request is dropped while the

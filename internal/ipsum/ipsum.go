@@ -43,3 +43,24 @@ func Fold(sum uint64) uint16 {
 
 // Of is the checksum of b behind a sum of what comes before it, a pseudo header's.
 func Of(sum uint64, b []byte) uint16 { return ^Fold(Add(sum, b)) }
+
+// PseudoTCP is the sum of the pseudo-header (RFC 9293 section 3.1) of an IP packet
+// that has length bytes of TCP behind a header of 20 or 40 bytes.
+func PseudoTCP(packet []byte, header, length int) uint64 {
+	const protocol = 6
+	s := uint64(protocol) + uint64(length)
+	if header == 20 {
+		return Add(s, packet[12:20])
+	}
+	return Add(s, packet[8:40])
+}
+
+// TCP reports whether the checksums of an IP packet are right that has TCP behind
+// a header of 20 bytes, without options, or of 40.
+func TCP(packet []byte, header int) bool {
+	if header == 20 && Fold(Add(0, packet[:header])) != 0xffff {
+		return false
+	}
+	l4 := packet[header:]
+	return Fold(Add(PseudoTCP(packet, header, len(l4)), l4)) == 0xffff
+}
