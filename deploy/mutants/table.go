@@ -154,6 +154,46 @@ var mutants = []mutant{
 		pkg: "./gateway/proxy", test: "TestWhatWaitsForAnAppDies",
 	},
 	{
+		name: "lease_of_uploads", breaks: "a gateway that stood still passes a piece of an upload",
+		edit: edit{
+			"gateway/proxy/forward.go",
+			"	if cut := b.x.flow.Check(); cut != nil {\n		return 0, cut\n	}\n	if b.app != nil && n > 0 {", "	if b.app != nil && n > 0 {",
+		},
+		pkg: "./gateway/proxy", test: "TestNothingPassesAfterALapse",
+	},
+	{
+		name: "lane_lease", breaks: "a gateway that stood still passes a piece of an https app's answer",
+		edit: edit{
+			"gateway/proxy/forward.go",
+			"	if cut := b.x.flow.Check(); cut != nil {\n		return 0, cut\n	}\n	switch {\n	case errors.Is(err, io.EOF):\n		for name := range b.res", "	switch {\n	case errors.Is(err, io.EOF):\n		for name := range b.res",
+		},
+		pkg: "./gateway/proxy", test: "TestNothingPassesAfterALapse",
+	},
+	{
+		name: "direct_lease", breaks: "a gateway that stood still passes a piece of an http app's answer",
+		edit: edit{
+			"gateway/proxy/direct.go",
+			"		if cut := x.flow.Check(); cut != nil {\n			return cut\n		}\n		if err != nil {\n			if gone", "		if err != nil {\n			if gone",
+		},
+		pkg: "./gateway/proxy", test: "TestNothingPassesAfterALapse",
+	},
+	{
+		name: "socket_lease_down", breaks: "a gateway that stood still passes a message of the app's",
+		edit: edit{
+			"gateway/proxy/forward.go",
+			"	if cut := u.x.flow.Check(); cut != nil {\n		return 0, cut\n	}\n	u.x.out.Add", "	u.x.out.Add",
+		},
+		pkg: "./gateway/proxy", test: "TestNothingPassesAfterALapse",
+	},
+	{
+		name: "socket_lease_up", breaks: "a gateway that stood still passes a message to the app",
+		edit: edit{
+			"gateway/proxy/forward.go",
+			"	if cut := u.x.flow.Check(); cut != nil {\n		return 0, cut\n	}\n	n, err := u.ReadWriteCloser.Write(b)", "	n, err := u.ReadWriteCloser.Write(b)",
+		},
+		pkg: "./gateway/proxy", test: "TestNothingPassesAfterALapse",
+	},
+	{
 		name: "query_unhashed", breaks: "the record's hash is of a part of the request",
 		edit: edit{
 			"gateway/proxy/front.go",

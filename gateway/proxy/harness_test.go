@@ -58,6 +58,9 @@ type world struct {
 	session store.Session
 	roots   *x509.CertPool
 	ports   atomic.Uint32
+	began   time.Time
+	ahead   atomic.Int64  // nanoseconds by which the sessions' clocks were put on
+	lasts   time.Duration // of a session
 
 	mu        sync.Mutex
 	listeners map[netip.AddrPort]net.Listener
@@ -72,7 +75,7 @@ type option func(*proxy.Config)
 // replaced from upstreams.
 func newWorld(t testing.TB, apps []string, upstreams map[string]string, opts ...option) *world {
 	t.Helper()
-	w := &world{t: t, dir: t.TempDir(), listeners: map[netip.AddrPort]net.Listener{}}
+	w := &world{t: t, dir: t.TempDir(), listeners: map[netip.AddrPort]net.Listener{}, began: time.Now(), lasts: 8 * time.Hour}
 	w.ports.Store(20000)
 	ctx := context.Background()
 	must := func(err error) {
@@ -93,6 +96,8 @@ func newWorld(t testing.TB, apps []string, upstreams map[string]string, opts ...
 		Locate:     func(netip.Addr) policy.Location { return policy.Location{} },
 		AddPeer:    func(session.Connection) error { return nil },
 		RemovePeer: func([32]byte) error { return nil },
+		Now:        w.now,
+		Elapsed:    func() time.Duration { return w.now().Sub(w.began) },
 	})
 	w.publish(apps, upstreams)
 	w.connect(st)
@@ -188,11 +193,13 @@ func (w *world) connect(st *store.Store) {
 	w.login()
 }
 
+func (w *world) now() time.Time { return time.Now().Add(time.Duration(w.ahead.Load())) }
+
 func (w *world) login() {
 	w.t.Helper()
 	var err error
 	w.session, err = w.manager.Login(context.Background(), store.Session{
-		DeviceID: w.device.ID, OSUser: "1000:asa", Subject: w.subject, StartedAt: time.Now(), ExpiresAt: time.Now().Add(8 * time.Hour), LastSeen: time.Now(),
+		DeviceID: w.device.ID, OSUser: "1000:asa", Subject: w.subject, StartedAt: w.now(), ExpiresAt: w.now().Add(w.lasts), LastSeen: w.now(),
 	})
 	if err != nil {
 		w.t.Fatal(err)
