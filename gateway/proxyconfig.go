@@ -20,6 +20,7 @@ type ProxyTimeouts struct {
 	Idle           Duration `yaml:"idle"`
 	Dial           Duration `yaml:"dial"`
 	ResponseHeader Duration `yaml:"response_header"`
+	Read           Duration `yaml:"read"`
 	Write          Duration `yaml:"write"`
 	WriteTCP       Duration `yaml:"write_tcp"`
 	WebSocketPing  Duration `yaml:"websocket_ping"`
@@ -46,7 +47,7 @@ func (c ProxyConfig) timeouts() proxy.Timeouts {
 	return proxy.Timeouts{
 		UpstreamIdle: time.Duration(t.UpstreamIdle), LeaveAlone: time.Duration(t.LeaveAlone),
 		Handshake: time.Duration(t.Handshake), ReadHeader: time.Duration(t.ReadHeader), Idle: time.Duration(t.Idle), Dial: time.Duration(t.Dial),
-		ResponseHeader: time.Duration(t.ResponseHeader), Write: time.Duration(t.Write), WriteTCP: time.Duration(t.WriteTCP), Ping: time.Duration(t.WebSocketPing), Drain: time.Duration(t.Drain),
+		ResponseHeader: time.Duration(t.ResponseHeader), Read: time.Duration(t.Read), Write: time.Duration(t.Write), WriteTCP: time.Duration(t.WriteTCP), Ping: time.Duration(t.WebSocketPing), Drain: time.Duration(t.Drain),
 	}
 }
 
@@ -68,6 +69,7 @@ func (c ProxyConfig) check(bad func(key, format string, args ...any)) {
 		{"idle", t.Idle},
 		{"dial", t.Dial},
 		{"response_header", t.ResponseHeader},
+		{"read", t.Read},
 		{"write", t.Write},
 		{"write_tcp", t.WriteTCP},
 		{"websocket_ping", t.WebSocketPing},

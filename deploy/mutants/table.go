@@ -218,6 +218,22 @@ var mutants = []mutant{
 		pkg: "./gateway/proxy", test: "TestCorpora/go",
 	},
 	{
+		name: "any_handshake", breaks: "a handshake may name another host than the app's",
+		edit: edit{
+			"gateway/proxy/front.go",
+			"	if name != \"\" && !slices.Contains(app.Hosts, name) {", "	if name == \"?\" {",
+		},
+		pkg: "./gateway/proxy", test: "TestTheHandshakeNamesTheApp",
+	},
+	{
+		name: "part_for_the_whole", breaks: "a device that stops within a body is waited for",
+		edit: edit{
+			"gateway/proxy/wait.go",
+			"	case !w.app:\n		x.conn.reset()\n", "	case !w.app:\n",
+		},
+		pkg: "./gateway/proxy", test: "TestDevicesThatStopWithinABody/http",
+	},
+	{
 		name: "cross_site", breaks: "another page may ask in the worker's name",
 		edit: edit{
 			"gateway/proxy/http.go",

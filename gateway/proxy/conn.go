@@ -29,6 +29,7 @@ type conn struct {
 	name        string // that the device asked for in its handshake (SNI), in lower case; "" for none
 	gone        func() // takes it out of the Proxy's table; once
 	patience    patience
+	came        came
 
 	gathering atomic.Bool
 	mu        sync.Mutex // guards what follows
@@ -70,6 +71,9 @@ func (c *conn) put(b []byte) (int, error) {
 	n, err := c.Conn.Write(b)
 	return n, c.patience.done(err)
 }
+
+// Read implements [net.Conn].
+func (c *conn) Read(b []byte) (int, error) { return c.came.add(c.Conn.Read(b)) }
 
 func (c *conn) Write(b []byte) (int, error) {
 	if !c.gathering.Load() {

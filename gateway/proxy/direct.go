@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -201,6 +200,7 @@ func (u *upload) begin(dst []byte) ([]byte, error) {
 	if err != nil || n == 0 {
 		return dst, err
 	}
+	u.x.asked = u.x.waits.take(u.x, false)
 	if n < 0 || n > wholeBody {
 		u.length = n
 		return dst, nil
@@ -436,13 +436,19 @@ func (x *exchange) answer(w http.ResponseWriter, c *http1.Conn, head http1.Head)
 	w.WriteHeader(head.Status)
 	var flush func() error
 	var gone error // why the device cannot be written to
-	waits := head.Length < 0 || strings.HasPrefix(h.Get("Content-Type"), "text/event-stream")
+	waits := head.Length < 0 || lasting(h.Get("Content-Type"))
 	if waits || head.Length > int64(c.Buffered()) {
+		if !lasting(h.Get("Content-Type")) {
+			x.awaited = x.waits.take(x, true)
+		}
 		flush = func() error {
 			if waits {
 				gone = http.NewResponseController(w).Flush()
 			}
-			return gone
+			if gone != nil {
+				return gone
+			}
+			return x.awaited.begin()
 		}
 	}
 	if trailers && head.Length < 0 {
@@ -450,6 +456,7 @@ func (x *exchange) answer(w http.ResponseWriter, c *http1.Conn, head http1.Head)
 	}
 	for {
 		b, err := c.Next(flush)
+		err = x.awaited.done(err)
 		if errors.Is(err, io.EOF) {
 			break
 		}

@@ -120,6 +120,9 @@ func (p *Proxy) response(res *http.Response) error {
 		x.ping, x.message = p.cfg.Timeouts.Ping, p.cfg.Limits.Message
 		res.Body = &upgraded{ReadWriteCloser: back, x: x}
 	} else {
+		if res.ContentLength != 0 && !lasting(res.Header.Get("Content-Type")) {
+			x.awaited = x.waits.take(x, true)
+		}
 		res.Body = &responseBody{ReadCloser: res.Body, x: x, res: res}
 	}
 	x.note(res.StatusCode, outcomeDone)
@@ -191,7 +194,7 @@ func (b *requestBody) Read(buf []byte) (int, error) {
 	if b.app != nil { // who reads on has sent what was read before
 		_ = b.app.done(nil)
 	}
-	n, err := b.ReadCloser.Read(buf)
+	n, err := b.x.asked.read(b.ReadCloser, buf)
 	if cut := b.x.flow.Check(); cut != nil {
 		return 0, cut
 	}
@@ -222,7 +225,7 @@ type responseBody struct {
 }
 
 func (b *responseBody) Read(buf []byte) (int, error) {
-	n, err := b.ReadCloser.Read(buf)
+	n, err := b.x.awaited.read(b.ReadCloser, buf)
 	if cut := b.x.flow.Check(); cut != nil {
 		return 0, cut
 	}

@@ -34,12 +34,18 @@ type framing struct {
 	tooBig bool // a field section said 431
 
 	answered atomic.Int64 // 431 said by a handler, an app's or ours
+
+	// Of whoever reads: the frame that is coming in.
+	length [frameHead]byte
+	have   int           // how much of its head is there
+	skip   int           // bytes of the preface, or of the frame's payload, that are to come
+	came   atomic.Uint64 // frames that came as a whole
 }
 
 const frameHead = 9 // bytes (RFC 9113, 4.1)
 
 func newFraming(p *Proxy, tc *tls.Conn, c *conn) *framing {
-	f := &framing{Conn: tc, p: p, conn: c}
+	f := &framing{Conn: tc, p: p, conn: c, skip: len(http2.ClientPreface)}
 	f.fields = hpack.NewDecoder(4096, func(field hpack.HeaderField) {
 		f.tooBig = f.tooBig || field.Name == ":status" && field.Value == "431"
 	})
@@ -50,6 +56,32 @@ type framingKey struct{}
 
 // NetConn returns the connection underneath.
 func (f *framing) NetConn() net.Conn { return f.Conn }
+
+// Read implements [net.Conn].
+func (f *framing) Read(b []byte) (int, error) {
+	n, err := f.Conn.Read(b)
+	f.count(b[:max(n, 0)])
+	return n, err
+}
+
+// count counts the frames that come.
+func (f *framing) count(b []byte) {
+	for len(b) > 0 {
+		if f.skip == 0 {
+			k := copy(f.length[f.have:], b)
+			b = b[k:]
+			if f.have += k; f.have < frameHead {
+				return
+			}
+			f.have, f.skip = 0, int(f.length[0])<<16|int(f.length[1])<<8|int(f.length[2])
+		}
+		k := min(f.skip, len(b))
+		b = b[k:]
+		if f.skip -= k; f.skip == 0 {
+			f.came.Add(1)
+		}
+	}
+}
 
 // Write implements [net.Conn].
 func (f *framing) Write(b []byte) (int, error) {

@@ -26,7 +26,7 @@ const (
 	outcomeTooLarge    = "message_too_large" // of a WebSocket, from either side
 	outcomeFrames      = "malformed_frames"  // likewise
 	outcomeSilent      = "device_silent"     // it answers no ping
-	outcomeStalled     = "device_stalled"    // it takes nothing of what it is sent
+	outcomeStalled     = "device_stalled"    // it takes nothing of what it is sent, or sends nothing more of a body
 )
 
 // exchange is one HTTP request on its way, from the Decision on.
@@ -57,6 +57,11 @@ type exchange struct {
 	held   held // of direct, as what follows
 	upload upload
 
+	// While the device's body and the app's are waited for; nil otherwise, and
+	// of those that may be silent.
+	asked, awaited *wait
+	waits          *waits
+
 	// mu guards the fields below, which the upstream's goroutines touch too.
 	mu        sync.Mutex
 	status    int
@@ -70,7 +75,9 @@ func (x *exchange) end() {
 	x.mu.Lock()
 	res := session.Result{Outcome: x.outcome, Status: x.status, BytesIn: x.in.Load(), BytesOut: x.out.Load()}
 	x.mu.Unlock()
-	if x.conn.patience.gaveUp() || x.stream != nil && x.stream.gaveUp() {
+	x.waits.let(x.awaited, true)
+	stalled := x.waits.let(x.asked, x.lane == nil) // of a lane somebody may still be reading
+	if stalled || x.conn.patience.gaveUp() || x.stream != nil && x.stream.gaveUp() {
 		res.Outcome = outcomeStalled
 	}
 	if _, cut := x.flow.Cut(); cut {
@@ -124,7 +131,7 @@ func (p *Proxy) serveHTTP(w http.ResponseWriter, r *http.Request, why *http1.Mal
 		p.refuse(w, r, statusOf(d.Reason), app, d, true)
 		return
 	}
-	x := &exchange{begun: begun, conn: c, app: flow.App(), req: req, flow: flow}
+	x := &exchange{begun: begun, conn: c, app: flow.App(), req: req, flow: flow, waits: &p.waits}
 	x.stream, _ = w.(*stream)
 	defer x.end()
 	d, err := flow.Authorize(r.Context(), req.policy())
@@ -199,6 +206,9 @@ func (p *Proxy) proceed(w http.ResponseWriter, r *http.Request, x *exchange) {
 	})
 	x.sending = patience{within: p.cfg.Timeouts.Write, over: func() { x.stall(); cancel() }}
 	defer x.sending.stop()
+	if r.ContentLength != 0 && !(r.ProtoMajor == 2 && lasting(r.Header.Get("Content-Type"))) {
+		x.asked = x.waits.take(x, false)
+	}
 	r = r.WithContext(ctx)
 	r.Body = &requestBody{ReadCloser: r.Body, x: x, app: &x.sending}
 	p.forward.ServeHTTP(&counted{ResponseWriter: w, x: x}, r)

@@ -21,8 +21,8 @@ const looks = 4
 // leave as it is.
 type patience struct {
 	within time.Duration
-	conn   net.Conn // on which progress within a write shows; nil if on none
-	over   func()   // ends the write; begin and done wait for it
+	conn   any    // on which progress within a write shows; nil if on none
+	over   func() // ends the write; begin and done wait for it
 
 	mu      sync.Mutex // guards what follows
 	timer   *time.Timer
@@ -35,14 +35,14 @@ type patience struct {
 	lost    bool
 }
 
-var errTakesNothing = fmt.Errorf("nothing of what was sent is taken: %w", os.ErrDeadlineExceeded)
+var errStill = fmt.Errorf("the other end stood still: %w", os.ErrDeadlineExceeded)
 
 // begin fails once the other end was given up.
 func (p *patience) begin() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.lost {
-		return errTakesNothing
+		return errStill
 	}
 	p.writing++
 	p.begun++
@@ -65,7 +65,7 @@ func (p *patience) done(err error) error {
 		p.writing--
 	}
 	if p.lost && err != nil {
-		return errTakesNothing
+		return errStill
 	}
 	return err
 }
@@ -108,7 +108,7 @@ func (p *patience) stop() {
 }
 
 // takenOf is how much the other end has taken so far, as far as it is known.
-func takenOf(c net.Conn) uint64 {
+func takenOf(c any) uint64 {
 	switch c := c.(type) {
 	case interface{ Taken() uint64 }: // of the tunnel's own stack
 		return c.Taken()
@@ -122,6 +122,7 @@ func takenOf(c net.Conn) uint64 {
 type appConn struct {
 	net.Conn
 	patience
+	came came
 }
 
 func newAppConn(c net.Conn, within time.Duration) *appConn {
@@ -132,6 +133,9 @@ func newAppConn(c net.Conn, within time.Duration) *appConn {
 	}}
 	return a
 }
+
+// Read implements [net.Conn].
+func (a *appConn) Read(b []byte) (int, error) { return a.came.add(a.Conn.Read(b)) }
 
 // Write implements [net.Conn].
 func (a *appConn) Write(b []byte) (int, error) {

@@ -69,6 +69,7 @@ type Timeouts struct {
 	Idle           time.Duration // a device's connection between requests; 2 min
 	Dial           time.Duration // TCP and TLS with an app; 5 s
 	ResponseHeader time.Duration // of an app, after the request was sent; 60 s
+	Read           time.Duration // until something more of a body comes, from a device or an app; 1 min
 	Write          time.Duration // until a device or an app takes something of what it is sent; 1 min
 	WriteTCP       time.Duration // the same on connections of tcp apps; 15 min
 	Ping           time.Duration // to a device that says nothing on a WebSocket; 30 s
@@ -103,6 +104,7 @@ func (t *Timeouts) defaults() {
 	setDefault(&t.Idle, 2*time.Minute)
 	setDefault(&t.Dial, 5*time.Second)
 	setDefault(&t.ResponseHeader, time.Minute)
+	setDefault(&t.Read, time.Minute)
 	setDefault(&t.Write, time.Minute)
 	setDefault(&t.WriteTCP, 15*time.Minute)
 	setDefault(&t.Ping, 30*time.Second)
@@ -144,6 +146,7 @@ type Proxy struct {
 	wg      sync.WaitGroup
 
 	conns conns
+	waits waits
 
 	dropped atomic.Uint64
 	lags    lags
@@ -168,7 +171,7 @@ func New(cfg Config) (*Proxy, error) {
 		turns:       turns{limits: cfg.Limits, of: map[netip.Addr]*queue{}},
 		conns:       conns{device: cfg.Device, perDevice: cfg.Limits.DeviceConns, within: cfg.Timeouts.Write, of: map[netip.Addr]int{}, open: map[netip.Addr]map[*conn]struct{}{}},
 	}
-	p.upstreams = newUpstreams(cfg)
+	p.upstreams, p.waits.within = newUpstreams(cfg), cfg.Timeouts.Read
 	p.forward = p.newForward()
 	p.secure, p.plain = p.server1(p.serveHTTP), p.server1(p.redirect)
 	p.tls = &tls.Config{
