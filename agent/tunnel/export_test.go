@@ -32,7 +32,6 @@ func Hasten(t *Tunnel, n time.Duration) {
 		*d /= n
 	}
 	t.ladder.heartbeat /= n
-	t.fit.patience /= n
 }
 
 // EndWebSocket breaks the WebSocket in use.

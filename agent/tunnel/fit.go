@@ -1,7 +1,6 @@
 package tunnel
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
 	"math/rand/v2"
@@ -13,6 +12,7 @@ import (
 	"golang.zx2c4.com/wireguard/tun"
 
 	"github.com/portvakt/portvakt/internal/ipsum"
+	"github.com/portvakt/portvakt/internal/pathsize"
 	"github.com/portvakt/portvakt/internal/transport"
 )
 
@@ -39,19 +39,23 @@ var innerMTUs = []int{1420, 1408, 1392, 1376, 1344, 1312, 1280, 1248, 1216, 1200
 type fit struct {
 	tun.Device
 	own, gateway netip.Addr // inner, IPv4
-	full         int        // the gateway's MTU
-	id           uint16     // of our echoes
-	token        uint64     // in them, which nobody outside the tunnel knows
+	gateways     []netip.Addr
+	full         int    // the gateway's MTU
+	id           uint16 // of our echoes
+	token        uint64 // in them, which nobody outside the tunnel knows
 	patience     time.Duration
-	every        time.Duration // between two looks at a path that did not change
+	every        time.Duration // between two measurements of a path that did not change
+	check, idle  time.Duration // between two looks whether it did, while the tunnel is in use and else
 
-	segments atomic.Int32           // MTU that SYNs are made for
-	limit    atomic.Int32           // of what is let through, full until less is proven
-	pending  atomic.Pointer[[]byte] // echo to send with the next batch
-	calling  atomic.Bool            // an echo of callSize bytes is to be sent, too
-	round    atomic.Uint32          // measurement that is under way; the low 16 bits are in its echoes
-	answers  chan reply             // echoes that came back
-	changed  chan struct{}          // holds a token when the path changed
+	segments atomic.Int32             // MTU that SYNs are made for, and to which TCP is cut
+	limit    atomic.Int32             // of what is let through, full until less is proven
+	pending  atomic.Pointer[[][]byte] // echoes to send next
+	cutter   pathsize.Cutter          // Read's
+	inUse    atomic.Bool              // somebody's packet went by since the last look
+	calling  atomic.Bool              // an echo of callSize bytes is to be sent, too
+	round    atomic.Uint32            // measurement that is under way; the low 16 bits are in its echoes
+	answers  chan reply               // echoes that came back
+	changed  chan struct{}            // holds a token when the path changed
 	// push sends a datagram to an address inside the tunnel, so that Read returns.
 	push func(netip.AddrPort) error
 	udp  func() bool // whether datagrams leave by UDP
@@ -68,8 +72,9 @@ func newFit(inner tun.Device, own, gateway []netip.Addr, full int) (*fit, error)
 	}
 	f := &fit{
 		Device: inner, own: own[i], gateway: gateway[j], full: full, id: uint16(rand.Uint32()), token: rand.Uint64(),
-		patience: 700 * time.Millisecond, every: 5 * time.Minute,
-		answers: make(chan reply, 1), changed: make(chan struct{}, 1),
+		gateways: gateway,
+		patience: 700 * time.Millisecond, every: 5 * time.Minute, check: 3 * time.Second, idle: time.Minute,
+		answers: make(chan reply, 2*len(innerMTUs)), changed: make(chan struct{}, 1),
 	}
 	f.segments.Store(int32(min(full, unproven)))
 	f.limit.Store(int32(full))
@@ -78,46 +83,93 @@ func newFit(inner tun.Device, own, gateway []netip.Addr, full int) (*fit, error)
 
 // Read implements [tun.Device].
 func (f *fit) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
-	room := len(bufs)
-	if f.pending.Load() != nil && room > 1 {
-		room-- // for it, whatever else there is
+	for {
+		if n := f.ours(bufs, sizes, offset); n > 0 {
+			return n, nil
+		}
+		n, err := f.cutter.Read(f.Device.Read, bufs, sizes, offset, f.small(), f.cutTo)
+		asks := false
+		for i := range n {
+			p := bufs[i][offset : offset+sizes[i]]
+			switch {
+			case f.wakes(p):
+				sizes[i] = 0
+			case sizes[i] > int(f.limit.Load()):
+				if answer := tooBig(p, int(f.limit.Load())); answer != nil {
+					sizes[i] = 0
+					// As the network would: from a router on the way.
+					_, _ = f.Device.Write([][]byte{append(make([]byte, offset, offset+len(answer)), answer...)}, offset)
+				}
+			default:
+				f.clamp(p)
+				if wantsAnswer(p) {
+					asks = true
+					f.uses(p, false)
+				}
+			}
+		}
+		if asks {
+			f.question(true)
+		}
+		if n = pathsize.Close(bufs, sizes, offset, n); n > 0 || err != nil {
+			return n, err
+		}
 	}
-	n, err := f.Device.Read(bufs[:room], sizes, offset)
-	asks, calls := false, false
-	for i := range n {
-		if sizes[i] == 0 {
-			continue
-		}
-		p := bufs[i][offset : offset+sizes[i]]
-		if sizes[i] <= int(f.limit.Load()) {
-			f.clamp(p)
-			asks = asks || f.wantsAnswer(p)
-			continue
-		}
-		if answer := tooBig(p, int(f.limit.Load())); answer != nil {
-			sizes[i] = 0
-			// As the network would: from a router on the way.
-			_, _ = f.Device.Write([][]byte{append(make([]byte, offset, offset+len(answer)), answer...)}, offset)
-		}
-	}
+}
+
+// ours puts our own packets that wait into bufs and returns how many.
+func (f *fit) ours(bufs [][]byte, sizes []int, offset int) (n int) {
 	send := func(p []byte) {
 		sizes[n] = copy(bufs[n][offset:], p)
 		transport.Mark(bufs[n], transport.ClassNone)
 		n++
 	}
-	if n < len(bufs) && err == nil {
-		if p := f.pending.Swap(nil); p != nil {
-			send(*p)
+	if p := f.pending.Swap(nil); p != nil {
+		for i, e := range *p {
+			if n == len(bufs) {
+				rest := (*p)[i:]
+				f.pending.CompareAndSwap(nil, &rest)
+				return n
+			}
+			send(e)
 		}
 	}
-	if n < len(bufs) && err == nil && f.calling.Swap(false) {
+	if n < len(bufs) && f.calling.Swap(false) {
 		send(f.echo(callSize))
-		calls = true
+		f.question(false)
 	}
-	if asks || calls {
-		f.question(asks)
+	return n
+}
+
+// small tells whether TCP has to be cut, and cutTo to what.
+func (f *fit) small() bool { return int(f.segments.Load()) < f.full }
+
+func (f *fit) cutTo([]byte) int { return int(f.segments.Load()) }
+
+// uses notes a packet that is somebody's, which what the gateway says by itself
+// and how it is heard is not.
+func (f *fit) uses(p []byte, in bool) {
+	if f.inUse.Load() {
+		return
 	}
-	return n, err
+	const chatter = 256 // bytes, which that does not reach
+	if len(p) <= chatter {
+		var other netip.Addr
+		switch {
+		case len(p) >= 20 && p[0]>>4 == 4 && in:
+			other = netip.AddrFrom4([4]byte(p[12:16]))
+		case len(p) >= 20 && p[0]>>4 == 4:
+			other = netip.AddrFrom4([4]byte(p[16:20]))
+		case len(p) >= 40 && in:
+			other = netip.AddrFrom16([16]byte(p[8:24]))
+		case len(p) >= 40:
+			other = netip.AddrFrom16([16]byte(p[24:40]))
+		}
+		if slices.Contains(f.gateways, other) {
+			return
+		}
+	}
+	f.inUse.Store(true)
 }
 
 // callSize is the length in bytes of the echoes that ask whether anybody is
@@ -128,19 +180,24 @@ const callSize = 60
 // back tells.
 func (f *fit) call() {
 	f.calling.Store(true)
-	_ = f.push(netip.AddrPortFrom(f.gateway, discard)) // without it, the next packet takes it along
+	_ = f.push(netip.AddrPortFrom(f.gateway, discard)) // without it, it leaves when something else does
 }
 
-// discard is the port where nobody is, and from where nothing comes back.
+// discard is the port where nobody is, whose packets end in Read.
 const discard = 9
 
+// wakes tells whether a packet is push's, which made Read return and has done
+// its work.
+func (f *fit) wakes(p []byte) bool {
+	return len(p) >= 28 && p[0] == 0x45 && p[9] == 17 && p[22] == 0 && p[23] == discard && netip.AddrFrom4([4]byte(p[16:20])) == f.gateway
+}
+
 // wantsAnswer tells whether a packet is one the other end has to answer: any but
-// our own to nobody, and what TCP says about what it received.
-func (f *fit) wantsAnswer(p []byte) bool {
+// what TCP says about what it received.
+func wantsAnswer(p []byte) bool {
 	h, ip := tcpHeader(p)
 	if h == nil {
-		ours := len(p) >= 28 && p[0] == 0x45 && p[9] == 17 && p[22] == 0 && p[23] == discard && netip.AddrFrom4([4]byte(p[16:20])) == f.gateway
-		return !ours
+		return len(p) > 0
 	}
 	const synOrFIN = 0x03
 	return h[13]&synOrFIN != 0 || len(p) > ip+len(h)
@@ -161,6 +218,7 @@ func (f *fit) Write(bufs [][]byte, offset int) (int, error) {
 			return true
 		}
 		f.clamp(p)
+		f.uses(p, true)
 		return false
 	})
 	if len(bufs) == 0 {
@@ -273,116 +331,4 @@ func tooBig(p []byte, mtu int) []byte {
 		return b
 	}
 	return nil
-}
-
-// echo is an echo request of size bytes to the gateway's own inner address.
-func (f *fit) echo(size int) []byte {
-	b := make([]byte, size)
-	b[0], b[8], b[9] = 0x45, 64, 1
-	binary.BigEndian.PutUint16(b[2:], uint16(size))
-	src, dst := f.own.As4(), f.gateway.As4()
-	copy(b[12:], src[:])
-	copy(b[16:], dst[:])
-	binary.BigEndian.PutUint16(b[10:], ipsum.Of(0, b[:20]))
-	b[20] = 8
-	binary.BigEndian.PutUint16(b[24:], f.id)
-	binary.BigEndian.PutUint16(b[26:], uint16(f.round.Load()))
-	binary.BigEndian.PutUint64(b[28:], f.token)
-	binary.BigEndian.PutUint16(b[22:], ipsum.Of(0, b[20:]))
-	return b
-}
-
-// echoed is one of our echoes that came back.
-func (f *fit) echoed(p []byte) (a reply, ok bool) {
-	if len(p) < 36 || p[0] != 0x45 || p[9] != 1 || p[20] != 0 || binary.BigEndian.Uint16(p[24:]) != f.id ||
-		binary.BigEndian.Uint64(p[28:]) != f.token || netip.AddrFrom4([4]byte(p[12:16])) != f.gateway {
-		return a, false
-	}
-	return reply{len(p), binary.BigEndian.Uint16(p[26:])}, int(binary.BigEndian.Uint16(p[2:])) == len(p)
-}
-
-// run measures the path at the beginning, after every change and now and then.
-func (f *fit) run(ctx context.Context) {
-	for ctx.Err() == nil {
-		switch n := f.measure(ctx); {
-		case ctx.Err() != nil:
-			return
-		case n != 0:
-			f.segments.Store(int32(n))
-			f.limit.Store(int32(n))
-		}
-		t := time.NewTimer(f.every)
-		select {
-		case <-ctx.Done():
-		case <-f.changed:
-			f.segments.Store(int32(min(f.full, unproven)))
-			f.limit.Store(int32(f.full))
-		case <-t.C:
-		}
-		t.Stop()
-	}
-}
-
-// moved says that the path is another one.
-func (f *fit) moved() {
-	select {
-	case f.changed <- struct{}{}:
-	default:
-	}
-}
-
-// measure finds the largest inner MTU that passes both ways; 0 if the path went
-// away meanwhile. A WebSocket takes everything. What answers an echo of an
-// earlier measurement proves nothing: it may have gone by another way, as what
-// waited for a first handshake does when that comes about by a WebSocket.
-func (f *fit) measure(ctx context.Context) int {
-	f.round.Add(1)
-	for _, size := range innerMTUs {
-		if size > f.full {
-			continue
-		}
-		for try := 0; try < 3; try++ {
-			if !f.udp() {
-				return f.full
-			}
-			if f.ask(ctx, size) {
-				return size
-			}
-			if ctx.Err() != nil {
-				return 0
-			}
-		}
-		// Only a path that takes something has refused something.
-		for !f.ask(ctx, 64) {
-			if ctx.Err() != nil {
-				return 0
-			}
-		}
-	}
-	return innerMTUs[len(innerMTUs)-1]
-}
-
-// ask sends an echo and waits for it.
-func (f *fit) ask(ctx context.Context, size int) bool {
-	p := f.echo(size)
-	f.pending.Store(&p)
-	if f.push(netip.AddrPortFrom(f.gateway, discard)) != nil {
-		pause(ctx, f.patience)
-		return false
-	}
-	t := time.NewTimer(f.patience)
-	defer t.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return false
-		case <-t.C:
-			f.pending.Store(nil)
-			return false
-		case a := <-f.answers:
-			if a == (reply{size, uint16(f.round.Load())}) {
-				return true
-			}
-		}
-	}
 }

@@ -4,9 +4,13 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"io"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
+
+	"golang.zx2c4.com/wireguard/tun"
 
 	"github.com/portvakt/portvakt/internal/ipsum"
 )
@@ -173,6 +177,109 @@ func TestALateEchoProvesNothing(t *testing.T) {
 	}
 	if n := f.measure(ctx); n != 0 {
 		t.Errorf("%d bytes are proven, and no echo was answered", n)
+	}
+}
+
+// queueTUN gives what is in its queue.
+type queueTUN struct {
+	tun.Device
+	packets [][]byte
+	n       int // calls
+}
+
+func (q *queueTUN) Read(bufs [][]byte, sizes []int, offset int) (n int, err error) {
+	q.n++
+	for ; n < len(bufs) && len(q.packets) > 0; n++ {
+		sizes[n] = copy(bufs[n][offset:], q.packets[0])
+		q.packets = q.packets[1:]
+	}
+	if n == 0 {
+		return 0, io.EOF
+	}
+	return n, nil
+}
+
+// Our own packets leave whatever room there is, before all others, and what only
+// made Read return does not: nobody would count it out again.
+func TestWhatLeavesIsSomebodys(t *testing.T) {
+	wake := make([]byte, 29)
+	wake[0], wake[9], wake[23] = 0x45, 17, discard
+	copy(wake[16:], []byte{100, 64, 0, 1})
+	data := syn(false, 2, 2, 4, 0x02, 0x18)
+	large := segmentOf(1280)
+	for _, batch := range []int{1, 2, 8} {
+		f := testFit(1200)
+		f.udp = func() bool { return true }
+		asked := 0
+		f.question = func(bool) { asked++ }
+		f.Device = &queueTUN{packets: [][]byte{wake, data, wake, large, wake}}
+		f.pending.Store(&[][]byte{f.echo(1280), f.echo(alive), f.echo(1200)})
+		f.calling.Store(true)
+		var got []int
+		bufs, sizes := make([][]byte, batch), make([]int, batch)
+		for i := range bufs {
+			bufs[i] = make([]byte, 2000)
+		}
+		for {
+			n, err := f.Read(bufs, sizes, 16)
+			got = append(got, sizes[:n]...)
+			if err != nil {
+				break
+			}
+		}
+		if want := []int{1280, alive, 1200, callSize, len(data), 1200, 40 + 80}; !slices.Equal(got, want) {
+			t.Errorf("in batches of %d: %v, want %v", batch, got, want)
+		}
+		if asked == 0 || !f.inUse.Load() {
+			t.Errorf("in batches of %d: nobody is waited for", batch)
+		}
+	}
+}
+
+// segmentOf is a TCP segment of size bytes to an app.
+func segmentOf(size int) []byte {
+	p := append(syn(false, 0x10), make([]byte, size-40)...)
+	binary.BigEndian.PutUint16(p[2:], uint16(size))
+	p[36], p[37] = 0, 0
+	binary.BigEndian.PutUint16(p[36:], ipsum.Of(pseudo(p, 20), p[20:]))
+	return p
+}
+
+// What the gateway says by itself is no use; all that is long, or to anybody
+// else, is.
+func TestWhoUsesTheTunnel(t *testing.T) {
+	packet := func(size int, from, to string) []byte {
+		p := make([]byte, size)
+		a, b := netip.MustParseAddr(from), netip.MustParseAddr(to)
+		if a.Is4() {
+			p[0] = 0x45
+			copy(p[12:], a.AsSlice())
+			copy(p[16:], b.AsSlice())
+		} else {
+			p[0] = 0x60
+			copy(p[8:], a.AsSlice())
+			copy(p[24:], b.AsSlice())
+		}
+		return p
+	}
+	const own4, own6, gw4, gw6 = "100.64.0.20", "fd00:64::20", "100.64.0.1", "fd00:64::1"
+	for name, c := range map[string]struct {
+		p        []byte
+		in, want bool
+	}{
+		"a sign of life":       {packet(120, gw4, own4), true, false},
+		"one by IPv6":          {packet(120, gw6, own6), true, false},
+		"how it is heard":      {packet(52, own4, gw4), false, false},
+		"by IPv6":              {packet(72, own6, gw6), false, false},
+		"a page of its":        {packet(1200, gw4, own4), true, true},
+		"an app":               {packet(52, "100.64.1.30", own4), true, true},
+		"what an app is asked": {packet(72, own6, "fd00:64::1:30"), false, true},
+	} {
+		f := testFit(1200)
+		f.gateways = []netip.Addr{netip.MustParseAddr(gw4), netip.MustParseAddr(gw6)}
+		if f.uses(c.p, c.in); f.inUse.Load() != c.want {
+			t.Errorf("%s: %t", name, !c.want)
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"math/rand/v2"
+	"net"
 	"testing"
 	"time"
 
@@ -16,7 +17,7 @@ func TestFindsWhatThePathLoses(t *testing.T) {
 	t.Parallel()
 	m := newMixed(t, false, 5)
 	m.valve.longest.Store(1280 - 28)
-	for end := time.Now().Add(5 * time.Second); m.Status().MTU != 1216; {
+	for end := time.Now().Add(20 * time.Second); m.Status().MTU != 1216; {
 		if time.Now().After(end) {
 			t.Fatalf("status %+v", m.Status())
 		}
@@ -46,17 +47,62 @@ func TestFindsWhatThePathLoses(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.becomes(t, tunnel.TransportWebSocket, 5*time.Second)
-	for end := time.Now().Add(3 * time.Second); m.Status().MTU != 1280; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(20 * time.Second); m.Status().MTU != 1280; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("status %+v", m.Status())
 		}
 	}
 	m.valve.shut.Store(false)
 	m.becomes(t, tunnel.TransportUDP, 5*time.Second)
-	for end := time.Now().Add(5 * time.Second); m.Status().MTU != 1216; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(20 * time.Second); m.Status().MTU != 1216; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("status %+v", m.Status())
 		}
+	}
+}
+
+// A path that becomes smaller under open connections and says nothing holds
+// them up for a moment only, whichever way the bulk goes.
+func TestConnectionsSurviveAPathThatNarrows(t *testing.T) {
+	for name, c := range map[string]struct{ outer, inner int }{
+		"1280 by IPv4": {1280 - 28, 1216},
+		"1280 by IPv6": {1280 - 48, 1200},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := newMixed(t, false, 1)
+			for end := time.Now().Add(20 * time.Second); m.Status().MTU <= c.inner; time.Sleep(5 * time.Millisecond) {
+				if time.Now().After(end) {
+					t.Fatalf("status %+v", m.Status())
+				}
+			}
+			var open []net.Conn
+			for _, a := range gatewayAddrs {
+				inside, err := m.DialTCP(ctx(t), at(a, 80))
+				if err != nil {
+					t.Fatal(err)
+				}
+				roundTrip(t, inside)
+				open = append(open, inside)
+			}
+			m.valve.longest.Store(int64(c.outer))
+			for _, inside := range open {
+				_ = inside.SetDeadline(time.Now().Add(60 * time.Second))
+				data := make([]byte, 1<<20)
+				_, _ = rand.NewChaCha8([32]byte{2}).Read(data)
+				begun := time.Now()
+				go func() { _, _ = inside.Write(data) }()
+				got := make([]byte, len(data))
+				if n, err := io.ReadFull(inside, got); err != nil || !bytes.Equal(got, data) {
+					t.Errorf("with %v: %d of %d bytes, %v", inside.RemoteAddr(), n, len(data), err)
+				}
+				t.Logf("with %v: %v", inside.RemoteAddr(), time.Since(begun))
+				_ = inside.Close()
+			}
+			if n := m.Status().MTU; n > c.inner {
+				t.Errorf("MTU %d, want at most %d", n, c.inner)
+			}
+		})
 	}
 }
 

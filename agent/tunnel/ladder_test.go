@@ -18,9 +18,11 @@ import (
 
 	"github.com/coder/websocket"
 	"golang.zx2c4.com/wireguard/device"
+	"golang.zx2c4.com/wireguard/tun"
 
 	"github.com/portvakt/portvakt/agent/tunnel"
 	"github.com/portvakt/portvakt/internal/overlay"
+	"github.com/portvakt/portvakt/internal/pathsize"
 	"github.com/portvakt/portvakt/internal/transport"
 )
 
@@ -149,8 +151,9 @@ func newMixed(t *testing.T, shut bool, faster time.Duration) *mixed {
 // boot starts a gateway whose TCP echoes. stop kills it.
 func (m *mixed) boot(t *testing.T, port uint16, conf string) (_ uint16, stop func()) {
 	t.Helper()
+	inside := &noting{}
 	st, err := overlay.New(overlay.Options{
-		Addresses: gatewayAddrs, Gateway: true,
+		Addresses: gatewayAddrs, Gateway: true, Filter: inside.filter,
 		TCP: func(r *overlay.TCPRequest) {
 			if c, err := r.Accept(); err == nil {
 				_, _ = io.Copy(c, c)
@@ -161,8 +164,9 @@ func (m *mixed) boot(t *testing.T, port uint16, conf string) (_ uint16, stop fun
 	if err != nil {
 		t.Fatal(err)
 	}
+	inside.Device = st.Device()
 	outside := transport.NewGateway(transport.UDPOptions{Listen: netip.AddrPortFrom(netip.IPv6Unspecified(), port), Sticky: true})
-	dev := device.NewDevice(st.Device(), outside, device.NewLogger(device.LogLevelSilent, ""))
+	dev := device.NewDevice(inside, outside, device.NewLogger(device.LogLevelSilent, ""))
 	if err := errors.Join(dev.IpcSet(conf), dev.Up()); err != nil {
 		t.Fatal(err)
 	}
@@ -175,6 +179,25 @@ func (m *mixed) boot(t *testing.T, port uint16, conf string) (_ uint16, stop fun
 		dev.Close()
 		_ = st.Close()
 	}
+}
+
+// noting cuts what goes to the device to the size that the device says, as the
+// gateway does.
+type noting struct {
+	tun.Device
+	cutter pathsize.Cutter
+	size   atomic.Int32
+}
+
+func (d *noting) filter(p []byte) (overlay.Action, []byte) {
+	if _, size, ok := pathsize.Noted(p, gatewayAddrs[0]); ok {
+		d.size.Store(int32(size))
+	}
+	return overlay.Pass, nil
+}
+
+func (d *noting) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
+	return d.cutter.Read(d.Device.Read, bufs, sizes, offset, d.size.Load() > 0, func([]byte) int { return int(d.size.Load()) })
 }
 
 // becomes waits until the tunnel has a transport.

@@ -17,6 +17,7 @@ var resetRate = rate{500, 1000}
 func (t *Tunnel) filter(packet []byte) (overlay.Action, []byte) {
 	switch v, _ := t.cfg.Table.Filter(packet); v {
 	case segment.Pass:
+		t.narrow(packet)
 		if t.cfg.UDP != nil && t.cfg.UDP(packet) {
 			return overlay.Taken, nil
 		}

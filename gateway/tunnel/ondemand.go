@@ -10,6 +10,8 @@ import (
 
 	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/tun"
+
+	"github.com/portvakt/portvakt/internal/pathsize"
 )
 
 const (
@@ -207,7 +209,8 @@ func (t *Tunnel) hailOne(r *registration) {
 // every packet from a device before the stack does.
 type egress struct {
 	tun.Device
-	t *Tunnel
+	t      *Tunnel
+	cutter pathsize.Cutter // Read's
 }
 
 // Write implements [tun.Device]. It runs on the receiving goroutine of the peer
@@ -237,7 +240,7 @@ func (t *Tunnel) arrived(inner netip.Addr) {
 
 // Read implements [tun.Device].
 func (e *egress) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
-	n, err := e.Device.Read(bufs, sizes, offset)
+	n, err := e.cutter.Read(e.Device.Read, bufs, sizes, offset, e.t.known.small.Load() > 0, e.t.known.pathOf)
 	var last []byte // destination of a packet that may pass
 	for i := range n {
 		if sizes[i] == 0 {

@@ -26,6 +26,9 @@ type registration struct {
 	// the last accepted one counts, also after the peer or the process was gone.
 	replay replay
 
+	// size is how long the packets to it may be, in bytes, as it says; 0 before.
+	size atomic.Int32
+
 	// The registry's mu guards what follows.
 	place     place      // where its last authenticated packet came from
 	from      netip.Addr // where it connected from
@@ -69,6 +72,8 @@ type registry struct {
 	changed   chan struct{} // something is dirty
 	newcomer  chan struct{} // some of it is a registration's first handshake
 	unsure    atomic.Int64  // peers with odd set
+	small     atomic.Int64  // registrations whose path takes less than mtu
+	mtu       int           // of the inside, in bytes
 	strained  atomic.Int64  // until when some peer is under strain, see strain
 
 	// former keeps the newest initiations of keys that are registered no more,
@@ -161,6 +166,7 @@ func (g *registry) drop(r *registration) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.sleepLocked(r)
+	g.resize(r, 0)
 	delete(g.byKey, r.key)
 	for _, a := range r.addresses {
 		if g.byAddress[a] == r {

@@ -19,6 +19,7 @@
 package tunnel
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -193,6 +194,7 @@ func New(cfg Config) (*Tunnel, error) {
 		known:  newRegistry(),
 		hails:  hails{wake: make(chan struct{}, 1)},
 	}
+	t.known.mtu = cmp.Or(cfg.MTU, overlay.DefaultMTU)
 	if t.cfg.IdleAfter == 0 {
 		t.cfg.IdleAfter = idleAfter
 	}
@@ -303,7 +305,7 @@ func (t *Tunnel) start(sockets conn.Bind) error {
 	}
 	t.stack.Store(&st)
 	t.bind = newIngress(t, sockets)
-	inside, outside, tally := transport.Pace(&egress{st.Device(), t}, t.bind)
+	inside, outside, tally := transport.Pace(&egress{Device: st.Device(), t: t}, t.bind)
 	t.tally.Store(tally)
 	dev := device.NewDevice(inside, outside, logger(t.log))
 	fail := func(err error) error {
