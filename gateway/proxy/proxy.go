@@ -86,7 +86,7 @@ type Limits struct {
 	Message             int64 // of a WebSocket, from either side, as it is on the wire; 16 MiB
 	Streams             int   // concurrent HTTP/2 streams of one connection; 250
 	Pending             int   // connections that are not decided yet, beside one of each device; 1,024
-	DevicePending       int   // those of one device; 64
+	DevicePending       int   // those of one device; 128
 	Deciding            int   // of these, how many are being decided at a time; 4
 	DeviceConns         int   // open HTTP connections of one device; 256
 	FailedDials         int   // connections to an app in a row until it is left alone; 5
@@ -119,7 +119,7 @@ func (l *Limits) defaults() {
 	setDefault(&l.Message, 16<<20)
 	setDefault(&l.Streams, 250)
 	setDefault(&l.Pending, 1024)
-	setDefault(&l.DevicePending, 64)
+	setDefault(&l.DevicePending, 128)
 	setDefault(&l.Deciding, 4)
 	setDefault(&l.DeviceConns, 256)
 	setDefault(&l.FailedDials, tripAfter)

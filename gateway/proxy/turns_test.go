@@ -76,6 +76,30 @@ func TestEachDeviceHasItsTurns(t *testing.T) {
 	}
 }
 
+// A burst of twice the 64 connections that programs open at once is refused
+// none; nothing of it is lost by a reset.
+func TestABurstWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var limits Limits
+		limits.defaults()
+		p := queued(limits)
+		var begun, refused atomic.Int64
+		end := make(chan struct{})
+		for range 129 {
+			p.start(deviceAddr(1), func(context.Context, *turn) {
+				begun.Add(1)
+				<-end
+			}, func() { refused.Add(1) })
+		}
+		close(end)
+		time.Sleep(time.Minute) // each waits a little longer than the one before
+		p.wg.Wait()
+		if begun.Load() != 128 || refused.Load() != 1 {
+			t.Errorf("%d of 129 begin and %d are refused, want 128 and 1", begun.Load(), refused.Load())
+		}
+	})
+}
+
 // What is decided no longer takes a place, whatever it does then.
 func TestDecidedTakesNoPlace(t *testing.T) {
 	p := queued(Limits{Pending: 1, DevicePending: 1, Deciding: 1})
@@ -173,7 +197,7 @@ type opener struct {
 }
 
 func newOpener(t *testing.T) *opener {
-	return &opener{t, queued(Limits{Pending: 1000, DevicePending: 64, Deciding: 4}), map[int][]time.Time{}, map[int][]*turn{}}
+	return &opener{t, queued(Limits{Pending: 1000, DevicePending: 128, Deciding: 4}), map[int][]time.Time{}, map[int][]*turn{}}
 }
 
 func (o *opener) ask(device, address int, opens bool) {
