@@ -233,34 +233,6 @@ func TestQueueIsBoundedInBytes(t *testing.T) {
 	}
 }
 
-func TestFailedSyncIsFatal(t *testing.T) {
-	l := openFault(t)
-	syncs := 0
-	l.sync = func() error { syncs++; return syscall.EIO }
-	if err := l.Append(&Record{Kind: KindLogin}); err != nil {
-		t.Fatal(err)
-	}
-	begin := time.Now()
-	if err := l.Run(t.Context()); !errors.Is(err, syscall.EIO) {
-		t.Fatalf("%v", err)
-	}
-	if d := time.Since(begin); d > 500*time.Millisecond { // 50 ms, and a busy machine
-		t.Errorf("synced after %v", d)
-	}
-	if err := l.Append(&Record{Kind: KindLogin}); !errors.Is(err, syscall.EIO) {
-		t.Errorf("appended: %v", err)
-	}
-	if err := l.Healthy(); !errors.Is(err, syscall.EIO) {
-		t.Errorf("healthy: %v", err)
-	}
-	if err := l.Close(); !errors.Is(err, syscall.EIO) {
-		t.Errorf("close: %v", err)
-	}
-	if syncs != 1 {
-		t.Errorf("a failed fsync was asked again: %d", syncs)
-	}
-}
-
 // Each durable record is covered by a sync that began after it was written, and
 // those that come together share one.
 func TestDurableRecordsShareASync(t *testing.T) {
