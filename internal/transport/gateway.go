@@ -29,6 +29,7 @@ var (
 type Gateway struct {
 	*UDP
 	inbox *Inbox
+	room  sync.Once // says that the sockets have too little
 
 	mu       sync.Mutex
 	open     bool                // guarded by mu
@@ -62,6 +63,7 @@ func (g *Gateway) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
 	if err != nil {
 		return nil, 0, err
 	}
+	g.room.Do(g.UDP.sayRoom)
 	for i, fn := range fns {
 		fns[i] = func(packets [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
 			n, err := fn(packets, sizes, eps)

@@ -35,7 +35,8 @@ type UDP struct {
 
 	sent, received, lost, empty, overflowed atomic.Uint64
 
-	// sendmmsg and selfTest are replaced in tests.
+	// buffer, sendmmsg and selfTest are replaced in tests.
+	buffer   int // what the sockets ask for each way, in bytes
 	sendmmsg func(fd uintptr, messages []message) (int, syscall.Errno)
 	selfTest func() error
 }
@@ -44,7 +45,7 @@ var _ conn.Bind = (*UDP)(nil)
 
 // NewUDP makes a closed UDP.
 func NewUDP(opts UDPOptions) *UDP {
-	u := &UDP{opts: opts, log: opts.Log, sendmmsg: sendmmsg, selfTest: testGSO}
+	u := &UDP{opts: opts, log: opts.Log, buffer: socketBuffer, sendmmsg: sendmmsg, selfTest: testGSO}
 	if u.log == nil {
 		u.log = slog.New(slog.DiscardHandler)
 	}
@@ -166,14 +167,9 @@ func (u *UDP) socket(a netip.Addr, port uint16) (*socket, error) {
 		return nil, errors.Join(fmt.Errorf("opening UDP socket: %w", err), closeAll(s))
 	}
 	// The kernel gives what it allows: more only to root, joined datagrams
-	// since 5.0. Everything works without.
-	for _, o := range [][2]int{
-		{unix.SO_RCVBUF, socketBuffer},
-		{unix.SO_SNDBUF, socketBuffer},
-		{unix.SO_RCVBUFFORCE, socketBuffer},
-		{unix.SO_SNDBUFFORCE, socketBuffer},
-	} {
-		_ = s.set(unix.SOL_SOCKET, o[0], o[1])
+	// since 5.0. Everything works without; see room.
+	for _, o := range []int{unix.SO_RCVBUF, unix.SO_SNDBUF, unix.SO_RCVBUFFORCE, unix.SO_SNDBUFFORCE} {
+		_ = s.set(unix.SOL_SOCKET, o, u.buffer)
 	}
 	_ = s.set(unix.SOL_UDP, unix.UDP_GRO, 1)
 	_ = s.set(unix.SOL_SOCKET, unix.SO_RXQ_OVFL, 1)
@@ -193,6 +189,31 @@ func (u *UDP) socket(a netip.Addr, port uint16) (*socket, error) {
 		}
 	}
 	return s, nil
+}
+
+// room is the least any open socket may hold each way, in bytes.
+func (u *UDP) room() (receive, send int) {
+	receive, send = u.buffer, u.buffer
+	for _, s := range u.open.Load().all() {
+		_ = s.raw.Control(func(fd uintptr) {
+			for option, least := range map[int]*int{unix.SO_RCVBUF: &receive, unix.SO_SNDBUF: &send} {
+				// The kernel keeps twice what was asked for, see socket(7).
+				if n, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, option); err == nil {
+					*least = min(*least, n/2)
+				}
+			}
+		})
+	}
+	return receive, send
+}
+
+// sayRoom warns of sockets that hold less than they asked for: they lose a burst
+// of many devices' datagrams.
+func (u *UDP) sayRoom() {
+	if receive, send := u.room(); receive < u.buffer || send < u.buffer {
+		u.log.Warn("the tunnel's UDP sockets have less room than they asked for and lose datagrams of bursts; raise net.core.rmem_max and net.core.wmem_max to what is wanted, as docs/operations.md says, and restart",
+			"receive", receive, "send", send, "wanted", u.buffer)
+	}
 }
 
 // set sets a socket option.

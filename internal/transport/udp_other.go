@@ -32,6 +32,9 @@ func NewUDP(opts UDPOptions) *UDP {
 // Stats counts nothing: upstream's sockets do not.
 func (u *UDP) Stats() Stats { return Stats{} }
 
+// sayRoom says nothing: what upstream's sockets hold is not known.
+func (*UDP) sayRoom() {}
+
 // Open implements [conn.Bind]. The device asks for port 0 first and for the one
 // it got when it opens again.
 func (u *UDP) Open(port uint16) ([]conn.ReceiveFunc, uint16, error) {
