@@ -47,7 +47,7 @@ type Config struct {
 	// SessionLifetime is how long a login lasts.
 	SessionLifetime time.Duration
 	// WebSocket carries a device's datagrams over the request, upgraded, until it
-	// ends. An error says that it did not answer.
+	// ends. An error says that it did not answer and takes none now.
 	WebSocket func(w http.ResponseWriter, r *http.Request, device string) error
 	// JWKS serves the keys that verify assertions.
 	JWKS http.Handler

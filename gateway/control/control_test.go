@@ -198,6 +198,9 @@ func (g *gw) send(method, path string, cert *tls.Certificate, in, out any) (int,
 	if err != nil {
 		g.t.Error(err)
 	}
+	if path == wire.PathTunnel && resp.StatusCode == http.StatusServiceUnavailable && resp.Header.Get("Retry-After") != "5" {
+		g.t.Errorf("%s answers 503 without saying when to ask again: %v", path, resp.Header)
+	}
 	var we wire.Error
 	if resp.StatusCode != http.StatusOK {
 		out = &we

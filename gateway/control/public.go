@@ -337,7 +337,14 @@ func (a *API) tunnel(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if err := a.cfg.WebSocket(w, r, d.ID); err != nil {
-		a.internal(w, "taking a WebSocket", err)
+		// Every device behind the last one asks again and again: a metric counts
+		// them, no line of the log for each.
+		a.log.Debug("taking a WebSocket", "device", d.ID, "err", err)
+		w.Header().Set("Retry-After", "5")
+		a.fail(w, http.StatusServiceUnavailable, &wire.Error{
+			Code: "unavailable", Message: "The gateway carries as many laptops' tunnels over TLS as it can, or it is being stopped.",
+			Remedy: "Wait a moment; the agent tries again by itself.", Retry: true,
+		})
 	}
 }
 

@@ -38,7 +38,7 @@ type Gateway struct {
 	asked    uint64              // guarded by mu: grows with every Accept
 	carrying sync.WaitGroup      // Accept calls; added to with mu held while open
 
-	probesAnswered, dropped, oversized atomic.Uint64 // of ended Streams the latter two
+	probesAnswered, refused, dropped, oversized atomic.Uint64 // of ended Streams the latter two
 }
 
 // probed is what is known of a Stream's probes.
@@ -158,6 +158,7 @@ func (g *Gateway) Accept(w http.ResponseWriter, r *http.Request, device string) 
 		err = net.ErrClosed
 	case len(g.devices) >= MaxStreams && !again:
 		err = ErrFull
+		g.refused.Add(1)
 	default:
 		g.carrying.Add(1)
 		g.asked++
@@ -207,6 +208,7 @@ func (g *Gateway) add(device string, s *Stream) bool {
 		}
 		old.End(errReplaced)
 	} else if len(g.devices) >= MaxStreams {
+		g.refused.Add(1)
 		return false
 	}
 	g.devices[device] = s
@@ -228,6 +230,7 @@ func (g *Gateway) remove(device string, s *Stream) {
 // StreamStats of a Gateway.
 type StreamStats struct {
 	Open               int
+	Refused            uint64 // WebSockets, since MaxStreams were open
 	Dropped, Oversized uint64 // datagrams, of open and ended WebSockets
 	ProbesAnswered     uint64
 }
@@ -236,7 +239,7 @@ type StreamStats struct {
 func (g *Gateway) StreamStats() StreamStats {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	st := StreamStats{Open: len(g.devices), Dropped: g.dropped.Load(), Oversized: g.oversized.Load(), ProbesAnswered: g.probesAnswered.Load()}
+	st := StreamStats{Open: len(g.devices), Refused: g.refused.Load(), Dropped: g.dropped.Load(), Oversized: g.oversized.Load(), ProbesAnswered: g.probesAnswered.Load()}
 	for _, s := range g.devices {
 		st.Dropped += s.dropped.Load()
 		st.Oversized += s.oversized.Load()

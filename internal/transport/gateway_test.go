@@ -283,6 +283,9 @@ func TestNoMoreWebSocketsThanTheLimit(t *testing.T) {
 	if err := <-f.errs; !errors.Is(err, ErrFull) {
 		t.Errorf("refused with %v", err)
 	}
+	if n := f.StreamStats().Refused; n != 1 {
+		t.Errorf("%d are counted as refused", n)
+	}
 }
 
 // A peer that stops reading costs its queue and is gone after its patience.
