@@ -564,6 +564,22 @@ func TestDNS(t *testing.T) {
 	}
 }
 
+// Both addresses of a device ask as one, and its questions are counted together.
+func TestDNSIsForADevice(t *testing.T) {
+	a := newApp(t, "udp4", "127.0.0.1:0", echo)
+	one := netip.MustParseAddr("100.96.200.1")
+	w := newWorld(t, []string{a.yaml("call")}, func(c *Config) {
+		c.Device = func(netip.Addr) netip.Addr { return one }
+		c.DNS = func(device netip.Addr, _ []byte, _ int) []byte { return []byte(device.String()) }
+	})
+	l := w.laptop()
+	for _, own := range w.store.GatewayAddresses() {
+		if got := l.ask(4000, netip.AddrPortFrom(own, 53), "where?"); got != one.String() {
+			t.Errorf("a question to %v is of %s, want %v", own, got, one)
+		}
+	}
+}
+
 // What is in no way a datagram of an app is counted, and opens nothing.
 func TestNonsense(t *testing.T) {
 	a := newApp(t, "udp4", "127.0.0.1:0", echo)

@@ -245,8 +245,11 @@ func (r *Relay) answer(d *datagram) {
 		r.drop(dnsSilent)
 		return
 	}
-	h := newHeader(d.dst, d.src)
-	a := r.cfg.DNS(d.src.Addr(), d.payload, r.cfg.MTU-h.size)
+	h, asker := newHeader(d.dst, d.src), d.src.Addr()
+	if r.cfg.Device != nil {
+		asker = r.cfg.Device(asker)
+	}
+	a := r.cfg.DNS(asker, d.payload, r.cfg.MTU-h.size)
 	if a == nil {
 		r.drop(dnsSilent)
 		return
