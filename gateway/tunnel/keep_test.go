@@ -104,6 +104,7 @@ func TestKeepsWhatCouldNotBeStored(t *testing.T) {
 		}
 		mark(1)
 		time.Sleep(time.Minute)
+		synctest.Wait()
 		if want := []time.Duration{0, keepAgain, 2 * keepAgain, 3 * keepAgain}; !slices.Equal(writes, want) || len(kept) != 1 {
 			t.Errorf("written at %v, kept %v", writes, kept)
 		}
