@@ -74,9 +74,9 @@ is not the one that was signed, and ends with exit code 1.
 A checkpoint and the key that were on the same machine as the log show that
 nobody changed the log alone. Only a checkpoint (tree/checkpoint) and a key
 (tree/verifier.key) that you took away before show that nobody with full control
-of that machine did. So does a checkpoint that a witness cosigned (audit.witness in
-the configuration): with --witness-key the newest one, tree/cosigned or the file
-of --cosigned, has to hold as well, and its time is shown.
+of that machine did. So does a checkpoint that a witness cosigned
+(audit.witness in the configuration): with --witness-key the newest one,
+tree/cosigned or the file of --cosigned, has to hold as well.
 
 With --proof check one record's proof, made by "audit prove", and nothing else.`,
 		Example: `  portvakt-gateway audit verify
