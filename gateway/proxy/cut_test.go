@@ -1,6 +1,7 @@
 package proxy_test
 
 import (
+	"context"
 	"io"
 	"net"
 	"net/http"
@@ -12,6 +13,9 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+
+	"github.com/portvakt/portvakt/gateway/audit"
+	"github.com/portvakt/portvakt/policy"
 )
 
 // kinds are the ways an app may speak. Each is an app of its own, whose host is
@@ -207,5 +211,221 @@ func until(t *testing.T, what string, is func() bool) {
 		if time.Now().After(end) {
 			t.Fatalf("it does not come to this: %s", what)
 		}
+	}
+}
+
+// cutWithin is how long after an event about one session the last of its bytes
+// may arrive. The race detector makes all of it several times slower.
+const cutWithin = slack * 250 * time.Millisecond
+
+// busy is an app that sends and receives without end.
+type busy struct {
+	uploads atomic.Int32 // that are open
+	reached sync.Map     // what has reached it, by its query: only that was decided on
+}
+
+func (b *busy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	switch r.URL.Path {
+	case "/ws":
+		c, err := websocket.Accept(w, r, &websocket.AcceptOptions{InsecureSkipVerify: true})
+		if err != nil {
+			return
+		}
+		defer c.CloseNow()
+		for r.Context().Err() == nil {
+			if c.Write(r.Context(), websocket.MessageText, []byte("tick")) != nil {
+				return
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+	case "/down":
+		b.reached.Store(r.URL.RawQuery, true)
+		chunk := make([]byte, 16<<10)
+		for r.Context().Err() == nil {
+			if _, err := w.Write(chunk); err != nil {
+				return
+			}
+			if r.URL.RawQuery != "flood" {
+				time.Sleep(time.Millisecond) // the cut is measured, not a saturated machine
+			}
+		}
+	case "/up":
+		b.uploads.Add(1)
+		defer b.uploads.Add(-1)
+		for buf := make([]byte, 32<<10); ; {
+			_, err := r.Body.Read(buf)
+			b.reached.Store(r.URL.RawQuery, true)
+			if err != nil {
+				return
+			}
+		}
+	}
+}
+
+// part is something that is open when the session ends.
+type part struct {
+	name  string
+	first chan struct{} // closed at its first byte
+	once  sync.Once
+	late  atomic.Int64 // bytes after the cut
+	ended time.Time
+}
+
+// parts begin and end together.
+type parts struct {
+	cutAt atomic.Int64 // UnixNano
+	each  []*part
+	all   sync.WaitGroup
+}
+
+// begin starts one. run calls got with the bytes it gets, and returns at the
+// end.
+func (ps *parts) begin(name string, run func(got func(n int))) {
+	p := &part{name: name, first: make(chan struct{})}
+	ps.each = append(ps.each, p)
+	ps.all.Go(func() {
+		run(func(n int) {
+			if n == 0 {
+				return
+			}
+			p.once.Do(func() { close(p.first) })
+			if at := ps.cutAt.Load(); at != 0 && time.Now().UnixNano() > at+int64(cutWithin) {
+				p.late.Add(int64(n))
+			}
+		})
+		p.ended = time.Now()
+	})
+}
+
+func readOn(r io.Reader, got func(int)) {
+	for buf := make([]byte, 32<<10); ; {
+		n, err := r.Read(buf)
+		got(n)
+		if err != nil {
+			return
+		}
+	}
+}
+
+// open opens one of everything there is at an app.
+func (ps *parts) open(t *testing.T, w *world, host string, app *busy) {
+	ps.begin("websocket", func(got func(int)) {
+		c, _, err := websocket.Dial(context.Background(), "wss://"+host+"/ws", &websocket.DialOptions{HTTPClient: w.client(false)})
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer c.CloseNow()
+		for err == nil {
+			var b []byte
+			ctx, cancel := context.WithTimeout(context.Background(), slack*10*time.Second)
+			_, b, err = c.Read(ctx)
+			cancel()
+			got(len(b))
+		}
+	})
+	for name, h2 := range map[string]bool{"h1": false, "h2": true} {
+		query := name + host
+		ps.begin("download "+name, func(got func(int)) {
+			res, err := w.client(h2).Get("https://" + host + "/down")
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer res.Body.Close()
+			readOn(res.Body, got)
+		})
+		ps.begin("upload "+name, func(got func(int)) {
+			r, wr := io.Pipe()
+			go func() {
+				for {
+					if _, err := wr.Write(make([]byte, 8<<10)); err != nil {
+						return
+					}
+					if _, ok := app.reached.Load(query); ok {
+						got(1)
+					}
+					time.Sleep(time.Millisecond)
+				}
+			}()
+			res, err := w.client(h2).Post("https://"+host+"/up?"+query, "", r)
+			if err == nil {
+				res.Body.Close()
+				t.Errorf("the upload %s ended with %s", name, res.Status)
+			}
+			r.Close()
+		})
+	}
+	ps.begin("tcp", func(got func(int)) {
+		c := w.dial("desk", 7000)
+		_ = c.SetDeadline(time.Now().Add(slack * 10 * time.Second)) // a flow that is not cut fails the test, not hangs it
+		go func() {
+			for {
+				if _, err := c.Write([]byte("tick")); err != nil {
+					return
+				}
+				time.Sleep(time.Millisecond)
+			}
+		}()
+		readOn(c, got)
+	})
+}
+
+// Everything that is open when a session ends is cut within the bound, and not
+// a byte of it arrives afterwards, at either end, whatever the app speaks.
+func TestCut(t *testing.T) {
+	app := &busy{}
+	apps, upstreams := newKinds(t, app, nil)
+	deskEnded := make(chan error, 1)
+	upstreams["desk"] = tcpEcho(t, deskEnded)
+	w := newWorld(t, append(apps, deskYAML), upstreams)
+	for i, kind := range kinds {
+		t.Run(kind, func(t *testing.T) {
+			w.login()
+			host := kind + ".test"
+			var open parts
+			open.open(t, w, host, app)
+			stalled := w.tls(host) // reads nothing: its bytes wait in every buffer on the way
+			_, _ = io.WriteString(stalled, "GET /down?flood HTTP/1.1\r\nHost: "+host+"\r\n\r\n")
+			for _, p := range open.each {
+				select {
+				case <-p.first:
+				case <-time.After(slack * 5 * time.Second):
+					t.Fatalf("%s did not begin", p.name)
+				}
+			}
+			until(t, "the connection that nobody reads begins", func() bool { _, ok := app.reached.LoadAndDelete("flood"); return ok })
+			time.Sleep(50 * time.Millisecond)
+
+			before := time.Now()
+			open.cutAt.Store(before.UnixNano())
+			w.revoke()
+			open.all.Wait()
+			for _, p := range open.each {
+				if took := p.ended.Sub(before); took > cutWithin {
+					t.Errorf("%s was cut after %v", p.name, took)
+				}
+				if p.late.Load() != 0 {
+					t.Errorf("%s: %d bytes arrived later", p.name, p.late.Load())
+				}
+			}
+			// Who reads nothing has bytes waiting at the gateway. Only a reset discards
+			// them, and it needs no reader to be seen.
+			until(t, "a connection that nobody reads is reset", func() bool { _, err := stalled.NetConn().Write([]byte{0}); return err != nil })
+			select {
+			case <-deskEnded:
+			case <-time.After(cutWithin):
+				t.Error("the desk's connection goes on")
+			}
+			until(t, "the uploads end at the app", func() bool { return app.uploads.Load() == 0 })
+			want := 7 * (i + 1)
+			if cuts := w.records(audit.KindFlowCut, want); len(cuts) != want {
+				t.Errorf("%d cuts recorded, want %d", len(cuts), want)
+			}
+			res, _ := get(t, w.client(false), "https://"+host+"/")
+			if res.StatusCode != 403 || res.Header.Get("Portvakt-Reason") != string(policy.ReasonSessionRevoked) {
+				t.Errorf("afterwards: %d %s", res.StatusCode, res.Header.Get("Portvakt-Reason"))
+			}
+		})
 	}
 }

@@ -2,7 +2,6 @@ package proxy_test
 
 import (
 	"bufio"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,21 +10,13 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
-
-	"github.com/coder/websocket"
 
 	"github.com/portvakt/portvakt/gateway/audit"
 	"github.com/portvakt/portvakt/gateway/proxy"
 	"github.com/portvakt/portvakt/policy"
 )
-
-// cutWithin is how long after an event about one session the last of its bytes
-// may arrive. The race detector makes all of it several times slower.
-const cutWithin = slack * 250 * time.Millisecond
 
 func TestUpstreamFaults(t *testing.T) {
 	release := make(chan struct{})
@@ -276,215 +267,6 @@ func ask(t *testing.T, c net.Conn, text string) (string, error) {
 	buf := make([]byte, 65536)
 	n, err := c.Read(buf)
 	return string(buf[:n]), err
-}
-
-// Everything that is open when a session ends is cut within the bound, and not
-// a byte of it arrives afterwards, at either end.
-func TestCut(t *testing.T) {
-	var uploaded atomic.Int64
-	var reached sync.Map // what has reached the app, by its query: only that was decided on
-	app := http.NewServeMux()
-	app.HandleFunc("/ws", func(w http.ResponseWriter, r *http.Request) {
-		c, err := websocket.Accept(w, r, &websocket.AcceptOptions{InsecureSkipVerify: true})
-		if err != nil {
-			return
-		}
-		defer c.CloseNow()
-		for r.Context().Err() == nil {
-			if c.Write(r.Context(), websocket.MessageText, []byte("tick")) != nil {
-				return
-			}
-			time.Sleep(5 * time.Millisecond)
-		}
-	})
-	app.HandleFunc("/down", func(w http.ResponseWriter, r *http.Request) {
-		reached.Store(r.URL.RawQuery, true)
-		chunk := make([]byte, 32<<10)
-		for r.Context().Err() == nil {
-			if _, err := w.Write(chunk); err != nil {
-				return
-			}
-			if r.URL.RawQuery != "flood" {
-				time.Sleep(time.Millisecond) // the cut is measured, not a saturated machine
-			}
-		}
-	})
-	app.HandleFunc("/up", func(_ http.ResponseWriter, r *http.Request) {
-		buf := make([]byte, 32<<10)
-		for {
-			n, err := r.Body.Read(buf)
-			uploaded.Add(int64(n))
-			reached.Store(r.URL.RawQuery, true)
-			if err != nil {
-				return
-			}
-		}
-	})
-	srv := httptest.NewServer(app)
-	defer srv.Close()
-	deskEnded := make(chan error, 1)
-	w := newWorld(t, []string{crmYAML, deskYAML}, map[string]string{
-		"crm": srv.URL, "desk": tcpEcho(t, deskEnded),
-	})
-
-	// Each part signals its first byte, counts those after the cut and says when it ended.
-	type part struct {
-		name  string
-		first chan struct{}
-		once  sync.Once
-		late  atomic.Int64
-		ended atomic.Int64 // UnixNano
-	}
-	var cutAt atomic.Int64
-	var all sync.WaitGroup
-	var parts []*part
-	begin := func(name string, run func(got func(n int))) {
-		p := &part{name: name, first: make(chan struct{})}
-		parts = append(parts, p)
-		all.Go(func() {
-			run(func(n int) {
-				if n == 0 {
-					return
-				}
-				p.once.Do(func() { close(p.first) })
-				if at := cutAt.Load(); at != 0 && time.Now().UnixNano() > at+int64(cutWithin) {
-					p.late.Add(int64(n))
-				}
-			})
-			p.ended.Store(time.Now().UnixNano())
-		})
-	}
-	read := func(r io.Reader, got func(int)) {
-		buf := make([]byte, 32<<10)
-		for {
-			n, err := r.Read(buf)
-			got(n)
-			if err != nil {
-				return
-			}
-		}
-	}
-	begin("websocket", func(got func(int)) {
-		c, _, err := websocket.Dial(context.Background(), "wss://crm.test/ws", &websocket.DialOptions{HTTPClient: w.client(false)})
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		defer c.CloseNow()
-		for {
-			ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-			_, b, err := c.Read(ctx)
-			cancel()
-			got(len(b))
-			if err != nil {
-				return
-			}
-		}
-	})
-	for _, h2 := range []bool{false, true} {
-		name := map[bool]string{false: " h1", true: " h2"}[h2]
-		begin("download"+name, func(got func(int)) {
-			res, err := w.client(h2).Get("https://crm.test/down")
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			defer res.Body.Close()
-			read(res.Body, got)
-		})
-		begin("upload"+name, func(got func(int)) {
-			r, wr := io.Pipe()
-			go func() {
-				for {
-					if _, err := wr.Write(make([]byte, 8<<10)); err != nil {
-						return
-					}
-					if _, ok := reached.Load(name[1:]); ok {
-						got(1)
-					}
-					time.Sleep(time.Millisecond)
-				}
-			}()
-			res, err := w.client(h2).Post("https://crm.test/up?"+name[1:], "", r)
-			if err == nil {
-				res.Body.Close()
-				t.Errorf("the upload%s ended with %s", name, res.Status)
-			}
-			r.Close()
-		})
-	}
-	begin("tcp", func(got func(int)) {
-		c := w.dial("desk", 7000)
-		_ = c.SetDeadline(time.Now().Add(10 * time.Second)) // a flow that is not cut fails the test, not hangs it
-		go func() {
-			for {
-				if _, err := c.Write([]byte("tick")); err != nil {
-					return
-				}
-				time.Sleep(time.Millisecond)
-			}
-		}()
-		read(c, got)
-	})
-	stalled := w.tls("crm.test") // reads nothing: its bytes wait in every buffer on the way
-	_, _ = io.WriteString(stalled, "GET /down?flood HTTP/1.1\r\nHost: crm.test\r\n\r\n")
-	for _, p := range parts {
-		select {
-		case <-p.first:
-		case <-time.After(5 * time.Second):
-			t.Fatalf("%s did not begin", p.name)
-		}
-	}
-	for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
-		if _, ok := reached.Load("flood"); ok {
-			break
-		}
-		if time.Now().After(end) {
-			t.Fatal("the connection that nobody reads did not begin")
-		}
-	}
-	time.Sleep(50 * time.Millisecond)
-
-	before := time.Now()
-	cutAt.Store(before.UnixNano())
-	w.revoke()
-	all.Wait()
-	for _, p := range parts {
-		if took := time.Duration(p.ended.Load() - before.UnixNano()); took > cutWithin {
-			t.Errorf("%s was cut after %v", p.name, took)
-		}
-		if p.late.Load() != 0 {
-			t.Errorf("%s: %d bytes arrived later", p.name, p.late.Load())
-		}
-	}
-	// Who reads nothing has bytes waiting at the gateway. Only a reset discards
-	// them, and it needs no reader to be seen.
-	for end := before.Add(cutWithin); ; time.Sleep(5 * time.Millisecond) {
-		if _, err := stalled.NetConn().Write([]byte{0}); err != nil {
-			break
-		}
-		if time.Now().After(end) {
-			t.Error("a connection that nobody reads goes on")
-			break
-		}
-	}
-	select {
-	case <-deskEnded:
-	case <-time.After(cutWithin):
-		t.Error("the desk's connection goes on")
-	}
-	up := uploaded.Load()
-	time.Sleep(100 * time.Millisecond)
-	if uploaded.Load() != up {
-		t.Errorf("%d uploaded bytes passed after the cut", uploaded.Load()-up)
-	}
-	if cuts := w.records(audit.KindFlowCut, 7); len(cuts) != 7 {
-		t.Errorf("%d cuts recorded, want 7", len(cuts))
-	}
-	res, _ := get(t, w.client(false), "https://crm.test/")
-	if res.StatusCode != 403 || res.Header.Get("Portvakt-Reason") != string(policy.ReasonSessionRevoked) {
-		t.Errorf("afterwards: %d %s", res.StatusCode, res.Header.Get("Portvakt-Reason"))
-	}
 }
 
 func TestLimits(t *testing.T) {

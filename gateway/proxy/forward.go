@@ -137,7 +137,7 @@ func (p *Proxy) fault(w http.ResponseWriter, r *http.Request, x *exchange, err e
 	x.mu.Unlock()
 	// A cut is known to the Flow before its context ends; a body that was
 	// refused a chunk in between is no fault of the app's either.
-	if _, cut := x.flow.Cut(); cut || x.flow.Context().Err() != nil || !gaveUp && r.Context().Err() != nil || clientErr != nil {
+	if _, cut := x.flow.Cut(); cut || x.flow.Context().Err() != nil || !gaveUp && (r.Context().Err() != nil || x.severed()) || clientErr != nil {
 		x.note(0, outcomeDone) // cut, or the device went away: no fault of the app's
 		panic(http.ErrAbortHandler)
 	}
@@ -236,7 +236,7 @@ func (b *responseBody) Read(buf []byte) (int, error) {
 				delete(b.res.Trailer, name)
 			}
 		}
-	case err != nil && b.res.Request.Context().Err() == nil:
+	case err != nil && b.res.Request.Context().Err() == nil && !b.x.severed():
 		b.x.note(b.res.StatusCode, outcomeBroke)
 	}
 	return n, err

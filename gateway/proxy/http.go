@@ -196,7 +196,7 @@ func (p *Proxy) proceed(w http.ResponseWriter, r *http.Request, x *exchange) {
 	defer x.release()
 	ctx, cancel := context.WithCancel(context.WithValue(r.Context(), exchangeKey{}, x))
 	defer cancel()
-	x.backend.cancel = cancel
+	x.backend.cancel, x.backend.cuts = cancel, x.lane.cuts.Load()
 	// The cut: the connections to the device and to the app die with what is
 	// queued on them, other HTTP/2 streams of the same device and app included,
 	// because bytes of this one may wait among theirs.

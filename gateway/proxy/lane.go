@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 
 	"github.com/portvakt/portvakt/gateway/http1"
 )
@@ -28,6 +29,7 @@ type lane struct {
 	users     int    // exchanges under way
 	used      uint64 // when it was entered last, by lanes.clock
 	gone      bool   // nobody enters it any more
+	cuts      atomic.Uint32
 }
 
 // backend is what an exchange has of its lane.
@@ -35,8 +37,9 @@ type backend struct {
 	conn    net.Conn
 	cancel  context.CancelFunc
 	aborted bool
-	sent    int  // how often the request's head has left
-	spent   bool // it was about to leave too often
+	sent    int    // how often the request's head has left
+	spent   bool   // it was about to leave too often
+	cuts    uint32 // of the lane, when it was entered
 }
 
 // got is told of the connection by which the request is about to leave.
@@ -79,10 +82,19 @@ func (x *exchange) abort() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.backend.aborted = true
+	x.lane.cuts.Add(1)
 	if x.backend.conn != nil {
 		abort(x.backend.conn)
 	}
 	x.backend.cancel()
+}
+
+// severed says that another Flow of the lane was cut meanwhile: what breaks may have
+// shared its connection, and is no fault of the app's.
+func (x *exchange) severed() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.lane != nil && x.backend.cuts != x.lane.cuts.Load()
 }
 
 // release leaves the connection to the lane's next exchange.

@@ -441,8 +441,14 @@ func (m *Manager) unbind(r *audit.Record, reason policy.Reason) {
 		d.epoch.Add(1)
 		r.Remote = d.location.Address
 		d.mu.Unlock()
+		var kills []func() // flows may share a connection: all are cut before one ends
 		for _, f := range d.open() {
-			f.cutOwned(s.ID, reason)
+			if kill := f.condemnOwned(s.ID, reason); kill != nil {
+				kills = append(kills, kill)
+			}
+		}
+		for _, kill := range kills {
+			kill()
 		}
 		m.refresh(d)
 		r.Device, r.Subject = d.record.ID, s.Subject.Key()

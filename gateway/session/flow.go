@@ -409,16 +409,17 @@ func (f *Flow) Facts() Facts {
 	return f.facts
 }
 
-// cutOwned cuts an open Flow of a Session that has ended: nobody is left whose
-// it could be, so no policy is asked. One that is still being decided is left
-// to its own epoch comparison.
-func (f *Flow) cutOwned(session string, reason policy.Reason) {
+// condemnOwned condemns an open Flow of a Session that has ended: nobody is left
+// whose it could be, so no policy is asked. One that is still being decided is
+// left to its own epoch comparison.
+func (f *Flow) condemnOwned(session string, reason policy.Reason) (kill func()) {
 	f.mu.Lock()
 	open := f.decided && !f.ended && f.cut == nil && f.held.facts.Session() != nil && f.held.facts.Session().ID == session
 	f.mu.Unlock()
-	if open {
-		f.cutWith(nil, policy.NewDecision(reason, nil))
+	if !open {
+		return nil
 	}
+	return f.condemn(nil, policy.NewDecision(reason, nil))
 }
 
 // cutWith cuts the Flow: no byte passes after it returns but those already
