@@ -180,6 +180,24 @@ func TestALateEchoProvesNothing(t *testing.T) {
 	}
 }
 
+// Of echoes that leave together none follows a larger one: both could be one
+// datagram on the way.
+func TestSmallEchoesLeaveFirst(t *testing.T) {
+	f := testFit(1200)
+	f.patience = time.Millisecond
+	var left []int
+	f.push = func(netip.AddrPort) error {
+		for _, e := range *f.pending.Load() {
+			left = append(left, len(e))
+		}
+		return nil
+	}
+	f.ask(t.Context(), 1280, 1216, alive)
+	if !slices.Equal(left, []int{alive, 1216, 1280}) {
+		t.Errorf("%v", left)
+	}
+}
+
 // queueTUN gives what is in its queue.
 type queueTUN struct {
 	tun.Device

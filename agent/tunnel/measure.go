@@ -115,12 +115,14 @@ func (f *fit) tell(ctx context.Context) {
 	}
 }
 
-// ask sends echoes, the largest first, and waits for that one. It returns the
-// largest that was answered, 0 for none.
+// ask sends echoes of sizes, whose largest is first, and waits for that one. It
+// returns the largest that was answered, 0 for none.
 func (f *fit) ask(ctx context.Context, sizes ...int) (largest int) {
 	echoes := make([][]byte, len(sizes))
 	for i, n := range sizes {
-		echoes[i] = f.echo(n)
+		// The smallest leaves first: one behind a larger one could leave in one
+		// datagram for the network card to cut (UDP GSO), and be lost with that.
+		echoes[len(sizes)-1-i] = f.echo(n)
 	}
 	f.pending.Store(&echoes)
 	if f.push(netip.AddrPortFrom(f.gateway, discard)) != nil {
