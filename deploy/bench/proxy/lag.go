@@ -7,22 +7,27 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/portvakt/portvakt/deploy/bench/table"
 )
 
-// lower is the priority (nice) of the load and of the app while it is measured
-// how long the gateway has a request: where a gateway serves, they have a machine
+// yield makes the app run only where nothing else wants to from now on, and wrk
+// when it is started: while it is measured how long the gateway has a request,
+// they must not take its processors. Where a gateway serves, they have a machine
 // of their own.
-const lower = 10
-
-// yield makes the app run at the lower priority from now on, and wrk when it is
-// started.
 func (s *stand) yield() error {
-	if err := syscall.Setpriority(syscall.PRIO_PGRP, s.groups["app"], lower); err != nil {
-		return fmt.Errorf("lowering the app's priority: %w", err)
+	pids, err := s.processes("app")
+	if err != nil {
+		return err
+	}
+	idle := &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_IDLE}
+	for _, pid := range pids {
+		if err := unix.SchedSetAttr(pid, idle, 0); err != nil {
+			return fmt.Errorf("making the app yield: %w", err)
+		}
 	}
 	s.yields = true
 	return nil

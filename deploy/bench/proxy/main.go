@@ -91,7 +91,7 @@ func parse(args []string) (options, error) {
 // needs says what this machine lacks.
 func needs() error {
 	var missing []string
-	for program, pkg := range map[string]string{"nginx": "nginx-light", "caddy": "caddy", "wrk": "wrk"} {
+	for program, pkg := range map[string]string{"nginx": "nginx-light", "caddy": "caddy", "wrk": "wrk", "chrt": "util-linux"} {
 		if _, err := exec.LookPath(program); err != nil {
 			missing = append(missing, pkg)
 		}

@@ -47,7 +47,7 @@ type stand struct {
 	children []*exec.Cmd
 	groups   map[string]int // process group of each way
 	said     said
-	yields   bool // the load and the app run at a lower priority
+	yields   bool // the load and the app run only where nothing else wants to
 }
 
 // said keeps the first of what children complain of.
@@ -273,34 +273,53 @@ func (s *stand) run(ctx context.Context, name string, argv ...string) error {
 
 // cpu is what the processes of a way have used so far.
 func (s *stand) cpu(way string) (used time.Duration, err error) {
+	err = s.each(way, func(file string, stat []string) error {
+		for _, ticks := range stat[11:13] { // utime and stime, in hundredths of a second
+			n, err := strconv.Atoi(ticks)
+			if err != nil {
+				return fmt.Errorf("reading %s: %w", file, err)
+			}
+			used += time.Duration(n) * 10 * time.Millisecond
+		}
+		return nil
+	})
+	return used, err
+}
+
+// processes are those of a way.
+func (s *stand) processes(way string) (pids []int, err error) {
+	err = s.each(way, func(file string, _ []string) error {
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+		pids = append(pids, pid)
+		return err
+	})
+	return pids, err
+}
+
+// each calls fn with what /proc says of each process of a way, from its state on
+// (proc_pid_stat(5)).
+func (s *stand) each(way string, fn func(file string, stat []string) error) error {
 	group, ok := s.groups[way]
 	if !ok {
-		return 0, fmt.Errorf("%s does not run", way)
+		return fmt.Errorf("%s does not run", way)
 	}
 	all, err := filepath.Glob("/proc/[0-9]*/stat")
 	if err != nil {
-		return 0, err
+		return err
 	}
 	for _, file := range all {
 		b, err := os.ReadFile(file)
 		if err != nil {
 			continue // it has ended
 		}
-		// proc_pid_stat(5): the name, which may hold anything, is in brackets.
-		_, rest, _ := strings.Cut(string(b), ") ")
-		f := strings.Fields(rest)
-		if len(f) < 13 || f[2] != strconv.Itoa(group) {
-			continue
-		}
-		for _, ticks := range f[11:13] { // utime and stime, in hundredths of a second
-			n, err := strconv.Atoi(ticks)
-			if err != nil {
-				return 0, fmt.Errorf("reading %s: %w", file, err)
+		_, rest, _ := strings.Cut(string(b), ") ") // the name before, in brackets, may hold anything
+		if f := strings.Fields(rest); len(f) >= 13 && f[2] == strconv.Itoa(group) {
+			if err := fn(file, f); err != nil {
+				return err
 			}
-			used += time.Duration(n) * 10 * time.Millisecond
 		}
 	}
-	return used, nil
+	return nil
 }
 
 // close ends everything and takes the directory away.
@@ -369,8 +388,8 @@ func (s *stand) wrk(ctx context.Context, o options, way string, l load, pause ti
 		}()
 	}
 	program := "wrk"
-	if s.yields { // its threads have the priority that it starts with
-		program, args = "nice", append([]string{"-n", strconv.Itoa(lower), "wrk"}, args...)
+	if s.yields { // as all threads that it starts
+		program, args = "chrt", append([]string{"--idle", "0", "wrk"}, args...)
 	}
 	out, err := exec.CommandContext(ctx, program, args...).CombinedOutput()
 	if err != nil {
