@@ -4,11 +4,15 @@ package proxy_test
 
 import (
 	"net"
+	"net/netip"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/portvakt/portvakt/gateway/proxy"
 )
 
 // A device that opens connections and sends nothing has 2,048 of them, each of
@@ -45,7 +49,15 @@ func TestIdleConnections(t *testing.T) {
 			_ = c.Close()
 		}
 	})
-	w := newWorld(t, []string{deskYAML}, map[string]string{"desk": l.Addr().String()})
+	// At the pace of one device this would take most of a minute: each counts as a
+	// device of its own, but for its Flows.
+	var n atomic.Uint32
+	w := newWorld(t, []string{deskYAML}, map[string]string{"desk": l.Addr().String()}, func(c *proxy.Config) {
+		c.Device = func(netip.Addr) netip.Addr {
+			i := n.Add(1)
+			return netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})
+		}
+	})
 	open := func() (net.Conn, bool) {
 		c, err := w.open("desk", 7000)
 		if err != nil {
