@@ -312,7 +312,9 @@ func (d *soakDevice) join() error {
 
 // check sends something there and back on the connection.
 func (d *soakDevice) check() error {
-	if err := d.conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	// WireGuard repeats a lost handshake message after 5 s: on a machine that is
+	// busy two in a row may be, and TCP's next try comes late then.
+	if err := d.conn.SetDeadline(time.Now().Add(25 * time.Second)); err != nil {
 		return err
 	}
 	b := make([]byte, 3000) // three packets
