@@ -84,8 +84,9 @@ type API struct {
 	// connects and renewals bound how often each device does that.
 	connects, renewals *paces
 
-	// strangers and revoked bound what refusals on the public port write.
+	// strangers, revoked and known bound what refusals on the public port write.
 	strangers, revoked *audit.Refusals
+	known              *refusals
 }
 
 // New returns an API. It opens nothing.
@@ -100,6 +101,7 @@ func New(cfg Config) *API {
 		cfg: cfg, log: cfg.Log,
 		connects: newPaces(connectEvery, connectBurst, cfg.Now), renewals: newPaces(renewEvery, renewBurst, cfg.Now),
 		strangers: audit.NewRefusals(cfg.Audit, cfg.Now), revoked: audit.NewRefusals(cfg.Audit, cfg.Now),
+		known: &refusals{log: cfg.Audit, now: cfg.Now, of: map[string]*audit.Refusals{}},
 	}
 }
 

@@ -137,10 +137,10 @@ func (a *API) grantCertificate(w http.ResponseWriter, rec *audit.Record, d store
 // device authenticates the client certificate of a public call. Status is
 // checked here on every request and never in the handshake alone, so that a
 // refused device is told why.
-func (a *API) device(w http.ResponseWriter, r *http.Request, kind audit.Kind) (store.Device, certs.DeviceIdentity, bool) {
+func (a *API) device(w http.ResponseWriter, r *http.Request) (store.Device, certs.DeviceIdentity, bool) {
 	remote := hostOf(r.RemoteAddr)
 	refused := func(status int, e *wire.Error, device string) (store.Device, certs.DeviceIdentity, bool) {
-		a.strangers.Note(audit.Record{Kind: kind, Reason: e.Code, Message: e.Message, Device: device, Remote: remote})
+		a.strangers.Note(audit.Record{Kind: audit.KindConnectRefused, Reason: e.Code, Message: e.Message, Device: device, Remote: remote})
 		a.fail(w, status, e)
 		return store.Device{}, certs.DeviceIdentity{}, false
 	}
@@ -165,11 +165,7 @@ func (a *API) device(w http.ResponseWriter, r *http.Request, kind audit.Kind) (s
 		a.internal(w, "looking a device up", err)
 		return store.Device{}, certs.DeviceIdentity{}, false
 	case d.Revoked():
-		dec := session.RevokedDecision(d, a.cfg.Now())
-		rec := audit.Record{Kind: kind, Device: d.ID, Remote: remote}
-		rec.SetDecision(dec)
-		a.revoked.Note(rec)
-		a.refuse(w, r, http.StatusForbidden, dec)
+		a.refuseRevoked(w, r, d.ID, session.RevokedDecision(d, a.cfg.Now()))
 		return store.Device{}, certs.DeviceIdentity{}, false
 	}
 	return d, id, true
@@ -178,12 +174,12 @@ func (a *API) device(w http.ResponseWriter, r *http.Request, kind audit.Kind) (s
 // renew issues a new certificate for the same key, also to an expired one of a
 // device that was away for less than 45 days.
 func (a *API) renew(w http.ResponseWriter, r *http.Request) {
-	d, _, ok := a.device(w, r, audit.KindConnectRefused)
+	d, _, ok := a.device(w, r)
 	if !ok {
 		return
 	}
 	if !a.renewals.allow(d.ID) {
-		a.fail(w, http.StatusTooManyRequests, &wire.Error{
+		a.refuseDevice(w, r, d.ID, http.StatusTooManyRequests, &wire.Error{
 			Code: "too_many_renewals", Message: "This laptop renews its certificate too often.", Remedy: "Check its clock; the agent tries again by itself.", Retry: true,
 		})
 		return
@@ -199,14 +195,13 @@ func (a *API) renew(w http.ResponseWriter, r *http.Request) {
 		hash, err = certs.KeyHash(pub)
 	}
 	if err != nil || hash != d.KeyHash {
-		a.fail(w, http.StatusBadRequest, &wire.Error{
+		a.refuseDevice(w, r, d.ID, http.StatusBadRequest, &wire.Error{
 			Code: "bad_csr", Message: "A renewal keeps the device's key; this request is for another.", Remedy: "To change the key, enrol again with a new code.",
 		})
 		return
 	}
 	if away := now.Sub(d.LastSeen); away > UnseenLimit {
-		a.cfg.Audit.Note(audit.Record{Kind: audit.KindConnectRefused, Reason: "device_unseen", Device: d.ID, Remote: hostOf(r.RemoteAddr)})
-		a.fail(w, http.StatusForbidden, &wire.Error{
+		a.refuseDevice(w, r, d.ID, http.StatusForbidden, &wire.Error{
 			Code: "device_unseen", Message: "This laptop was away for more than 45 days.", Remedy: "Ask IT for a new enrolment code.",
 		})
 		return
@@ -220,19 +215,19 @@ func (a *API) renew(w http.ResponseWriter, r *http.Request) {
 
 // connect registers a tunnel key.
 func (a *API) connect(w http.ResponseWriter, r *http.Request) {
-	d, id, ok := a.device(w, r, audit.KindConnectRefused)
+	d, id, ok := a.device(w, r)
 	if !ok {
 		return
 	}
 	if id.Expired {
-		a.expired(w)
+		a.expired(w, r, d.ID)
 		return
 	}
 	if !a.connects.allow(d.ID) {
-		a.tooMany(w)
+		a.tooMany(w, r, d.ID)
 		return
 	}
-	req, key, ok := a.readConnect(w, r)
+	req, key, ok := a.readConnect(w, r, d.ID)
 	if !ok {
 		return
 	}
@@ -261,10 +256,10 @@ func (a *API) connect(w http.ResponseWriter, r *http.Request) {
 			a.internal(w, "looking a revoked device up", err)
 			return
 		}
-		a.refuse(w, r, http.StatusForbidden, session.RevokedDecision(d, now))
+		a.refuseRevoked(w, r, d.ID, session.RevokedDecision(d, a.cfg.Now()))
 		return
 	case errors.Is(err, store.ErrKeyTaken):
-		a.fail(w, http.StatusConflict, &wire.Error{Code: "key_taken", Message: "The tunnel key is in use by another device.", Remedy: "Make a fresh key for every connect."})
+		a.refuseDevice(w, r, d.ID, http.StatusConflict, &wire.Error{Code: "key_taken", Message: "The tunnel key is in use by another device.", Remedy: "Make a fresh key for every connect."})
 		return
 	case err != nil:
 		a.internal(w, "registering a tunnel key", err)
@@ -297,24 +292,24 @@ func (a *API) notRevoked(w http.ResponseWriter, r *http.Request, device string) 
 	if d.Revoked() {
 		dec := session.RevokedDecision(d, a.cfg.Now())
 		a.cfg.Sessions.Remove(device, dec)
-		a.refuse(w, r, http.StatusForbidden, dec)
+		a.refuseRevoked(w, r, device, dec)
 		return false
 	}
 	return true
 }
 
 // readConnect reads what an agent asks for, or answers why it cannot have it.
-func (a *API) readConnect(w http.ResponseWriter, r *http.Request) (req wire.ConnectRequest, key [32]byte, ok bool) {
+func (a *API) readConnect(w http.ResponseWriter, r *http.Request, device string) (req wire.ConnectRequest, key [32]byte, ok bool) {
 	if !a.read(w, r, &req) {
 		return req, key, false
 	}
 	raw, err := base64.StdEncoding.Strict().DecodeString(req.TunnelKey)
 	if err != nil || len(raw) != 32 || [32]byte(raw) == [32]byte{} || req.TunnelKey == a.cfg.Tunnel.TunnelKey {
-		a.fail(w, http.StatusBadRequest, &wire.Error{Code: "bad_request", Message: "tunnel_key is not a WireGuard public key in base64."})
+		a.refuseDevice(w, r, device, http.StatusBadRequest, &wire.Error{Code: "bad_request", Message: "tunnel_key is not a WireGuard public key in base64."})
 		return req, key, false
 	}
 	if req.BootID == "" || len(req.BootID) > 64 {
-		a.fail(w, http.StatusBadRequest, &wire.Error{Code: "bad_request", Message: "boot_id is required, at most 64 characters."})
+		a.refuseDevice(w, r, device, http.StatusBadRequest, &wire.Error{Code: "bad_request", Message: "boot_id is required, at most 64 characters."})
 		return req, key, false
 	}
 	return req, [32]byte(raw), true
@@ -324,16 +319,16 @@ func (a *API) readConnect(w http.ResponseWriter, r *http.Request) (req wire.Conn
 // What is inside is no more trusted for it: the certificate says who may hold a
 // connection open here, the tunnel key who may come in.
 func (a *API) tunnel(w http.ResponseWriter, r *http.Request) {
-	d, id, ok := a.device(w, r, audit.KindConnectRefused)
+	d, id, ok := a.device(w, r)
 	if !ok {
 		return
 	}
 	if id.Expired {
-		a.expired(w)
+		a.expired(w, r, d.ID)
 		return
 	}
 	if !a.connects.allow(d.ID) {
-		a.tooMany(w)
+		a.tooMany(w, r, d.ID)
 		return
 	}
 	if err := a.cfg.WebSocket(w, r, d.ID); err != nil {
@@ -348,14 +343,14 @@ func (a *API) tunnel(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (a *API) expired(w http.ResponseWriter) {
-	a.fail(w, http.StatusUnauthorized, &wire.Error{
+func (a *API) expired(w http.ResponseWriter, r *http.Request, device string) {
+	a.refuseDevice(w, r, device, http.StatusUnauthorized, &wire.Error{
 		Code: "certificate_expired", Message: "The device's certificate has expired.", Remedy: "Renew it first; the agent does so by itself.",
 	})
 }
 
-func (a *API) tooMany(w http.ResponseWriter) {
-	a.fail(w, http.StatusTooManyRequests, &wire.Error{
+func (a *API) tooMany(w http.ResponseWriter, r *http.Request, device string) {
+	a.refuseDevice(w, r, device, http.StatusTooManyRequests, &wire.Error{
 		Code: "too_many_connects", Message: "This laptop connects too often.", Remedy: "Wait a moment; the agent tries again by itself.", Retry: true,
 	})
 }

@@ -2,8 +2,12 @@ package control_test
 
 import (
 	"bytes"
+	"crypto/tls"
+	"crypto/x509"
 	"net/http"
 	"net/http/httptest"
+	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -42,5 +46,92 @@ func TestStrangersDoNotFillTheLog(t *testing.T) {
 	})
 	if err != nil || len(folded) != 1 || folded[0].Detail["count"] != "1000" || folded[0].Detail["kind"] != string(audit.KindEnrollRefused) || folded[0].Reason != "code_unknown" {
 		t.Errorf("folded were %+v, %v", folded, err)
+	}
+}
+
+// Whatever a device is refused on the public port is in the log; what it asks
+// without end is counted there, and folds no other device's.
+func TestRefusedDevicesAreRecorded(t *testing.T) {
+	g := newGateway(t)
+	l, other := g.enroll(), g.enroll()
+	renew := func(l *laptop) wire.Error {
+		_, we := g.post(wire.PathRenew, l.tls(t), wire.RenewRequest{CSR: csr(t, l.key)}, &struct{}{})
+		return we
+	}
+	want := []string{}
+	refused := func(we wire.Error, code string) {
+		t.Helper()
+		if we.Code != code {
+			t.Fatalf("%+v, want %s", we, code)
+		}
+		want = append(want, code)
+	}
+	_, we := g.post(wire.PathConnect, l.tls(t), wire.ConnectRequest{TunnelKey: "no key", BootID: "boot"}, &struct{}{})
+	refused(we, "bad_request")
+	_, we = g.post(wire.PathRenew, l.tls(t), wire.RenewRequest{CSR: csr(t, newKey(t))}, &struct{}{})
+	refused(we, "bad_csr")
+	for range 9 { // with the one before, as many as at once
+		if we := renew(l); we.Code != "" {
+			t.Fatalf("%+v", we)
+		}
+	}
+	refused(renew(l), "too_many_renewals")
+	g.full.Store(true)
+	for range 29 {
+		if _, we := g.send(http.MethodGet, wire.PathTunnel, l.tls(t), nil, &struct{}{}); we.Code != "unavailable" {
+			t.Fatalf("%+v", we)
+		}
+	}
+	_, we = g.send(http.MethodGet, wire.PathTunnel, l.tls(t), nil, &struct{}{})
+	refused(we, "too_many_connects")
+	_, we = g.connect(l)
+	refused(we, "too_many_connects")
+	g.now.Add(int64(30 * 24 * time.Hour))
+	_, we = g.connect(l)
+	refused(we, "certificate_expired")
+	_, we = g.send(http.MethodGet, wire.PathTunnel, l.tls(t), nil, &struct{}{})
+	refused(we, "certificate_expired")
+	g.now.Add(int64(16 * 24 * time.Hour))
+	refused(renew(l), "device_unseen")
+	if got := g.refusals(audit.KindConnectRefused); !slices.Equal(got, want) {
+		t.Errorf("recorded are %v, want %v", got, want)
+	}
+
+	flood := l.tls(t)
+	handler := g.public.Config.Handler
+	leaf, err := x509.ParseCertificate(flood.Certificate[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	const asked = 600
+	for range asked {
+		r := httptest.NewRequest(http.MethodGet, wire.PathTunnel, nil)
+		r.TLS = &tls.ConnectionState{PeerCertificates: []*x509.Certificate{leaf}}
+		handler.ServeHTTP(httptest.NewRecorder(), r)
+	}
+	_, we = g.connect(other)
+	refused(we, "certificate_expired")
+	g.now.Add(int64(5 * time.Second))
+	for deadline := time.Now().Add(20 * time.Second); len(g.refusals(audit.KindFolded)) == 0 && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+	recorded, folded, others := 0, 0, 0
+	err = audit.Scan(g.audit.Path(), func(_ []byte, r *audit.Record) bool {
+		switch {
+		case r.Kind == audit.KindConnectRefused && r.Device == other.id:
+			others++
+		case r.Kind == audit.KindConnectRefused:
+			recorded++
+		case r.Kind == audit.KindFolded && r.Device == l.id && r.Reason == "certificate_expired":
+			n, err := strconv.Atoi(r.Detail["count"])
+			if err != nil {
+				t.Error(err)
+			}
+			folded += n
+		}
+		return true
+	})
+	if err != nil || recorded+folded != len(want)-1+asked || recorded > 510 || others != 1 {
+		t.Errorf("%d records and %d folded of %d refusals, %d of the other device, %v", recorded, folded, len(want)-1+asked, others, err)
 	}
 }
