@@ -123,8 +123,8 @@ func BenchmarkCalls(b *testing.B) {
 	}
 }
 
-// BenchmarkTake is the way to the app alone, from packet to system call; the
-// app reads nothing.
+// BenchmarkTake is the way to the app alone, from packet to system call, of what
+// is marked as a call and what is not; the app reads nothing.
 func BenchmarkTake(b *testing.B) {
 	sink, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
@@ -133,12 +133,18 @@ func BenchmarkTake(b *testing.B) {
 	defer sink.Close()
 	w := newWorld(b, []string{yaml("call", sink.LocalAddr().String())})
 	l := w.laptop()
-	p := packet(netip.AddrPortFrom(l.device.Addresses[0], 4000), w.at("call", 0, 5004), make([]byte, 200))
-	w.relay.Take(p)
-	w.eventually("the flow is open", func() bool { return w.relay.Stats().Sockets == 1 })
-	b.ReportAllocs()
-	for b.Loop() {
+	for i, name := range []string{"data", "call"} {
+		payload := make([]byte, 200)
+		payload[0] = byte(i) << 7 // RTP's version is 2
+		p := packet(netip.AddrPortFrom(l.device.Addresses[0], uint16(4000+i)), w.at("call", 0, 5004), payload)
 		w.relay.Take(p)
+		w.eventually("the flow is open", func() bool { return w.relay.Stats().Sockets == 1+i })
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				w.relay.Take(p)
+			}
+		})
 	}
 }
 
@@ -169,7 +175,7 @@ func BenchmarkWithoutSystem(b *testing.B) {
 			if f.session.Check() != nil {
 				b.Fatal("the flow is gone")
 			}
-			f.voice.look(buf[headMax:])
+			f.down.Look(buf[headMax:])
 			f.back.wrap(buf, 0)
 		}
 	})

@@ -161,7 +161,7 @@ func (r *Relay) release(f *flow) {
 		return
 	}
 	for _, payload := range waiting {
-		if s.send(&f.target, payload) != nil {
+		if s.send(&f.target, payload, f.mark && f.up.Look(payload)) != nil {
 			r.drop(sending)
 			continue
 		}

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/portvakt/portvakt/gateway/audit"
+	"github.com/portvakt/portvakt/internal/voice"
 )
 
 func portOf(t testing.TB, address string) uint16 {
@@ -520,7 +521,7 @@ func TestClass(t *testing.T) {
 	w := newWorld(t, []string{a.yaml("call"), a.yaml("quiet") + "dscp: off\n"})
 	l := w.laptop()
 	for i := range 2 {
-		for name, want := range map[string]byte{"call": classEF, "quiet": 0} {
+		for name, want := range map[string]byte{"call": voice.DSCP, "quiet": 0} {
 			for range 2 {
 				l.ask(4000, w.at(name, i, 5004), "talk")
 			}

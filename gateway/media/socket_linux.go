@@ -12,6 +12,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/portvakt/portvakt/internal/voice"
 )
 
 // target is an upstream address as the system wants it.
@@ -48,9 +50,13 @@ func (t *target) source() netip.AddrPort {
 	return netip.AddrPort{}
 }
 
-// send sends one datagram. The caller has made sure that the descriptor stays.
-// The runtime is not told: the call does not wait, and there is one a datagram.
-func (s *socket) send(to *target, payload []byte) error {
+// send sends one datagram, of a call with the class of voice. The caller has
+// made sure that the descriptor stays. The runtime is not told: the call does
+// not wait, and there is one a datagram.
+func (s *socket) send(to *target, payload []byte, call bool) error {
+	if call {
+		return s.sendCall(to, payload)
+	}
 	var p unsafe.Pointer
 	if len(payload) > 0 {
 		p = unsafe.Pointer(&payload[0])
@@ -61,6 +67,44 @@ func (s *socket) send(to *target, payload []byte) error {
 		return errno
 	}
 	return nil
+}
+
+// sendCall sends one datagram of a call. The class goes with it and is none of
+// the socket's, on which what is no call goes to other apps.
+func (s *socket) sendCall(to *target, payload []byte) error {
+	iov := unix.Iovec{Base: unsafe.SliceData(payload)}
+	iov.SetLen(len(payload))
+	class := &class4
+	if s.key.ip6 {
+		class = &class6
+	}
+	m := unix.Msghdr{Name: &to.b[0], Namelen: to.len, Iov: &iov, Control: (*byte)(unsafe.Pointer(class))}
+	m.SetIovlen(1)
+	m.SetControllen(int(unsafe.Sizeof(*class)))
+	_, _, errno := unix.RawSyscall(unix.SYS_SENDMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&m)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// classMessage is the control message that sets the TOS or traffic class byte of
+// one datagram; its padding is a part of it.
+type classMessage struct {
+	head  unix.Cmsghdr
+	value int32
+	_     int32
+}
+
+var (
+	class4 = newClassMessage(unix.IPPROTO_IP, unix.IP_TOS)
+	class6 = newClassMessage(unix.IPPROTO_IPV6, unix.IPV6_TCLASS)
+)
+
+func newClassMessage(level, kind int32) (c classMessage) {
+	c.head.Level, c.head.Type, c.value = level, kind, voice.DSCP<<2
+	c.head.SetLen(unix.CmsgLen(4))
+	return c
 }
 
 // openSocket opens a UDP socket on a port of every address. It stays

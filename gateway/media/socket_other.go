@@ -14,7 +14,7 @@ type target struct{}
 
 func newTarget(netip.AddrPort) target { return target{} }
 
-func (s *socket) send(*target, []byte) error { return errors.ErrUnsupported }
+func (s *socket) send(*target, []byte, bool) error { return errors.ErrUnsupported }
 
 func openSocket(uint16, bool) (fd int, err error) { return -1, errors.ErrUnsupported }
 

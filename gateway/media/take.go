@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/portvakt/portvakt/gateway/session"
+	"github.com/portvakt/portvakt/internal/voice"
 )
 
 const (
@@ -66,15 +67,16 @@ type flow struct {
 	socket  *socket
 	target  target
 	in      atomic.Int64 // bytes from the device
+	up      voice.Flow   // what the device sends
 
 	dev   *device
 	key   flowKey
 	to    netip.AddrPort
 	queue [][]byte // of the opening flow; guarded by dev.mu
 
-	back  header       // of what goes to the device
-	out   atomic.Int64 // bytes to the device
-	voice voice        // the poller's
+	back header       // of what goes to the device
+	out  atomic.Int64 // bytes to the device
+	down voice.Flow   // what the app sends
 }
 
 // used notes that a datagram passed. The clock moves with every sweep only.
@@ -151,7 +153,7 @@ func (r *Relay) forward(f *flow, payload []byte) {
 		r.drop(cut)
 		return
 	}
-	err := s.send(&f.target, payload)
+	err := s.send(&f.target, payload, f.mark && f.up.Look(payload))
 	s.mu.RUnlock()
 	if err != nil {
 		r.drop(sending)
@@ -279,8 +281,8 @@ func (r *Relay) reply(p *poller, f *flow, buf []byte, n int, truncated bool) {
 	}
 	payload := buf[headMax : headMax+n]
 	var class byte
-	if f.mark && f.voice.look(payload) {
-		class = classEF
+	if f.mark && f.down.Look(payload) {
+		class = voice.DSCP
 	}
 	f.used(r.clock.Load())
 	f.out.Add(int64(n))
