@@ -1,9 +1,11 @@
 package gateway
 
 import (
+	"context"
 	"net"
 	"net/netip"
 	"sync"
+	"time"
 
 	"github.com/portvakt/portvakt/gateway/tunnel"
 )
@@ -11,6 +13,10 @@ import (
 // connsPerPeer bounds the open control connections of one inner address. An
 // agent has one for events and a few for calls.
 const connsPerPeer = 32
+
+// handshakeWithin is how long a device may take to complete the TCP handshake of
+// a control connection.
+const handshakeWithin = 10 * time.Second
 
 // conns is the listener of the control API: connections accepted out of the
 // tunnel.
@@ -37,7 +43,9 @@ func (c *conns) accept(r tunnel.TCPRequest) {
 		r.Reset()
 		return
 	}
-	conn, err := r.Accept()
+	ctx, cancel := context.WithTimeout(context.Background(), handshakeWithin)
+	defer cancel()
+	conn, err := r.Accept(ctx)
 	if err != nil {
 		release()
 		return // the device went away

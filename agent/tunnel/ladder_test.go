@@ -155,7 +155,7 @@ func (m *mixed) boot(t *testing.T, port uint16, conf string) (_ uint16, stop fun
 	st, err := overlay.New(overlay.Options{
 		Addresses: gatewayAddrs, Gateway: true, Filter: inside.filter,
 		TCP: func(r *overlay.TCPRequest) {
-			if c, err := r.Accept(); err == nil {
+			if c, err := r.Accept(context.Background()); err == nil {
 				_, _ = io.Copy(c, c)
 				_ = c.Close()
 			}

@@ -48,7 +48,7 @@ func gateway(t *testing.T, priv, peer, psk [32]byte) (port uint16) {
 				r.Reset()
 				return
 			}
-			if c, err := r.Accept(); err == nil {
+			if c, err := r.Accept(context.Background()); err == nil {
 				_, _ = io.Copy(c, c)
 				_ = c.Close()
 			}

@@ -256,6 +256,15 @@ func (l *listener) deliver(c net.Conn) bool {
 	}
 }
 
+// shake answers a device's handshake and waits until it is complete. Without an
+// end of ours a device that has gone away would keep its place, and the proxy
+// from ending, for as long as TCP sends its answer again: two minutes.
+func (p *Proxy) shake(ctx context.Context, in TCPInbound) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, p.cfg.Timeouts.Handshake)
+	defer cancel()
+	return in.Accept(ctx)
+}
+
 // acceptHTTP answers a connection to an http app and serves it. Nothing is
 // decided yet: each request on it will be.
 func (p *Proxy) acceptHTTP(ctx context.Context, in TCPInbound, _ *policy.App, t *turn) {
@@ -267,7 +276,7 @@ func (p *Proxy) acceptHTTP(ctx context.Context, in TCPInbound, _ *policy.App, t 
 	// From here on the limits per device count, not the one on what is pending:
 	// slow handshakes of a few, of TCP or of TLS, must not lock out the others.
 	t.decided()
-	raw, err := in.Accept()
+	raw, err := p.shake(ctx, in)
 	if err != nil {
 		return
 	}

@@ -46,9 +46,9 @@ type gated struct {
 	peer, local netip.AddrPort
 }
 
-func (i gated) Peer() netip.AddrPort      { return i.peer }
-func (i gated) Local() netip.AddrPort     { return i.local }
-func (i gated) Accept() (net.Conn, error) { return i.gate, nil }
+func (i gated) Peer() netip.AddrPort                     { return i.peer }
+func (i gated) Local() netip.AddrPort                    { return i.local }
+func (i gated) Accept(context.Context) (net.Conn, error) { return i.gate, nil }
 
 // An answer that the device has not taken yet is still a Flow: a revocation
 // stops it, by every protocol and road.

@@ -29,10 +29,8 @@ func (p *Proxy) openFlow(ctx context.Context, b session.Begin, t *turn) (*sessio
 		return nil, nil
 	}
 	t.decided()
-	// The flow's own context ends the dial when the flow is cut meanwhile.
-	dialing, cancel := context.WithCancel(ctx)
+	dialing, cancel := flowing(ctx, flow)
 	defer cancel()
-	defer context.AfterFunc(flow.Context(), cancel)()
 	dialer := dial.New(p.cfg.Timeouts.Dial, b.App.Allow, p.cfg.Forbidden)
 	up, err := p.upstreams.breakers.dial(dialing, b.App.Name, dialer, b.App.UpstreamFor(b.Port))
 	if err != nil {
@@ -45,6 +43,13 @@ func (p *Proxy) openFlow(ctx context.Context, b session.Begin, t *turn) (*sessio
 		return nil, nil
 	}
 	return flow, up
+}
+
+// flowing is ctx that ends also when the flow is cut.
+func flowing(ctx context.Context, flow *session.Flow) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(flow.Context(), cancel)
+	return ctx, func() { stop(); cancel() }
 }
 
 // endFlow takes a flow out of the registry with what became of it.
@@ -68,16 +73,16 @@ func (p *Proxy) serveTCP(ctx context.Context, in TCPInbound, app *policy.App, t 
 		in.Reset()
 		return
 	}
-	var device net.Conn
-	if flow.Check() == nil {
-		var err error
-		if device, err = in.Accept(); err != nil {
-			abort(up)
-			endFlow(flow, outcomeDone, 0, 0)
-			return
-		}
-	} else {
+	if flow.Check() != nil {
 		in.Reset()
+		abort(up)
+		endFlow(flow, outcomeDone, 0, 0)
+		return
+	}
+	shaking, cancel := flowing(ctx, flow)
+	device, err := p.shake(shaking, in)
+	cancel()
+	if err != nil {
 		abort(up)
 		endFlow(flow, outcomeDone, 0, 0)
 		return

@@ -250,9 +250,9 @@ type inbound struct {
 	peer, local netip.AddrPort
 }
 
-func (i inbound) Peer() netip.AddrPort      { return i.peer }
-func (i inbound) Local() netip.AddrPort     { return i.local }
-func (i inbound) Accept() (net.Conn, error) { return i.Conn, nil }
+func (i inbound) Peer() netip.AddrPort                     { return i.peer }
+func (i inbound) Local() netip.AddrPort                    { return i.local }
+func (i inbound) Accept(context.Context) (net.Conn, error) { return i.Conn, nil }
 func (i inbound) Reset() {
 	_ = i.Conn.(*net.TCPConn).SetLinger(0)
 	_ = i.Close()

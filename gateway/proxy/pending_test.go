@@ -2,6 +2,7 @@ package proxy_test
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -23,7 +24,7 @@ type slowInbound struct {
 func (s slowInbound) Peer() netip.AddrPort  { return s.peer }
 func (s slowInbound) Local() netip.AddrPort { return s.local }
 func (s slowInbound) Reset()                {}
-func (s slowInbound) Accept() (net.Conn, error) {
+func (s slowInbound) Accept(context.Context) (net.Conn, error) {
 	s.accepting <- struct{}{}
 	<-s.end
 	return nil, errors.New("the device never answered")
@@ -54,6 +55,54 @@ func TestHalfOpenConnectionsLockNobodyOut(t *testing.T) {
 	defer res.Body.Close()
 	if res.StatusCode != http.StatusOK {
 		t.Errorf("%d", res.StatusCode)
+	}
+}
+
+// gone is a device that went away within the handshake.
+type gone struct {
+	slowInbound
+	ended chan struct{}
+}
+
+func (g gone) Accept(ctx context.Context) (net.Conn, error) {
+	g.accepting <- struct{}{}
+	<-ctx.Done()
+	close(g.ended)
+	return nil, ctx.Err()
+}
+
+// A handshake that nobody ends is over when its flow is cut and when the proxy
+// stops.
+func TestHandshakesAreEnded(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for name, end := range map[string]func(*world){
+		"cut":  func(w *world) { w.revoke() },
+		"stop": func(w *world) { w.stop() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, []string{deskYAML}, map[string]string{"desk": l.Addr().String()}, func(c *proxy.Config) {
+				c.Timeouts.Handshake, c.Timeouts.Drain = time.Hour, 10*time.Millisecond
+			})
+			g := gone{
+				slowInbound{peer: netip.AddrPortFrom(w.device.Addresses[0], 1), local: w.address("desk", 7000), accepting: make(chan struct{}, 1)},
+				make(chan struct{}),
+			}
+			w.proxy.HandleTCP(g)
+			wait := func(what string, c <-chan struct{}) {
+				select {
+				case <-c:
+				case <-time.After(20 * time.Second):
+					t.Fatal(what)
+				}
+			}
+			wait("the handshake does not begin", g.accepting)
+			end(w)
+			wait("the handshake goes on", g.ended)
+		})
 	}
 }
 

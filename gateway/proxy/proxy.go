@@ -34,9 +34,10 @@ import (
 type TCPInbound interface {
 	Peer() netip.AddrPort  // the device's inner address
 	Local() netip.AddrPort // the app's virtual address
-	// Accept answers the handshake. The connection may have a Reset method
-	// that aborts it with an RST and discards what is queued.
-	Accept() (net.Conn, error)
+	// Accept answers the handshake and waits for its end, or for that of ctx. The
+	// connection may have a Reset method that aborts it with an RST and discards
+	// what is queued.
+	Accept(ctx context.Context) (net.Conn, error)
 	// Reset refuses the connection with an RST.
 	Reset()
 }
@@ -64,7 +65,7 @@ type Config struct {
 
 // Timeouts bound how long the proxy waits. A zero field means its default.
 type Timeouts struct {
-	Handshake      time.Duration // TLS with a device; 10 s
+	Handshake      time.Duration // of TCP with a device, and then of TLS; 10 s
 	ReadHeader     time.Duration // of one request; 10 s
 	Idle           time.Duration // a device's connection between requests; 2 min
 	Dial           time.Duration // TCP and TLS with an app; 5 s

@@ -1,6 +1,7 @@
 package tunnel_test
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -62,6 +63,7 @@ var modeCases = []struct {
 	{"closed looks closed", caseClosed},
 	{"decided before the SYN is answered", caseSlowAccept},
 	{"withdrawn while it is decided", caseWithdrawn},
+	{"a handshake nobody ends", caseUnfinished},
 	{"half-close", caseHalfClose},
 	{"resets", caseResets},
 	{"keeps what was written before the end", caseLastWords},
@@ -223,7 +225,7 @@ func caseSlowAccept(t *testing.T, in *ingress) {
 	}
 	accepted := make(chan answer, 1)
 	go func() {
-		nc, err := r.Accept()
+		nc, err := r.Accept(t.Context())
 		accepted <- answer{nc, err}
 	}()
 	got := c.next(3 * time.Second)
@@ -249,7 +251,7 @@ func caseSlowAccept(t *testing.T, in *ingress) {
 	case <-time.After(3 * time.Second):
 		t.Fatal("the connection does not come")
 	}
-	if _, err := r.Accept(); err == nil {
+	if _, err := r.Accept(t.Context()); err == nil {
 		t.Error("accepted twice")
 	}
 	r.Reset() // does nothing any more
@@ -278,7 +280,7 @@ func caseWithdrawn(t *testing.T, in *ingress) {
 	// The device changes its mind while the handshake is under way.
 	failed := make(chan error, 1)
 	go func() {
-		_, err := r.Accept()
+		_, err := r.Accept(t.Context())
 		failed <- err
 	}()
 	if got := c.next(3 * time.Second); got == nil || got[33] != 0x12 {
@@ -292,6 +294,41 @@ func caseWithdrawn(t *testing.T, in *ingress) {
 		}
 	case <-time.After(5 * time.Second):
 		t.Error("Accept outlives the reset")
+	}
+}
+
+// caseUnfinished: whoever accepts can stop waiting for a device that went away
+// within the handshake, and nothing is left of it.
+func caseUnfinished(t *testing.T, in *ingress) {
+	c := in.wired(t, 0)
+	me, dst := at(inner(0)[0], 40000), at(app[0], 9)
+	c.raw.out <- tcp4(me, dst, 2, 1000, 0)
+	r := <-in.asked
+	ctx, cancel := context.WithCancel(t.Context())
+	failed := make(chan error, 1)
+	go func() {
+		_, err := r.Accept(ctx)
+		failed <- err
+	}()
+	got := c.next(3 * time.Second)
+	if got == nil || got[33] != 0x12 {
+		t.Fatalf("accepted: %x", got)
+	}
+	cancel()
+	select {
+	case err := <-failed:
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("Accept: %v", err)
+		}
+	case <-time.After(5 * time.Second):
+		t.Fatal("Accept outlives its context")
+	}
+	if got := c.next(3 * time.Second); got == nil || got[33]&4 == 0 {
+		t.Errorf("the device is told %x, want a reset", got)
+	}
+	seq := binary.BigEndian.Uint32(got[24:]) + 1
+	if got := c.exchange(tcp4(me, dst, 0x10, 1001, seq), 3*time.Second); got == nil || got[33]&4 == 0 {
+		t.Errorf("its last ACK is answered with %x, want a reset", got)
 	}
 }
 
@@ -515,7 +552,7 @@ func caseStop(t *testing.T, in *ingress) {
 	if _, err := gw.Write([]byte("x")); err == nil {
 		t.Error("the gateway's end still writes")
 	}
-	if _, err := r.Accept(); err == nil {
+	if _, err := r.Accept(t.Context()); err == nil {
 		t.Error("accepted after the end")
 	}
 }

@@ -1,6 +1,7 @@
 package tunnel_test
 
 import (
+	"context"
 	"encoding/binary"
 	"net"
 	"net/netip"
@@ -154,7 +155,7 @@ func caseWrongSums(t *testing.T, in *ingress) {
 		send("a reset", tcpPacket(other, to, 4, 101, 0), header+16)
 		accepted := make(chan error, 1)
 		go func() {
-			nc, err := r.Accept()
+			nc, err := r.Accept(context.Background())
 			if err == nil {
 				_ = nc.Close()
 			}

@@ -203,7 +203,7 @@ type soakFlows struct {
 }
 
 func (f *soakFlows) take(r tunnel.TCPRequest) {
-	c, err := r.Accept()
+	c, err := r.Accept(context.Background())
 	if err != nil {
 		return
 	}

@@ -1,6 +1,7 @@
 package tunnel
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/netip"
@@ -23,7 +24,7 @@ const (
 type TCPRequest interface {
 	Peer() netip.AddrPort  // the device's end
 	Local() netip.AddrPort // what the device connects to
-	Accept() (net.Conn, error)
+	Accept(ctx context.Context) (net.Conn, error)
 	Reset()
 }
 

@@ -99,7 +99,7 @@ func startConfig(t testing.TB, cfg tunnel.Config, change func(*tunnel.Config)) *
 			in.asked <- r
 			return
 		}
-		c, err := r.Accept()
+		c, err := r.Accept(context.Background())
 		if err != nil {
 			return
 		}

@@ -2,6 +2,7 @@ package hosttun
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -297,7 +298,7 @@ func TestUnasked(t *testing.T) {
 	r := <-asked
 	failed := make(chan error, 1)
 	go func() {
-		_, err := r.Accept()
+		_, err := r.Accept(context.Background())
 		failed <- err
 	}()
 	got := w.next(3 * time.Second)

@@ -3,6 +3,7 @@ package hosttun
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -87,7 +88,7 @@ func TestNeighboursReachNothing(t *testing.T) {
 	asked := make(chan netip.AddrPort, 10)
 	w := start(t, passing(func(r *TCPRequest) {
 		asked <- r.Local()
-		if c, err := r.Accept(); err == nil {
+		if c, err := r.Accept(context.Background()); err == nil {
 			conns <- c
 		}
 	}))

@@ -75,9 +75,10 @@ func (r *TCPRequest) Peer() netip.AddrPort { return r.tuple.peer }
 func (r *TCPRequest) Local() netip.AddrPort { return r.tuple.local }
 
 // Accept hands the SYN to the kernel and returns the connection, a [*Conn], when
-// the handshake is complete. It blocks until then, at most for half a minute.
-// The error is overlay.ErrAnswered, net.ErrClosed or why the handshake failed.
-func (r *TCPRequest) Accept() (net.Conn, error) {
+// the handshake is complete. It blocks until then or until ctx ends, at most for
+// half a minute. The error is overlay.ErrAnswered, net.ErrClosed, that of ctx or
+// why the handshake failed.
+func (r *TCPRequest) Accept(ctx context.Context) (net.Conn, error) {
 	s := r.stack
 	switch r.answer(accepting) {
 	case held:
@@ -111,11 +112,14 @@ func (r *TCPRequest) Accept() (net.Conn, error) {
 			err = syscall.ECONNRESET
 		case <-wait.C:
 			err = syscall.ETIMEDOUT
+		case <-ctx.Done():
+			err = ctx.Err()
+			s.refuse(r.syn[headroom:])
 		case <-s.done:
 			err = net.ErrClosed
 		}
 	}
-	s.pending.remove(r, errors.Is(err, syscall.ETIMEDOUT))
+	s.pending.remove(r, errors.Is(err, syscall.ETIMEDOUT) || errors.Is(err, context.DeadlineExceeded))
 	select {
 	case c := <-r.conn:
 		return s.adopt(c)

@@ -150,7 +150,7 @@ func BenchmarkStream(b *testing.B) {
 				}
 				var each int64 // what a stream carries; set before the dials
 				agent := tunnelled(b, overlay.Options{TCP: func(r *overlay.TCPRequest) {
-					c, err := r.Accept()
+					c, err := r.Accept(context.Background())
 					switch {
 					case err != nil:
 						b.Error(err)
@@ -219,7 +219,7 @@ func echoed(b *testing.B, agent *overlay.Stack) net.Conn {
 // BenchmarkPingPong sends 64 bytes and waits for their echo.
 func BenchmarkPingPong(b *testing.B) {
 	agent := tunnelled(b, overlay.Options{TCP: func(r *overlay.TCPRequest) {
-		if c, err := r.Accept(); err == nil {
+		if c, err := r.Accept(context.Background()); err == nil {
 			echoOne(c)
 		}
 	}})
@@ -242,7 +242,7 @@ func BenchmarkPingPong(b *testing.B) {
 // at a time.
 func BenchmarkConnect(b *testing.B) {
 	agent := tunnelled(b, overlay.Options{TCP: func(r *overlay.TCPRequest) {
-		c, err := r.Accept()
+		c, err := r.Accept(context.Background())
 		if err != nil {
 			return
 		}

@@ -112,7 +112,7 @@ func mustDial(t *testing.T, s *overlay.Stack, dst netip.AddrPort) net.Conn {
 
 // echo accepts and sends everything back, then closes.
 func echo(r *overlay.TCPRequest) {
-	c, err := r.Accept()
+	c, err := r.Accept(context.Background())
 	if err != nil {
 		return
 	}
@@ -190,7 +190,7 @@ func TestReset(t *testing.T) {
 		{"refused", func(r *overlay.TCPRequest) {
 			r.Reset()
 			r.Reset()
-			_, err := r.Accept()
+			_, err := r.Accept(context.Background())
 			answered <- err
 		}},
 		{"no handler", nil},
@@ -264,7 +264,7 @@ func tcpOf(packet []byte) []byte {
 func TestConnResetDiscardsWhatIsQueued(t *testing.T) {
 	conns := make(chan net.Conn, 1)
 	p := join(t, overlay.Options{TCP: func(r *overlay.TCPRequest) {
-		c, err := r.Accept()
+		c, err := r.Accept(context.Background())
 		if err == nil {
 			conns <- c
 		}
@@ -307,7 +307,7 @@ func TestConnErrors(t *testing.T) {
 		if r.Local().Port() == 1 {
 			return // never answered
 		}
-		if c, err := r.Accept(); err == nil {
+		if c, err := r.Accept(context.Background()); err == nil {
 			conns <- c
 		}
 	}}).start(t)
@@ -361,7 +361,7 @@ func TestConnErrors(t *testing.T) {
 func TestConnDeadlines(t *testing.T) {
 	conns := make(chan net.Conn, 1)
 	p := join(t, overlay.Options{TCP: func(r *overlay.TCPRequest) {
-		if c, err := r.Accept(); err == nil {
+		if c, err := r.Accept(context.Background()); err == nil {
 			conns <- c
 		}
 	}}).start(t)
@@ -421,7 +421,7 @@ func TestConnDeadlines(t *testing.T) {
 func TestConnTaken(t *testing.T) {
 	conns := make(chan net.Conn, 1)
 	p := join(t, overlay.Options{TCP: func(r *overlay.TCPRequest) {
-		if c, err := r.Accept(); err == nil {
+		if c, err := r.Accept(context.Background()); err == nil {
 			conns <- c
 		}
 	}}).start(t)
@@ -455,7 +455,7 @@ func TestSegmentsLeaveWithoutARest(t *testing.T) {
 	for i := range app {
 		conns := make(chan *overlay.Conn, 1)
 		p := join(t, overlay.Options{TCP: func(r *overlay.TCPRequest) {
-			if c, err := r.Accept(); err == nil {
+			if c, err := r.Accept(context.Background()); err == nil {
 				conns <- c.(*overlay.Conn)
 			}
 		}})

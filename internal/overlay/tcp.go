@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"net"
@@ -46,9 +47,10 @@ func (r *TCPRequest) Peer() netip.AddrPort { return r.peer }
 func (r *TCPRequest) Local() netip.AddrPort { return r.local }
 
 // Accept completes the handshake and returns the connection, a [*Conn]. It
-// blocks until the device's last ACK, at most about two minutes. The error is
-// ErrAnswered, ErrClosed or why the handshake failed.
-func (r *TCPRequest) Accept() (net.Conn, error) {
+// blocks until the device's last ACK, until ctx ends, which resets what there is
+// of the connection, and at most about two minutes. The error is ErrAnswered,
+// ErrClosed, that of ctx or why the handshake failed.
+func (r *TCPRequest) Accept(ctx context.Context) (net.Conn, error) {
 	first := false
 	r.once.Do(func() { first = true })
 	if !first {
@@ -62,12 +64,18 @@ func (r *TCPRequest) Accept() (net.Conn, error) {
 		return nil, ErrClosed
 	}
 	defer r.stack.ops.Done()
+	returned := make(chan struct{})
+	defer close(returned)
+	defer context.AfterFunc(ctx, func() { r.abort(returned) })()
 	wq := new(waiter.Queue)
 	ep, terr := r.req.CreateEndpoint(wq)
 	if terr != nil {
 		err := fromTCPIP(terr)
 		reset := errors.Is(err, syscall.ECONNREFUSED) // by the device, which gets no answer to that
-		givenUp = reset || errors.Is(err, syscall.ETIMEDOUT)
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		}
+		givenUp = reset || errors.Is(err, syscall.ETIMEDOUT) || errors.Is(err, context.DeadlineExceeded)
 		r.req.Complete(!reset)
 		return nil, &net.OpError{
 			Op: "accept", Net: "tcp", Source: net.TCPAddrFromAddrPort(r.local),
@@ -77,6 +85,21 @@ func (r *TCPRequest) Accept() (net.Conn, error) {
 	r.req.Complete(false)
 	tune(ep)
 	return r.stack.newConn(wq, ep), nil
+}
+
+// abort ends a handshake from outside, which CreateEndpoint has no way for. It
+// goes on until Accept has returned: the endpoint may be only about to be there.
+func (r *TCPRequest) abort(returned <-chan struct{}) {
+	for {
+		if ep := r.stack.ip.FindTransportEndpoint(protocolOf(r.peer.Addr()), tcp.ProtocolNumber, r.id, nicID); ep != nil {
+			ep.Abort()
+		}
+		select {
+		case <-returned:
+			return
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
 }
 
 // Reset refuses the connection as a closed port would. It does nothing on a

@@ -107,10 +107,10 @@ type inbound struct {
 	peer, local netip.AddrPort
 }
 
-func (i inbound) Peer() netip.AddrPort      { return i.peer }
-func (i inbound) Local() netip.AddrPort     { return i.local }
-func (i inbound) Accept() (net.Conn, error) { return i.TCPConn, nil }
-func (i inbound) Reset()                    { _ = i.SetLinger(0); _ = i.Close() }
+func (i inbound) Peer() netip.AddrPort                     { return i.peer }
+func (i inbound) Local() netip.AddrPort                    { return i.local }
+func (i inbound) Accept(context.Context) (net.Conn, error) { return i.TCPConn, nil }
+func (i inbound) Reset()                                   { _ = i.SetLinger(0); _ = i.Close() }
 
 // gate is a gateway without its tunnel: real policy, sessions, store and log,
 // and one device with a person logged in.

@@ -26,7 +26,7 @@ type inbound struct {
 func (i inbound) Peer() netip.AddrPort  { return i.peer }
 func (i inbound) Local() netip.AddrPort { return i.local }
 func (i inbound) Reset()                { end(i.conn) }
-func (i inbound) Accept() (net.Conn, error) {
+func (i inbound) Accept(context.Context) (net.Conn, error) {
 	if c, ok := i.conn.(*net.TCPConn); ok {
 		return c, nil
 	}
