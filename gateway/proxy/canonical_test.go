@@ -224,3 +224,13 @@ func TestOrdinaryNamesAreNotReserved(t *testing.T) {
 		}
 	}
 }
+
+func TestPrintable(t *testing.T) {
+	for in, want := range map[string]string{
+		"plain": "plain", "a\r\nb": "a\ufffd\ufffdb", "\x1b[31m": "\ufffd[31m", "\xff": "\ufffd", "a\u202eb": "a\ufffdb", strings.Repeat("x", 300): strings.Repeat("x", 256) + "...",
+	} {
+		if got := printable(in); got != want {
+			t.Errorf("%q became %q", in, got)
+		}
+	}
+}

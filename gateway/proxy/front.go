@@ -7,9 +7,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"unicode"
-	"unicode/utf8"
 
+	"github.com/portvakt/portvakt/gateway/refusal"
 	"github.com/portvakt/portvakt/policy"
 )
 
@@ -261,18 +260,7 @@ func printable(s string) string {
 	if len(s) > limit {
 		s = s[:limit] + "..."
 	}
-	return plainText(s)
-}
-
-// plainText puts U+FFFD for what a screen would obey or not show. Joiners stay:
-// names of some languages need them.
-func plainText(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r != '\u200c' && r != '\u200d' && unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp) {
-			return utf8.RuneError
-		}
-		return r
-	}, s)
+	return refusal.Plain(s)
 }
 
 func crossSitePath(path string, patterns []string) bool {

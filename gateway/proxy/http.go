@@ -11,6 +11,7 @@ import (
 
 	"github.com/portvakt/portvakt/gateway/assertion"
 	"github.com/portvakt/portvakt/gateway/http1"
+	"github.com/portvakt/portvakt/gateway/refusal"
 	"github.com/portvakt/portvakt/gateway/session"
 	"github.com/portvakt/portvakt/policy"
 )
@@ -128,7 +129,7 @@ func (p *Proxy) serveHTTP(w http.ResponseWriter, r *http.Request, why *http1.Mal
 		}
 		d := refused.Decision
 		// The device is gone or holds too much: nothing more on this connection.
-		p.refuse(w, r, statusOf(d.Reason), app, d, true)
+		p.refuse(w, r, refusal.StatusOf(d.Reason), app, d, true)
 		return
 	}
 	x := &exchange{begun: begun, conn: c, app: flow.App(), req: req, flow: flow, waits: &p.waits}
@@ -136,7 +137,7 @@ func (p *Proxy) serveHTTP(w http.ResponseWriter, r *http.Request, why *http1.Mal
 	defer x.end()
 	d, err := flow.Authorize(r.Context(), req.policy())
 	if err != nil || !d.Allow {
-		p.refuse(w, r, statusOf(d.Reason), app, d, false)
+		p.refuse(w, r, refusal.StatusOf(d.Reason), app, d, false)
 		return
 	}
 	x.decision = d
@@ -228,7 +229,7 @@ func claims(app *policy.App, f session.Facts) assertion.Claims {
 
 // refuse answers with a Decision that does not allow.
 func (p *Proxy) refuse(w http.ResponseWriter, r *http.Request, status int, app *policy.App, d policy.Decision, closing bool) {
-	if err := writeRefusal(w, r, status, app, d, closing); err != nil {
+	if err := (refusal.Answer{Decision: d, Status: status, App: app, Close: closing, Allow: methods}).Write(w, r); err != nil {
 		p.log.Debug("answering a refused request", "app", app.Name, "decision", d.ID, "err", err)
 	}
 }

@@ -1,4 +1,4 @@
-package proxy
+package refusal
 
 // labels are the page's own words, everything but what the Decision says.
 type labels struct {

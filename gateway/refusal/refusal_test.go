@@ -1,4 +1,4 @@
-package proxy
+package refusal
 
 import (
 	"bytes"
@@ -45,10 +45,10 @@ func TestPageGolden(t *testing.T) {
 		if _, l, ok := strings.Cut(name, "."); ok {
 			lang = l
 		}
-		if err := renderPage(&got, lang, statusOf(d.Reason), "Customer register", d); err != nil {
+		if err := renderPage(&got, lang, StatusOf(d.Reason), "Customer register", d); err != nil {
 			t.Fatal(err)
 		}
-		file := filepath.Join("testdata", "refusal_"+name+".html")
+		file := filepath.Join("testdata", name+".html")
 		if *update {
 			if err := os.WriteFile(file, got.Bytes(), 0o644); err != nil {
 				t.Fatal(err)
@@ -75,8 +75,8 @@ func TestPageForEveryReason(t *testing.T) {
 	for _, d := range reasons {
 		w := httptest.NewRecorder()
 		r := httptest.NewRequest(http.MethodGet, "/", nil)
-		status := statusOf(d.Reason)
-		if err := writeRefusal(w, r, status, &policy.App{Name: "crm", Title: "CRM"}, d, false); err != nil {
+		status := StatusOf(d.Reason)
+		if err := (Answer{Decision: d, Status: status, App: &policy.App{Name: "crm", Title: "CRM"}}).Write(w, r); err != nil {
 			t.Fatal(err)
 		}
 		body := w.Body.String()
@@ -98,7 +98,7 @@ func TestPageForEveryReason(t *testing.T) {
 // A browser applies the style only when its hash is the one in the header.
 func TestPageStyleMatchesItsPolicy(t *testing.T) {
 	w := httptest.NewRecorder()
-	if err := writeRefusal(w, httptest.NewRequest(http.MethodGet, "/", nil), 403, &policy.App{Name: "crm"}, decision(policy.ReasonLoginRequired, nil), false); err != nil {
+	if err := (Answer{Decision: decision(policy.ReasonLoginRequired, nil), Status: 403, App: &policy.App{Name: "crm"}}).Write(w, httptest.NewRequest(http.MethodGet, "/", nil)); err != nil {
 		t.Fatal(err)
 	}
 	_, rest, _ := strings.Cut(w.Body.String(), "<style>")
@@ -133,10 +133,10 @@ func visible(t *testing.T, page string) string {
 	return strings.Join(strings.Fields(b.String()), " ")
 }
 
-// Names of testdata/names.txt are text on the page and in the JSON: the page has
+// Names of the proxy's testdata/names.txt are text on the page and in the JSON: the page has
 // the elements and attributes it always has, and nothing a screen would obey.
 func TestNamesAreText(t *testing.T) {
-	data, err := os.ReadFile("testdata/names.txt")
+	data, err := os.ReadFile("../proxy/testdata/names.txt")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -150,7 +150,7 @@ func TestNamesAreText(t *testing.T) {
 		r.Header.Set("Accept", accept)
 		d := decision(policy.ReasonPolicyDenied, &policy.Fact{Name: name, Value: name, Wanted: name})
 		d.Message, d.Remedy = name, name
-		if err := writeRefusal(w, r, 403, &policy.App{Name: "crm", Title: name}, d, false); err != nil {
+		if err := (Answer{Decision: d, Status: 403, App: &policy.App{Name: "crm", Title: name}}).Write(w, r); err != nil {
 			t.Fatal(err)
 		}
 		return w.Body.String()
@@ -165,7 +165,7 @@ func TestNamesAreText(t *testing.T) {
 		if got := skeleton(t, page); got != usual {
 			t.Errorf("%s: the page became\n%s", line, cmp.Diff(usual, got))
 		}
-		want := plainText(name)
+		want := Plain(name)
 		if !strings.Contains(visible(t, page), strings.Join(strings.Fields(want), " ")) {
 			t.Errorf("%s is not on the page as text", line)
 		}
@@ -233,7 +233,7 @@ func TestRefusalForm(t *testing.T) {
 		}
 		w := httptest.NewRecorder()
 		w.Header().Set("Set-Cookie", "left=over")
-		if err := writeRefusal(w, r, 403, &policy.App{Name: "crm"}, d, false); err != nil {
+		if err := (Answer{Decision: d, Status: 403, App: &policy.App{Name: "crm"}}).Write(w, r); err != nil {
 			t.Fatal(err)
 		}
 		if got := w.Header().Get("Content-Type") == "application/json"; got != c.json {
@@ -262,7 +262,7 @@ func TestRefusalInEveryLanguage(t *testing.T) {
 		r.Header.Set("Accept-Language", lang+", en;q=0.1")
 		d := decision(policy.ReasonOutsideHours, &policy.Fact{Name: "time", Wanted: "08:00-17:00"})
 		w := httptest.NewRecorder()
-		if err := writeRefusal(w, r, 403, &policy.App{Name: "crm"}, d, false); err != nil {
+		if err := (Answer{Decision: d, Status: 403, App: &policy.App{Name: "crm"}}).Write(w, r); err != nil {
 			t.Fatal(err)
 		}
 		said := policy.Reasons[d.Reason][lang]
@@ -277,7 +277,7 @@ func TestRefusalInEveryLanguage(t *testing.T) {
 		}
 		r.Header.Set("Accept", "application/json")
 		w = httptest.NewRecorder()
-		if err := writeRefusal(w, r, 403, &policy.App{Name: "crm"}, d, false); err != nil {
+		if err := (Answer{Decision: d, Status: 403, App: &policy.App{Name: "crm"}}).Write(w, r); err != nil {
 			t.Fatal(err)
 		}
 		var got policy.Decision
@@ -304,16 +304,6 @@ func TestProseMarksCommands(t *testing.T) {
 		}
 		if b.String() != want {
 			t.Errorf("%q became %q", text, b.String())
-		}
-	}
-}
-
-func TestPrintable(t *testing.T) {
-	for in, want := range map[string]string{
-		"plain": "plain", "a\r\nb": "a\ufffd\ufffdb", "\x1b[31m": "\ufffd[31m", "\xff": "\ufffd", "a\u202eb": "a\ufffdb", strings.Repeat("x", 300): strings.Repeat("x", 256) + "...",
-	} {
-		if got := printable(in); got != want {
-			t.Errorf("%q became %q", in, got)
 		}
 	}
 }

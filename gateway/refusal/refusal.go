@@ -1,4 +1,7 @@
-package proxy
+// Package refusal answers a request that goes no further: a page for people,
+// JSON for programs, in the language the browser asks for. Its words come from
+// the Decision alone, so that a new Reason needs nothing here.
+package refusal
 
 import (
 	"bytes"
@@ -14,6 +17,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/portvakt/portvakt/policy"
 )
@@ -35,30 +40,39 @@ var statuses = map[policy.Reason]int{
 	policy.ReasonUpstreamForbidden:   http.StatusBadGateway,
 }
 
-func statusOf(r policy.Reason) int {
+// StatusOf is the HTTP status that a Reason is answered with.
+func StatusOf(r policy.Reason) int {
 	if s, ok := statuses[r]; ok {
 		return s
 	}
 	return http.StatusForbidden
 }
 
-//go:embed refusal.css
-var refusalCSS string
+//go:embed page.css
+var pageCSS string
 
-//go:embed refusal.html
-var refusalHTML string
+//go:embed page.html
+var pageHTML string
 
-var refusalPage = template.Must(template.New("refusal").Funcs(template.FuncMap{"prose": prose}).Parse(refusalHTML))
+var page = template.Must(template.New("page").Funcs(template.FuncMap{"prose": prose}).Parse(pageHTML))
 
-var refusalCSP = func() string {
-	sum := sha256.Sum256([]byte(refusalCSS))
+var pagePolicy = func() string {
+	sum := sha256.Sum256([]byte(pageCSS))
 	return "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) +
 		"'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 }()
 
-// refusal is what the page shows. Its words come from the Decision alone, so
-// that a new Reason needs nothing here.
-type refusal struct {
+// Answer is what is said, and how.
+type Answer struct {
+	Decision policy.Decision
+	Status   int
+	App      *policy.App
+	Close    bool     // the connection, after it
+	Allow    []string // the methods there are, with [http.StatusMethodNotAllowed]
+}
+
+// view is what the page shows.
+type view struct {
 	policy.Decision
 	Status int
 	Title  string // of the app
@@ -66,21 +80,21 @@ type refusal struct {
 	CSS    template.CSS
 }
 
-func (r refusal) Words() labels { return words[r.Lang] }
+func (v view) Words() labels { return words[v.Lang] }
 
-func (r refusal) When() string    { return r.Time.UTC().Format(r.Words().Stamp) }
-func (r refusal) Machine() string { return r.Time.UTC().Format(time.RFC3339) }
+func (v view) When() string    { return v.Time.UTC().Format(v.Words().Stamp) }
+func (v view) Machine() string { return v.Time.UTC().Format(time.RFC3339) }
 
 // Heading says whose turn it is: a refusal is the policy's, the rest are
 // faults.
-func (r refusal) Heading() string {
+func (v view) Heading() string {
 	switch {
-	case r.Status >= 500:
-		return r.Words().Down
-	case r.Status == http.StatusForbidden:
-		return r.Words().Refused
+	case v.Status >= 500:
+		return v.Words().Down
+	case v.Status == http.StatusForbidden:
+		return v.Words().Refused
 	}
-	return r.Words().Fault
+	return v.Words().Fault
 }
 
 // command finds the commands that remedies name, so that they can be shown as
@@ -105,25 +119,24 @@ func prose(s string) []piece {
 }
 
 func renderPage(w io.Writer, lang string, status int, title string, d policy.Decision) error {
-	return refusalPage.Execute(w, refusal{Decision: shown(d.In(lang)), Status: status, Title: plainText(title), Lang: lang, CSS: template.CSS(refusalCSS)})
+	return page.Execute(w, view{Decision: shown(d.In(lang)), Status: status, Title: Plain(title), Lang: lang, CSS: template.CSS(pageCSS)})
 }
 
 // shown makes what a Decision quotes of others safe to look at. The record has
 // it as it was.
 func shown(d policy.Decision) policy.Decision {
-	d.Message, d.Remedy = plainText(d.Message), plainText(d.Remedy)
+	d.Message, d.Remedy = Plain(d.Message), Plain(d.Remedy)
 	if f := d.Fact; f != nil {
-		d.Fact = &policy.Fact{Name: plainText(f.Name), Value: plainText(f.Value), Wanted: plainText(f.Wanted)}
+		d.Fact = &policy.Fact{Name: Plain(f.Name), Value: Plain(f.Value), Wanted: Plain(f.Wanted)}
 	}
 	return d
 }
 
-// writeRefusal answers a request that goes no further, in the language the
-// browser asks for.
-func writeRefusal(w http.ResponseWriter, r *http.Request, status int, app *policy.App, d policy.Decision, closing bool) error {
+// Write answers r.
+func (a Answer) Write(w http.ResponseWriter, r *http.Request) error {
 	h := w.Header()
 	clear(h)
-	if closing {
+	if a.Close {
 		h.Set("Connection", "close")
 	}
 	h.Set("Cache-Control", "no-store")
@@ -132,37 +145,37 @@ func writeRefusal(w http.ResponseWriter, r *http.Request, status int, app *polic
 	h.Set("Content-Language", lang)
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Referrer-Policy", "no-referrer")
-	h.Set("Content-Security-Policy", refusalCSP)
-	h.Set(headerReason, string(d.Reason))
-	if d.ID != "" {
-		h.Set(headerDecision, d.ID)
+	h.Set("Content-Security-Policy", pagePolicy)
+	h.Set(headerReason, string(a.Decision.Reason))
+	if a.Decision.ID != "" {
+		h.Set(headerDecision, a.Decision.ID)
 	}
-	switch status {
+	switch a.Status {
 	case http.StatusServiceUnavailable:
 		h.Set("Retry-After", "5")
 	case http.StatusMethodNotAllowed:
-		h.Set("Allow", strings.Join(methods, ", "))
+		h.Set("Allow", strings.Join(a.Allow, ", "))
 	}
 	var body bytes.Buffer
 	if prefersJSON(r) {
 		h.Set("Content-Type", "application/json")
 		enc := json.NewEncoder(&body)
 		enc.SetEscapeHTML(true)
-		if err := enc.Encode(shown(d.In(lang))); err != nil {
+		if err := enc.Encode(shown(a.Decision.In(lang))); err != nil {
 			return fmt.Errorf("encoding a refusal: %w", err)
 		}
 	} else {
 		h.Set("Content-Type", "text/html; charset=utf-8")
-		title := app.Title
+		title := a.App.Title
 		if title == "" {
-			title = app.Name
+			title = a.App.Name
 		}
-		if err := renderPage(&body, lang, status, title, d); err != nil {
+		if err := renderPage(&body, lang, a.Status, title, a.Decision); err != nil {
 			return fmt.Errorf("rendering a refusal: %w", err)
 		}
 	}
 	h.Set("Content-Length", strconv.Itoa(body.Len()))
-	w.WriteHeader(status)
+	w.WriteHeader(a.Status)
 	if r.Method == http.MethodHead {
 		return nil
 	}
@@ -199,4 +212,15 @@ func prefersJSON(r *http.Request) bool {
 		return r.Header.Get("Sec-Fetch-Dest") == "empty" && (jsonQ > 0 || anyQ > 0)
 	}
 	return jsonQ > htmlQ
+}
+
+// Plain puts U+FFFD for what a screen would obey or not show. Joiners stay:
+// names of some languages need them.
+func Plain(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r != '\u200c' && r != '\u200d' && unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp) {
+			return utf8.RuneError
+		}
+		return r
+	}, s)
 }
