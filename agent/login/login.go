@@ -193,17 +193,20 @@ func (h *handler) take() bool {
 // ServeHTTP takes the identity provider's answer.
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	io.Copy(io.Discard, io.LimitReader(r.Body, 1<<10))
+	lang := languageOf(h.cfg.Language)
+	say := languages[lang]
+	elsewhere := page{Lang: lang, Title: say.NotHere, Text: say.UnderWay, Remedy: say.Back}
 	switch {
 	case r.Host != h.host:
 		// Another name for this address is a page trying DNS rebinding.
-		writePage(w, http.StatusMisdirectedRequest, page{Title: "Not here", Text: "This address belongs to a login that is under way."})
+		writePage(w, http.StatusMisdirectedRequest, elsewhere)
 		return
 	case r.URL.Path != CallbackPath:
-		writePage(w, http.StatusNotFound, page{Title: "Not here", Text: "There is nothing at this address."})
+		writePage(w, http.StatusNotFound, elsewhere)
 		return
 	case r.Method != http.MethodGet:
 		w.Header().Set("Allow", http.MethodGet)
-		writePage(w, http.StatusMethodNotAllowed, page{Title: "Not like this", Text: "The login comes back by a plain link."})
+		writePage(w, http.StatusMethodNotAllowed, elsewhere)
 		return
 	}
 	answer, err := parse(r.URL.RawQuery)
@@ -211,20 +214,14 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		err = errors.New("it belongs to another login")
 	}
 	if err != nil {
-		writePage(w, http.StatusBadRequest, page{
-			Title: "This is not the answer to the login", Text: "What came back was not understood: " + err.Error() + ".",
-			Remedy: "Go back to the page of your login, or start again with: portvakt-agent login",
-		})
+		h.cfg.Log.Warn("what came back from the login page is not the answer", "err", err)
+		writePage(w, http.StatusBadRequest, page{Lang: lang, Title: say.NotTheAnswer, Text: say.Misread, Remedy: say.Back + " " + say.Again})
 		return
 	}
 	if !h.take() {
-		writePage(w, http.StatusGone, page{
-			Title: "This link was used already", Text: "A login's link works once.",
-			Remedy: "If you are not logged in, start again with: portvakt-agent login",
-		})
+		writePage(w, http.StatusGone, page{Lang: lang, Title: say.Used, Text: say.Once, Remedy: say.Unless})
 		return
 	}
-	lang := languageOf(h.cfg.Language)
 	ctx, cancel := context.WithTimeout(h.ctx, completeTimeout)
 	defer cancel()
 	st, err := h.cfg.Complete(ctx, answer)
@@ -233,7 +230,6 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		writePage(w, http.StatusForbidden, failure(err, lang))
 		return
 	}
-	say := languages[lang]
 	p := page{Lang: lang, Title: say.LoggedIn, Good: true, Text: say.Close}
 	if st != nil && st.Session != nil && st.Session.Name != "" {
 		p.Text = fmt.Sprintf(say.Welcome, st.Session.Name) + " " + p.Text

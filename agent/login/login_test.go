@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -138,6 +139,17 @@ func TestThePageSpeaksTheLanguage(t *testing.T) {
 	}
 	if err := p.end(t); err == nil {
 		t.Error("the refusal is lost")
+	}
+}
+
+// No language lacks a word.
+func TestWordsInEveryLanguage(t *testing.T) {
+	for lang, words := range login.Languages {
+		for name, v := range reflect.ValueOf(words).Fields() {
+			if v.String() == "" {
+				t.Errorf("%s has no %s", lang, name.Name)
+			}
+		}
 	}
 }
 

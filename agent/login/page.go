@@ -14,7 +14,7 @@ import (
 type page struct {
 	Title, Text, Remedy, Code string
 	Good                      bool
-	Lang                      string // of languages; empty is English
+	Lang                      string // of languages
 }
 
 const pageStyle = `
@@ -25,16 +25,8 @@ p.code{color:#57606a;font-size:.9rem}
 @media (prefers-color-scheme:dark){body{color:#e6edf3;background:#0d1117}p.code{color:#8b949e}}
 `
 
-// Language is what the page says of itself, to a screen reader.
-func (p page) Language() string {
-	if p.Lang == "" {
-		return "en"
-	}
-	return p.Lang
-}
-
 // Cause is the word before Code.
-func (p page) Cause() string { return languages[p.Language()].Cause }
+func (p page) Cause() string { return languages[p.Lang].Cause }
 
 // The page runs nothing and loads nothing; its one style is named by its hash.
 var pagePolicy = func() string {
@@ -44,7 +36,7 @@ var pagePolicy = func() string {
 }()
 
 var pageTemplate = template.Must(template.New("page").Parse(`<!doctype html>
-<html lang="{{.Language}}"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<html lang="{{.Lang}}"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Portvakt: {{.Title}}</title>
 <style>` + pageStyle + `</style></head>
 <body><main><h1{{if .Good}} class="good"{{end}}>{{.Title}}</h1><p>{{.Text}}</p>
@@ -59,12 +51,12 @@ func failure(err error, lang string) page {
 	if errors.As(err, &refused) {
 		p := page{Lang: lang, Title: say.NotLoggedIn, Text: refused.Message, Remedy: refused.Remedy, Code: refused.Code}
 		if p.Text == "" {
-			p.Text = "The gateway refused the login."
+			p.Text = say.Refused
 		}
 		return p
 	}
-	t := control.Diagnose(err)
-	return page{Lang: lang, Title: say.NotLoggedIn, Text: t.Message, Remedy: say.Again}
+	// The command that began the login says more, for whoever mends it.
+	return page{Lang: lang, Title: say.NotLoggedIn, Text: say.Lost, Remedy: say.Again, Code: control.Diagnose(err).Code}
 }
 
 func writePage(w http.ResponseWriter, status int, p page) {
