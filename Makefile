@@ -15,7 +15,7 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 RACE = ./agent/... ./gateway/... ./internal/... ./certs/... ./policy/...
 FUZZTIME ?= 60s
 
-.PHONY: help build demo test test-kill test-large e2e bench bench-revoke bench-proxy soak mutants h2spec check fmt fuzz clean
+.PHONY: help build axe demo test test-kill test-large e2e bench bench-revoke bench-proxy soak mutants h2spec check fmt fuzz clean
 
 help: ## list the targets
 	@grep -E '^[a-z0-9-]+:.*## ' Makefile | sed 's/:.*## /\t/'
@@ -34,6 +34,9 @@ test: build ## unit, race, Rego, fuzz seed and end-to-end tests
 
 e2e: build ## the end-to-end tests alone (as root they run with real peers in network namespaces)
 	cd deploy && $(GO) test -count=1 -v ./e2e/... $(ARGS)
+
+axe: ## axe-core from npm, with which the tests look at the pages people see
+	cd deploy/e2e/pages && npm ci
 
 test-kill: ## kill -9 the gateway 200 times under load: nothing the app saw lacks its record (minutes)
 	cd deploy && $(GO) test -count=1 -timeout 60m -v -run '^TestKillUnderLoad$$' ./e2e -kills 200
@@ -86,4 +89,4 @@ fuzz: ## each fuzz target for FUZZTIME (60s)
 	@grep -rl '^func Fuzz' --include='*_test.go' . | sort | while read -r file; do for f in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' "$$file"); do echo "$$(dirname "$$file") $$f"; (cd "$$(dirname "$$file")" && $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) .) || exit 1; done; done
 
 clean: ## remove what the other targets made
-	rm -rf build
+	rm -rf build deploy/e2e/pages/node_modules
