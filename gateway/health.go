@@ -144,6 +144,7 @@ func (g *gateway) metrics() *prometheus.Registry {
 	gauge("tunnel_peers", "Devices WireGuard has a peer for; the others of devices_connected are dormant.", func() float64 { return float64(g.tunnel.Handshakes().Live) })
 	counter("tunnel_hailed_total", "Devices called after a restart.", func() float64 { return float64(g.tunnel.Handshakes().Hailed) })
 	counter("tunnel_woken_total", "Dormant devices called for a packet to them.", func() float64 { return float64(g.tunnel.Handshakes().Woken) })
+	counter("tunnel_crossed_total", "Devices that called while the gateway called them, and waited for it.", func() float64 { return float64(g.tunnel.Handshakes().Crossed) })
 	counter("tunnel_retired_total", "Idle peers that were removed.", func() float64 { return float64(g.tunnel.Handshakes().Removed) })
 	for _, s := range g.sinks {
 		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{

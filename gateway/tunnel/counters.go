@@ -8,7 +8,7 @@ type counter = atomic.Uint64
 type counters struct {
 	badSize, badSource, badMAC, badOpening, unknownKey, replayed, repeated counter
 	limited, queueFull, cookies, unasked, notAdded, heldFull, heldLost     counter
-	passed, opened, woken, hailed, removed                                 counter
+	passed, opened, crossed, woken, hailed, removed                        counter
 }
 
 // Refused returns how many handshake messages and packets were dropped, by cause.
@@ -36,8 +36,9 @@ func (t *Tunnel) Refused() map[string]uint64 {
 type Handshakes struct {
 	Registered, Live int
 	// Passed initiations went to WireGuard unopened, since they came from where
-	// their live peer is; Opened ones were opened here first.
-	Passed, Opened uint64
+	// their live peer is; Opened ones were opened here first. Crossed are those
+	// of the latter that waited for the answer to a call of the gateway's.
+	Passed, Opened, Crossed uint64
 	// Woken peers were made for a packet to a dormant device, Hailed ones after
 	// a restart; Removed ones were idle.
 	Woken, Hailed, Removed uint64
@@ -46,7 +47,7 @@ type Handshakes struct {
 // Handshakes returns the current numbers.
 func (t *Tunnel) Handshakes() Handshakes {
 	c := &t.counters
-	h := Handshakes{Passed: c.passed.Load(), Opened: c.opened.Load(), Woken: c.woken.Load(), Hailed: c.hailed.Load(), Removed: c.removed.Load()}
+	h := Handshakes{Passed: c.passed.Load(), Opened: c.opened.Load(), Crossed: c.crossed.Load(), Woken: c.woken.Load(), Hailed: c.hailed.Load(), Removed: c.removed.Load()}
 	h.Registered, h.Live = t.known.sizes()
 	return h
 }

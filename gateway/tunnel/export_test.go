@@ -41,3 +41,6 @@ func (t *Tunnel) Exhaust(inner netip.Addr) {
 	defer p.strain.mu.Unlock()
 	p.strain.refused, p.strain.heard = bucket{missing: 1e12}, bucket{missing: 1e12}
 }
+
+// SetCrossPatience is for before the first AddPeer.
+func (t *Tunnel) SetCrossPatience(d time.Duration) { t.gate.crossPatience = d }

@@ -31,6 +31,12 @@ const (
 	// apart is the least time between two initiations of one key. A WireGuard
 	// sends one in five seconds.
 	apart = 100 * time.Millisecond
+	// crossPatience is how long after a call of the gateway's an initiation from
+	// there waits. Two that cross are both lost, since either end drops its own
+	// for the other's, and WireGuard begins anew after 5 s at the earliest. It is
+	// longer than to a satellite and back, and with the way less than the 1.5 s
+	// that an agent gives UDP for a handshake.
+	crossPatience = 700 * time.Millisecond
 )
 
 // gate decides which initiations WireGuard sees. On the receiving goroutine it
@@ -49,13 +55,23 @@ type gate struct {
 	cookies          chan job
 	wakes            chan *registration
 	slots            chan struct{} // one for each initiation in flight
+	crossPatience    time.Duration
 
 	mu      sync.Mutex
 	flights map[*claim]struct{}
+	crossed map[*registration]crossing
 }
 
-// job is an initiation to be opened, or to be answered with a cookie.
+// crossing is an initiation that waits for the answer to a call.
+type crossing struct {
+	claim *claim
+	until time.Time
+}
+
+// job is an initiation to be opened, or to be answered with a cookie, or one that
+// was opened and has waited.
 type job struct {
+	waited   *claim // nil but for the last kind, which has nothing else
 	datagram datagram
 	ep       conn.Endpoint
 	src      place
@@ -69,7 +85,8 @@ func newGate(t *Tunnel) *gate {
 		limiter: newLimiter(), refused: &refused{seed: maphash.MakeSeed()},
 		known: make(chan job, knownQueue), strangers: make(chan job, strangersQueue), cookies: make(chan job, cookieQueue),
 		wakes: make(chan *registration, knownQueue),
-		slots: make(chan struct{}, inFlight), flights: make(map[*claim]struct{}),
+		slots: make(chan struct{}, inFlight), crossPatience: crossPatience,
+		flights: make(map[*claim]struct{}), crossed: make(map[*registration]crossing),
 	}
 	g.checker.Init(t.public)
 	return g
@@ -141,7 +158,7 @@ func (g *gate) pass(r *registration, d *datagram, ep conn.Endpoint, src place, n
 		return nil
 	}
 	cl := &claim{Endpoint: ep, src: src, reg: r, passed: true, at: now}
-	if !g.t.known.passing(r, cl, now) {
+	if !g.t.known.passing(r, cl, g.crossPatience, now) {
 		<-g.slots
 		return nil
 	}
@@ -185,21 +202,31 @@ func (g *gate) responded(b []byte, c *claim) {
 		g.t.known.vouch(c.reg)
 	}
 	now := time.Now()
-	g.t.known.index(c.reg, binary.LittleEndian.Uint32(b[4:]), now)
+	g.t.known.answered(c.reg, binary.LittleEndian.Uint32(b[4:]), now)
 	g.t.known.markDirty(c.reg)
 }
 
-// overdue opens what WireGuard took unopened and has not answered, and forgets
-// what it will not answer any more.
+// overdue opens what WireGuard took unopened and has not answered, forgets what
+// it will not answer any more, and hands on what has waited for an answer. If that
+// came, the device drops what WireGuard says to its own initiation.
 func (g *gate) overdue(now time.Time) {
-	var late []*claim
+	var late, waited []*claim
 	g.mu.Lock()
+	for r, x := range g.crossed {
+		if !now.Before(x.until) {
+			waited = append(waited, x.claim)
+			delete(g.crossed, r)
+		}
+	}
 	for c := range g.flights {
 		if age := now.Sub(c.at); age > forgetAfter || c.passed && age > answerWithin {
 			late = append(late, c)
 		}
 	}
 	g.mu.Unlock()
+	for _, c := range waited {
+		g.queue(g.known, job{waited: c})
+	}
 	for _, c := range late {
 		if !g.land(c) || !c.passed {
 			continue
@@ -244,8 +271,12 @@ func (g *gate) work(ctx context.Context) {
 	}
 }
 
-// open opens an initiation, makes its sender's peer and hands it on.
+// open opens an initiation and hands it on.
 func (g *gate) open(ctx context.Context, j *job) {
+	if j.waited != nil {
+		g.hand(ctx, j.waited)
+		return
+	}
 	g.t.counters.opened.Add(1)
 	r, d, cause := g.judge(j)
 	if cause != nil {
@@ -258,7 +289,20 @@ func (g *gate) open(ctx context.Context, j *job) {
 		g.limiter.release(j.src)
 	}
 	g.t.known.markDirty(r)
-	if err := g.t.raise(r); err != nil {
+	c := &claim{Endpoint: j.ep, src: j.src, reg: r, datagram: d}
+	if until, ok := g.t.known.crosses(c, g.crossPatience, time.Now()); ok {
+		g.t.counters.crossed.Add(1)
+		g.mu.Lock()
+		g.crossed[r] = crossing{c, until}
+		g.mu.Unlock()
+		return
+	}
+	g.hand(ctx, c)
+}
+
+// hand makes the peer of an opened initiation's sender and gives it to WireGuard.
+func (g *gate) hand(ctx context.Context, c *claim) {
+	if err := g.t.raise(c.reg); err != nil {
 		g.t.counters.notAdded.Add(1)
 		g.t.log.Warn("making a peer for a device that calls", "err", err)
 		return
@@ -268,7 +312,7 @@ func (g *gate) open(ctx context.Context, j *job) {
 	case <-ctx.Done():
 		return
 	}
-	c := &claim{Endpoint: j.ep, src: j.src, reg: r, datagram: d, at: time.Now()}
+	c.at = time.Now()
 	g.fly(c)
 	select {
 	case g.t.bind.injected <- c:

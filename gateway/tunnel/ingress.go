@@ -194,12 +194,13 @@ func (g *ingress) Send(bufs [][]byte, ep conn.Endpoint) error {
 
 func (g *ingress) calling(b []byte, ep conn.Endpoint, c *claim) {
 	var r *registration
+	to := placeOf(ep)
 	if c != nil {
-		r = c.reg
+		r, to = c.reg, c.src
 	} else {
-		r, _ = g.t.known.at(placeOf(ep))
+		r, _ = g.t.known.at(to)
 	}
-	g.t.known.called(r, binary.LittleEndian.Uint32(b[4:]), time.Now())
+	g.t.known.called(r, to, binary.LittleEndian.Uint32(b[4:]), time.Now())
 }
 
 // where asks WireGuard where a peer is: it tells nobody, but it sends to there.

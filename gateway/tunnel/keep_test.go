@@ -39,7 +39,7 @@ func TestFirstHandshakeIsKeptAtOnce(t *testing.T) {
 			return r
 		}
 		shakes := func(r *registration, port uint16) {
-			tun.known.index(r, uint32(port), time.Now())
+			tun.known.answered(r, uint32(port), time.Now())
 			at := place{addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, r.key[0]}), port)}
 			if !tun.known.settle(r, r.peer, at, time.Now()) {
 				t.Fatal("it has no peer")
@@ -127,7 +127,7 @@ func TestKeepsNoPlaceOfAWebSocket(t *testing.T) {
 	at := place{addr: netip.MustParseAddrPort("192.0.2.1:443")}
 	for _, device := range []string{"", "dev-1"} {
 		at.device = device
-		g.index(r, 1, time.Now())
+		g.answered(r, 1, time.Now())
 		if !g.settle(r, r.peer, at, time.Now()) {
 			t.Fatal("it has no peer")
 		}

@@ -166,7 +166,7 @@ func TestPlacesAreApart(t *testing.T) {
 	for i, at := range by {
 		r := g.put(&Peer{Key: [32]byte{byte(i + 1)}, Addresses: [2]netip.Addr{netip.AddrFrom4([4]byte{100, 64, 0, byte(i + 2)})}}, [32]byte{})
 		g.wake(r, nil, time.Now())
-		g.index(r, uint32(i+1), time.Now())
+		g.answered(r, uint32(i+1), time.Now())
 		g.settle(r, r.peer, at, time.Now())
 		regs = append(regs, r)
 	}
@@ -197,7 +197,7 @@ func TestOddPlaceIsLookedFor(t *testing.T) {
 	here, there := place{addr: netip.MustParseAddrPort("192.0.2.1:4000")}, place{addr: netip.MustParseAddrPort("192.0.2.2:4000")}
 	r := g.put(&Peer{Key: [32]byte{1}, Addresses: [2]netip.Addr{inner}}, [32]byte{})
 	g.wake(r, nil, time.Now())
-	g.index(r, 1, time.Now())
+	g.answered(r, 1, time.Now())
 	g.settle(r, r.peer, here, time.Now())
 	if r, _ := g.arrived(inner); r != nil {
 		t.Error("looked for though nobody moved")

@@ -15,6 +15,8 @@ type peer struct {
 	indexes [6]uint32 // of WireGuard's own for this peer, the newest last
 	settled bool      // the place was confirmed since the last handshake message
 	touched time.Time // of the last handshake message, either way
+	heard   time.Time // of the device's last initiation that was answered or waits
+	call    *call     // the gateway's own initiation, if it was the last handshake message
 	passing *claim    // an initiation that WireGuard has unopened and has not answered
 	vouched bool      // WireGuard knows the time stamp of an initiation that was opened here
 
@@ -38,6 +40,7 @@ type peer struct {
 type call struct {
 	reg  *registration // may be nil
 	at   time.Time
+	to   place
 	left int
 }
 
@@ -130,10 +133,20 @@ func (g *registry) sure(p *peer, odd *place) {
 	}
 }
 
-// index notes an index that WireGuard gave a handshake with a registration.
-func (g *registry) index(r *registration, index uint32, now time.Time) {
+// answered notes that WireGuard answered a registration's initiation, and with
+// which index.
+func (g *registry) answered(r *registration, index uint32, now time.Time) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.indexLocked(r, index, now)
+	if r.peer != nil {
+		r.peer.heard, r.peer.call = now, nil
+	}
+}
+
+// indexLocked notes an index that WireGuard gave a handshake with a registration.
+// mu is held.
+func (g *registry) indexLocked(r *registration, index uint32, now time.Time) {
 	p := r.peer
 	if p == nil {
 		return
@@ -148,13 +161,36 @@ func (g *registry) index(r *registration, index uint32, now time.Time) {
 }
 
 // called notes an initiation of the gateway's own.
-func (g *registry) called(r *registration, index uint32, now time.Time) {
+func (g *registry) called(r *registration, to place, index uint32, now time.Time) {
 	g.mu.Lock()
-	g.calls[index] = &call{reg: r, at: now, left: callAnswers}
-	g.mu.Unlock()
-	if r != nil {
-		g.index(r, index, now)
+	defer g.mu.Unlock()
+	c := &call{reg: r, at: now, to: to, left: callAnswers}
+	g.calls[index] = c
+	if r == nil {
+		return
 	}
+	g.indexLocked(r, index, now)
+	if r.peer != nil {
+		r.peer.call = c
+	}
+}
+
+// crosses tells whether the device whose initiation c is was just called where
+// it is, and until when an answer to that may come.
+func (g *registry) crosses(c *claim, patience time.Duration, now time.Time) (until time.Time, ok bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	p := c.reg.peer
+	if p == nil || !p.calledWithin(patience, now) || p.call.to != c.src {
+		return until, false
+	}
+	p.heard = now
+	return p.call.at.Add(patience), true
+}
+
+// calledWithin tells whether the last handshake message was a call, just now.
+func (p *peer) calledWithin(patience time.Duration, now time.Time) bool {
+	return p.call != nil && now.Sub(p.call.at) < patience
 }
 
 // asked tells whether a message answers a call, and of which registration.
@@ -271,14 +307,15 @@ func (g *registry) sleep(r *registration) {
 
 // passing notes that an initiation is passed for r, unless one is or was just
 // before, or WireGuard would take an old one: a peer that the gateway called has
-// shown it none yet.
-func (g *registry) passing(r *registration, c *claim, now time.Time) bool {
+// shown it none yet. Nor while a call is out: they would cross.
+func (g *registry) passing(r *registration, c *claim, patience time.Duration, now time.Time) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if r.peer == nil || !r.peer.vouched || r.peer.passing != nil || now.Sub(r.peer.touched) < apart {
+	p := r.peer
+	if p == nil || !p.vouched || p.passing != nil || now.Sub(p.touched) < apart || p.calledWithin(patience, now) {
 		return false
 	}
-	r.peer.passing = c
+	p.passing = c
 	return true
 }
 
@@ -291,12 +328,11 @@ func (g *registry) passed(c *claim) {
 	}
 }
 
-// recent tells whether a handshake message of r's passed just now, and notes
-// this one.
+// recent tells whether an initiation of r's was taken just now.
 func (g *registry) recent(r *registration, now time.Time) bool {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
-	return r.peer != nil && r.peer.passing == nil && now.Sub(r.peer.touched) < apart
+	return r.peer != nil && r.peer.passing == nil && now.Sub(r.peer.heard) < apart
 }
 
 // vouch notes that WireGuard took an initiation that was opened here.

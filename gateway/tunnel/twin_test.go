@@ -341,9 +341,10 @@ type relay struct {
 	gateway  *net.UDPAddr
 	front    *net.UDPConn
 	client   atomic.Pointer[netip.AddrPort]
-	answered atomic.Int64                 // datagrams that came back
-	seen     atomic.Pointer[func([]byte)] // told of every datagram to the gateway
-	came     atomic.Pointer[func([]byte)] // and of every one from it
+	answered atomic.Int64                      // datagrams that came back
+	seen     atomic.Pointer[func([]byte)]      // told of every datagram to the gateway
+	came     atomic.Pointer[func([]byte)]      // and of every one from it
+	pass     atomic.Pointer[func([]byte) bool] // says whether one from it arrives
 
 	mu   sync.Mutex
 	back io.ReadWriteCloser // a datagram a call
@@ -422,6 +423,9 @@ func (r *relay) change(back io.ReadWriteCloser) {
 			r.answered.Add(1)
 			if came := r.came.Load(); err == nil && came != nil {
 				(*came)(b[:n])
+			}
+			if pass := r.pass.Load(); err == nil && pass != nil && !(*pass)(b[:n]) {
+				continue
 			}
 			if c := r.client.Load(); err == nil && c != nil {
 				_, _ = r.front.WriteToUDPAddrPort(b[:n], *c)
