@@ -60,10 +60,18 @@ var mutants = []mutant{
 	{
 		name: "erasure_keeps_the_key", breaks: "what was erased can be opened after a restart",
 		edit: edit{
-			"gateway/audit/people/people.go",
+			"gateway/audit/people/expire.go",
 			"		if err := k.destroy(p.id); err != nil {\n			return err\n		}\n		k.mu.Lock()\n		k.remove(p)", "		k.mu.Lock()\n		k.remove(p)",
 		},
 		pkg: "./gateway/audit/people", test: "TestErase",
+	},
+	{
+		name: "expired_field_kept", breaks: "a field that expired can be opened after a restart",
+		edit: edit{
+			"gateway/audit/people/expire.go",
+			"	if err := k.destroy(f.file(date)); err != nil {\n		return err\n	}\n", "",
+		},
+		pkg: "./gateway/audit/people", test: "TestFieldsExpireAlone",
 	},
 	{
 		name: "removal_untold", breaks: "a log whose beginning somebody removed verifies",

@@ -10,12 +10,14 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/portvakt/portvakt/gateway/audit"
 	"github.com/portvakt/portvakt/gateway/audit/export"
+	"github.com/portvakt/portvakt/gateway/audit/people"
 )
 
 // auditTail streams records as they are in the log: the last n, then, with
@@ -95,6 +97,10 @@ func (s *Server) auditShow(w http.ResponseWriter, r *http.Request) {
 	if r.URL.Query().Get("input") != "" {
 		if rec.Erased {
 			s.fail(w, http.StatusNotFound, "erased", "What that decision was made on was erased.")
+			return
+		}
+		if slices.Contains(rec.Expired, people.Facts.String()) {
+			s.fail(w, http.StatusNotFound, "expired", "What that decision was made on has expired (audit.retention.fields).")
 			return
 		}
 		if rec.Input == nil {

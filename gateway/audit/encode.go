@@ -3,6 +3,7 @@ package audit
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,6 +13,8 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/portvakt/portvakt/policy"
 )
 
 // Bounds of one record. Together they keep every line below MaxLine, whatever
@@ -68,15 +71,7 @@ func appendMembers(dst []byte, r *Record) (_ []byte, err error) {
 	}
 	dst = appendMember(dst, `,"reason":`, r.Reason)
 	dst = appendMember(dst, `,"message":`, r.Message)
-	if f := r.Fact; f != nil {
-		dst = append(dst, `,"fact":{"name":`...)
-		dst = appendString(dst, f.Name)
-		dst = append(dst, `,"value":`...)
-		dst = appendString(dst, f.Value)
-		dst = append(dst, `,"wanted":`...)
-		dst = appendString(dst, f.Wanted)
-		dst = append(dst, '}')
-	}
+	dst = appendFact(dst, r.Fact)
 	dst = appendMember(dst, `,"remedy":`, r.Remedy)
 	dst = appendMember(dst, `,"app":`, r.App)
 	dst = appendMember(dst, `,"rule":`, r.Rule)
@@ -106,8 +101,25 @@ func appendMembers(dst []byte, r *Record) (_ []byte, err error) {
 	if r.Sealed != "" {
 		dst = appendQuoted(append(dst, `,"sealed":`...), r.Sealed)
 	}
+	if len(r.SealedFields) > 0 {
+		open := `,"sealed_fields":{`
+		for _, f := range slices.Sorted(maps.Keys(r.SealedFields)) {
+			dst = appendQuoted(append(dst, open...), f)
+			dst = appendQuoted(append(dst, ':'), r.SealedFields[f])
+			open = ","
+		}
+		dst = append(dst, '}')
+	}
 	if r.Erased {
 		dst = append(dst, `,"erased":true`...)
+	}
+	if len(r.Expired) > 0 {
+		open := `,"expired":[`
+		for _, f := range r.Expired {
+			dst = appendQuoted(append(dst, open...), f)
+			open = ","
+		}
+		dst = append(dst, ']')
 	}
 	return dst, nil
 }
@@ -117,6 +129,19 @@ func appendMember(dst []byte, name, s string) []byte {
 		return dst
 	}
 	return appendString(append(dst, name...), s)
+}
+
+func appendFact(dst []byte, f *policy.Fact) []byte {
+	if f == nil {
+		return dst
+	}
+	dst = append(dst, `,"fact":{"name":`...)
+	dst = appendString(dst, f.Name)
+	dst = append(dst, `,"value":`...)
+	dst = appendString(dst, f.Value)
+	dst = append(dst, `,"wanted":`...)
+	dst = appendString(dst, f.Wanted)
+	return append(dst, '}')
 }
 
 func appendNumber(dst []byte, name string, n int64) []byte {
@@ -233,6 +258,13 @@ func clipDetail(d map[string]string) map[string]string {
 func escape(line []byte) []byte {
 	i := 0
 	for i < len(line) {
+		// Eight bytes at a time while none is 0x7F (one more sets its high bit) or above.
+		if rest := line[i:]; len(rest) >= 8 {
+			if x := binary.LittleEndian.Uint64(rest); (x|(x+0x0101010101010101))&0x8080808080808080 == 0 {
+				i += 8
+				continue
+			}
+		}
 		if line[i] < 0x7F {
 			i++
 			continue

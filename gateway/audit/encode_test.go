@@ -54,6 +54,20 @@ func line(t *testing.T, r Record) (string, *Record) {
 	return string(b), got
 }
 
+// It does not matter where in a text the invisible stands.
+func TestInvisibleIsEscapedEverywhere(t *testing.T) {
+	for c, want := range map[string]string{"\x7f": `\u007f`, "\u009b": `\u009b`, "\u202e": `\u202e`, "\U000e0041": `\udb40\udc41`, "å": "å", "~": "~"} {
+		for before := range 20 {
+			for after := range 10 {
+				text, end := strings.Repeat("a", before), strings.Repeat("z", after)
+				if got := string(escape([]byte(text + c + end))); got != text+want+end {
+					t.Fatalf("%q behind %d and before %d became %s", c, before, after, got)
+				}
+			}
+		}
+	}
+}
+
 func TestPayloadsStayInTheirLine(t *testing.T) {
 	for name, s := range map[string]string{
 		"newlines":      "a\r\n{\"seq\":9,\"kind\":\"login\"}\n",

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"strconv"
 	"time"
+
+	"github.com/portvakt/portvakt/gateway/audit/people"
 )
 
 // ErrNobody is returned for somebody of whom the log holds nothing personal, or
@@ -53,24 +55,19 @@ const (
 // Retention says for how long a log is kept; zero is for ever.
 type Retention struct {
 	Personal time.Duration // what opens personal data
-	Records  time.Duration
-	Keep     Keep // for Records
+	// Fields of personal data that are kept for less.
+	Fields  map[people.Field]time.Duration
+	Records time.Duration
+	Keep    Keep // for Records
 }
 
-// Retain destroys what opens personal data of days that ended longer ago than
-// it is kept, and removes older records, now and every hour, until ctx ends.
+// Retain destroys what opens personal data, or a field of it, of days that ended
+// longer ago than it is kept, and removes older records, now and every hour, until ctx ends.
 // What it does is recorded first.
 func (l *Log) Retain(ctx context.Context, r Retention) error {
 	for {
-		var errs [2]error
-		if r.Personal > 0 {
-			errs[0] = l.expire(l.now().Add(-r.Personal))
-		}
-		if r.Records > 0 {
-			errs[1] = l.forget(ctx, l.now().Add(-r.Records), r.Keep)
-		}
 		wait := retainEvery
-		if err := errors.Join(errs[:]...); err != nil && ctx.Err() == nil {
+		if err := l.retain(ctx, r, l.now()); err != nil && ctx.Err() == nil {
 			l.log.Error("what is old in the audit log could not be destroyed; trying again", "err", err)
 			wait = retainAgain
 		}
@@ -85,6 +82,38 @@ func (l *Log) Retain(ctx context.Context, r Retention) error {
 		case <-timer.C:
 		}
 	}
+}
+
+// retain destroys what is too old at now.
+func (l *Log) retain(ctx context.Context, r Retention, now time.Time) error {
+	var errs []error
+	if r.Personal > 0 {
+		errs = append(errs, l.expire(now.Add(-r.Personal)))
+	}
+	for f, kept := range r.Fields {
+		errs = append(errs, l.expireField(f, now.Add(-kept)))
+	}
+	if r.Records > 0 {
+		errs = append(errs, l.forget(ctx, now.Add(-r.Records), r.Keep))
+	}
+	return errors.Join(errs...)
+}
+
+func (l *Log) expireField(f people.Field, before time.Time) error {
+	if l.people == nil {
+		return nil
+	}
+	days := l.people.DueOf(f, before)
+	if len(days) == 0 {
+		return nil
+	}
+	err := l.Append(&Record{Kind: KindErase, Actor: "retention", Detail: map[string]string{
+		"before": before.UTC().Format(time.DateOnly), "days": strconv.Itoa(len(days)), "field": f.String(),
+	}})
+	if err != nil {
+		return err
+	}
+	return l.people.ExpireOf(f, days)
 }
 
 func (l *Log) expire(before time.Time) error {

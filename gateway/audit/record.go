@@ -92,8 +92,7 @@ type Record struct {
 	Method  string `json:"method,omitempty"`
 	Host    string `json:"host,omitempty"`
 	Path    string `json:"path,omitempty"` // decoded and canonical, as it was decided on
-	// RequestHash is the SHA-256 of the canonical request, in hex. It is personal:
-	// see split.
+	// RequestHash is the SHA-256 of the canonical request, in hex.
 	RequestHash string `json:"request_hash,omitempty"`
 	Remote      string `json:"remote,omitempty"`   // outer source address
 	Revision    string `json:"revision,omitempty"` // of the policy
@@ -109,13 +108,17 @@ type Record struct {
 	// Input is the policy.Input that was decided on, enough to reproduce the
 	// Decision.
 	Input json.RawMessage `json:"input,omitempty"`
-	// Person stands for whoever the sealed members are about, and Sealed holds
-	// them; see [Log.Reveal]. The log sets both.
-	Person string `json:"person,omitempty"`
-	Sealed string `json:"sealed,omitempty"`
-	// Erased says that the key of what was sealed was destroyed. It is never
-	// in the log.
-	Erased bool `json:"erased,omitempty"`
+	// Person stands for whoever the sealed members are about. Sealed holds those
+	// of people.Person (in older records all of them), SealedFields those of the
+	// other fields by name; see [Log.Reveal]. The log sets all three.
+	Person       string            `json:"person,omitempty"`
+	Sealed       string            `json:"sealed,omitempty"`
+	SealedFields map[string]string `json:"sealed_fields,omitempty"`
+	// Erased says that the keys of what was sealed were destroyed, Expired names
+	// the fields of which they were when there are others. Neither is ever in the
+	// log.
+	Erased  bool     `json:"erased,omitempty"`
+	Expired []string `json:"expired,omitempty"`
 	// InputCompact says that Input is known to be valid JSON without spaces, as
 	// policy.Facts writes it, and needs no look at that.
 	InputCompact bool `json:"-"`

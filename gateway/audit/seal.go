@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"sync"
 
@@ -12,32 +13,76 @@ import (
 	"github.com/portvakt/portvakt/policy"
 )
 
-// personalDetail are the kinds whose Detail says something about a person.
-var personalDetail = map[Kind]bool{
-	KindLogin: true, KindLocation: true, KindPosture: true, KindInvite: true, KindEnroll: true, KindLockdown: true,
+// personalDetail says as which field the Detail of a kind is sealed; that of
+// other kinds says nothing about a person.
+var personalDetail = map[Kind]people.Field{
+	KindLogin: people.Person, KindLockdown: people.Person, KindLocation: people.Address,
+	KindInvite: people.Device, KindEnroll: people.Device, KindPosture: people.Device,
 }
 
-// split takes what says who somebody is, where, and what is known about them
-// out of a record, and names who that is: the subject, the device when nobody
-// is known to use it, or any stranger. A request's hash is among it: whoever
-// guesses the query, which may name people, can check the guess against it.
-func (r *Record) split() (open, personal Record, name string) {
-	open = *r
-	personal = Record{Subject: r.Subject, Remote: r.Remote, Fact: r.Fact, RequestHash: r.RequestHash, Input: r.Input, InputCompact: r.InputCompact}
-	open.Subject, open.Remote, open.Fact, open.RequestHash, open.Input = "", "", nil, "", nil
-	if r.Reason == string(policy.ReasonPolicyDenied) { // its texts are a Rego module's own, and may name somebody
-		personal.Message, personal.Remedy = r.Message, r.Remedy
+// detailField says as which field the Detail of r is sealed, if it is.
+func (r *Record) detailField() (people.Field, bool) {
+	f, ok := personalDetail[r.Kind]
+	if r.Kind == KindLockdown { // of one person, it names the person
+		ok = r.Detail["scope"] == "subject"
+	}
+	return f, ok
+}
+
+// worded tells a record whose texts are a Rego module's own, and may name
+// somebody.
+func (r *Record) worded() bool { return r.Reason == string(policy.ReasonPolicyDenied) }
+
+// appendField appends the members of r that are sealed as a field, as a JSON
+// object; nothing when there are none.
+func (r *Record) appendField(dst []byte, f people.Field) (_ []byte, err error) {
+	start := len(dst)
+	switch f {
+	case people.Address:
+		dst = appendMember(dst, `,"remote":`, r.Remote)
+	case people.Facts:
+		if r.worded() {
+			dst = appendMember(dst, `,"message":`, r.Message)
+		}
+		dst = appendFact(dst, r.Fact)
+		if r.worded() {
+			dst = appendMember(dst, `,"remedy":`, r.Remedy)
+		}
+		if len(r.Input) > 0 {
+			if dst, err = appendInput(append(dst, `,"input":`...), r); err != nil {
+				return dst, fmt.Errorf("encoding an audit record of kind %q: %w", r.Kind, err)
+			}
+		}
+	case people.Person:
+		dst = appendMember(dst, `,"subject":`, r.Subject)
+	case people.Request:
+		dst = appendMember(dst, `,"path":`, r.Path)
+		// Whoever guesses the query, which may name people, can check the guess.
+		dst = appendMember(dst, `,"request_hash":`, r.RequestHash)
+	}
+	if of, ok := r.detailField(); ok && of == f {
+		dst = appendDetail(dst, r.Detail)
+	}
+	if len(dst) == start {
+		return dst, nil
+	}
+	dst[start] = '{' // the first member's comma
+	return append(dst, '}'), nil
+}
+
+// open returns r without what is sealed, and the name of whom that is about: the
+// subject, the device when nobody is known to use it, or any stranger.
+func (r *Record) open() (open Record, name string) {
+	open, name = *r, r.Subject
+	open.Subject, open.Remote, open.Fact, open.Path, open.RequestHash, open.Input = "", "", nil, "", "", nil
+	if r.worded() {
 		open.Message, open.Remedy = "", ""
 	}
-	name = r.Subject
-	about := personalDetail[r.Kind]
-	if r.Kind == KindLockdown { // of one person, it names the person
-		if about = r.Detail["scope"] == "subject"; about {
+	if _, ok := r.detailField(); ok {
+		open.Detail = nil
+		if r.Kind == KindLockdown {
 			name = r.Detail["value"]
 		}
-	}
-	if about {
-		personal.Detail, open.Detail = r.Detail, nil
 	}
 	switch {
 	case name != "":
@@ -46,11 +91,7 @@ func (r *Record) split() (open, personal Record, name string) {
 	default:
 		name = "strangers"
 	}
-	return open, personal, name
-}
-
-func (r *Record) empty() bool {
-	return r.Subject == "" && r.Remote == "" && r.RequestHash == "" && r.Message == "" && r.Remedy == "" && r.Fact == nil && len(r.Input) == 0 && len(r.Detail) == 0
+	return open, name
 }
 
 // scratch is what sealing one record needs for a moment.
@@ -64,58 +105,109 @@ func appendRecord(dst []byte, r *Record, keys *people.Keys) ([]byte, error) {
 	if keys == nil {
 		return appendBody(dst, r)
 	}
-	open, personal, name := r.split()
-	if personal.empty() {
-		return appendBody(dst, r)
-	}
 	s := scratches.Get().(*scratch)
 	defer scratches.Put(s)
 	if cap(s.plain) > 64<<10 {
 		*s = scratch{} // of a rare giant, not to be kept for each
 	}
+	// Person comes first in the line: it is the member that older records have.
+	var ends [len(sealOrder)]int
 	var err error
-	if s.plain, err = appendMembers(append(s.plain[:0], '{'), &personal); err != nil {
-		return dst, err
+	s.plain = s.plain[:0]
+	for i, f := range sealOrder {
+		if s.plain, err = r.appendField(s.plain, f); err != nil {
+			return dst, err
+		}
+		ends[i] = len(s.plain)
 	}
-	s.plain = append(s.plain, '}')
-	s.plain[1] = ' ' // the first member's comma
+	if len(s.plain) == 0 {
+		return appendBody(dst, r)
+	}
+	open, name := r.open()
 	who := keys.For(name, r.Time)
-	s.sealed = who.Seal(s.sealed[:0], s.plain)
 	start := len(dst)
 	if dst, err = appendBody(dst, &open); err != nil {
 		return dst[:start], err
 	}
 	dst = appendMember(dst[:len(dst)-1], `,"person":`, who.ID)
-	dst = append(dst, `,"sealed":"`...)
-	dst = base64.StdEncoding.AppendEncode(dst, s.sealed)
-	return append(dst, `"}`...), nil
+	from, end := 0, ""
+	for i, f := range sealOrder {
+		plain := s.plain[from:ends[i]]
+		from = ends[i]
+		switch {
+		case len(plain) == 0:
+			continue
+		case f == people.Person:
+			dst = append(dst, `,"sealed":`...)
+		case end == "":
+			dst, end = append(append(append(dst, `,"sealed_fields":{"`...), f.String()...), `":`...), "}"
+		default:
+			dst = append(append(append(dst, `,"`...), f.String()...), `":`...)
+		}
+		s.sealed = who.Seal(f, s.sealed[:0], plain)
+		dst = append(dst, '"')
+		dst = base64.StdEncoding.AppendEncode(dst, s.sealed)
+		dst = append(dst, '"')
+	}
+	return append(append(dst, end...), '}'), nil
 }
+
+// sealOrder is the order of the fields in a line: sealed stands before
+// sealed_fields, which are sorted by name.
+var sealOrder = [...]people.Field{people.Person, people.Address, people.Device, people.Facts, people.Request}
 
 // Reveal opens the personal data of a line as it is stored, with its newline
 // cut off: r is completed, and the line returned as it would be had it been
-// written in the open. Data whose key was destroyed stays away, and "erased"
-// says so.
+// written in the open. Data whose key was destroyed stays away, and "erased" or
+// "expired" says so.
 func (l *Log) Reveal(line []byte, r *Record) ([]byte, error) {
-	if r.Sealed == "" || l.people == nil {
+	if l.people == nil || r.Sealed == "" && len(r.SealedFields) == 0 {
 		return line, nil
 	}
-	sealed, err := base64.StdEncoding.DecodeString(r.Sealed)
-	if err != nil {
-		return nil, fmt.Errorf("record %d: its personal data: %w", r.Seq, err)
-	}
-	r.Sealed = ""
-	plain, err := l.people.Open(r.Person, r.Time, sealed)
-	switch {
-	case errors.Is(err, people.ErrErased):
-		r.Erased = true
-	case err != nil:
-		return nil, fmt.Errorf("record %d: %w", r.Seq, err)
-	default:
-		if err := json.Unmarshal(plain, r); err != nil {
+	sealed := r.SealedFields
+	for i, name := range people.Names() {
+		f := people.Field(i)
+		text := sealed[name]
+		if f == people.Person {
+			text = r.Sealed
+		}
+		if text == "" {
+			continue
+		}
+		if err := l.revealField(f, text, r); err != nil {
 			return nil, fmt.Errorf("record %d: its personal data: %w", r.Seq, err)
+		}
+	}
+	r.Sealed, r.SealedFields = "", nil
+	for name, text := range sealed { // of a later version
+		if !slices.Contains(people.Names(), name) {
+			if r.SealedFields == nil {
+				r.SealedFields = map[string]string{}
+			}
+			r.SealedFields[name] = text
 		}
 	}
 	open := append(make([]byte, 0, len(line)), seqPrefix[:len(seqPrefix)-1]...)
 	open = strconv.AppendUint(open, r.Seq, 10)
 	return appendBody(open, r)
+}
+
+// revealField completes r by what was sealed of a field.
+func (l *Log) revealField(f people.Field, text string, r *Record) error {
+	sealed, err := base64.StdEncoding.DecodeString(text)
+	if err != nil {
+		return err
+	}
+	plain, err := l.people.Open(f, r.Person, r.Time, sealed)
+	switch {
+	case errors.Is(err, people.ErrErased):
+		r.Erased = true
+		return nil
+	case errors.Is(err, people.ErrExpired):
+		r.Expired = append(r.Expired, f.String())
+		return nil
+	case err != nil:
+		return err
+	}
+	return json.Unmarshal(plain, r)
 }

@@ -1,11 +1,18 @@
 package audit_test
 
 import (
+	"bytes"
 	"context"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -37,11 +44,11 @@ func sealing(t *testing.T, dir string, now func() time.Time) *audit.Log {
 func everyPersonal() []audit.Record {
 	fact := &policy.Fact{Name: "address", Value: "secret-fact", Wanted: "another"}
 	return []audit.Record{
-		{Kind: audit.KindDecision, Subject: "iss#secret-anna", Device: "dev-1", Remote: "192.0.2.66", Fact: fact, Path: "/p", RequestHash: "secret-hash", Input: json.RawMessage(`{"subject":{"name":"secret-name"}}`)},
+		{Kind: audit.KindDecision, Subject: "iss#secret-anna", Device: "dev-1", Remote: "192.0.2.66", Fact: fact, Path: "/secret-path", RequestHash: "secret-hash", Input: json.RawMessage(`{"subject":{"name":"secret-name"}}`)},
 		{Kind: audit.KindDecision, Device: "dev-1", Reason: string(policy.ReasonPolicyDenied), Message: "secret-anna is on leave.", Remedy: "Ask secret-ben."},
 		{Kind: audit.KindLogin, Subject: "iss#secret-anna", Device: "dev-1", Remote: "192.0.2.66", Detail: map[string]string{"name": "secret-name"}},
 		{Kind: audit.KindLocation, Device: "dev-1", Remote: "192.0.2.66", Detail: map[string]string{"before_address": "secret-place"}},
-		{Kind: audit.KindDecision, Device: "dev-1", Path: "/q", RequestHash: "secret-hash"},
+		{Kind: audit.KindDecision, Device: "dev-1", Path: "/secret-query", RequestHash: "secret-hash"},
 		{Kind: audit.KindEnrollRefused, Remote: "192.0.2.66", Reason: "code_used"},
 		{Kind: audit.KindLockdown, Actor: "os:0:root", Detail: map[string]string{"scope": "subject", "value": "iss#secret-anna"}},
 		{Kind: audit.KindLockdown, Actor: "os:0:root", Detail: map[string]string{"scope": "app", "value": "crm"}},
@@ -78,7 +85,7 @@ func TestPersonalDataIsSealedAndRevealed(t *testing.T) {
 			t.Errorf("the file holds %q:\n%s", secret, b)
 		}
 	}
-	for _, open := range []string{`"path":"/p"`, `"device":"dev-1"`, `"reason":"code_used"`, `"value":"crm"`} {
+	for _, open := range []string{`"device":"dev-1"`, `"reason":"code_used"`, `"value":"crm"`} {
 		if !strings.Contains(string(b), open) {
 			t.Errorf("the file lacks %s", open)
 		}
@@ -225,4 +232,154 @@ func TestRetentionOfPersonalData(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// A field expires alone: it is gone from every line of those days, and every
+// reader is told so, while the rest can be opened and no line is another.
+func TestFieldsExpireAlone(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		l := sealing(t, dir, nil)
+		record := func() {
+			t.Helper()
+			for _, r := range everyPersonal() {
+				if err := l.Append(&r); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		record()
+		before, err := os.ReadFile(l.Path())
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		days := func(n time.Duration) time.Duration { return n * 24 * time.Hour }
+		go func() {
+			done <- l.Retain(ctx, audit.Retention{Personal: days(9), Fields: map[people.Field]time.Duration{
+				people.Address: days(1), people.Facts: days(1), people.Request: days(3), people.Device: days(8), people.Person: days(7),
+			}})
+		}()
+		n := len(everyPersonal())
+		for _, c := range []struct {
+			wait    time.Duration
+			expired []string // of the first record
+			record  audit.Record
+		}{
+			{0, nil, everyPersonal()[0]},
+			{days(2), []string{"address", "facts"}, audit.Record{Subject: "iss#secret-anna", Path: "/secret-path", RequestHash: "secret-hash"}},
+			{days(2), []string{"address", "facts", "request"}, audit.Record{Subject: "iss#secret-anna"}},
+			{days(4), []string{"address", "facts", "person", "request"}, audit.Record{}},
+			{days(2), nil, audit.Record{}},
+		} {
+			time.Sleep(c.wait)
+			synctest.Wait()
+			seen := 0
+			err := audit.Scan(l.Path(), func(line []byte, r *audit.Record) bool {
+				shown, err := l.Reveal(line, r)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if seen++; seen > n {
+					return true
+				}
+				if seen == 1 {
+					want := c.record
+					if d := cmp.Diff([]any{want.Subject, want.Remote, want.Fact, want.Path, want.RequestHash, string(want.Input)}, []any{r.Subject, r.Remote, r.Fact, r.Path, r.RequestHash, string(r.Input)}); d != "" {
+						t.Errorf("after %s: %s", c.wait, d)
+					}
+					if d := cmp.Diff(c.expired, r.Expired); d != "" || r.Erased != (c.expired == nil && c.wait > 0) {
+						t.Errorf("after %s: %s %s", c.wait, d, shown)
+					}
+				}
+				for field, secret := range map[string]string{"address": "secret-place", "device": "secret-laptop", "person": "secret-name", "facts": "secret-ben"} {
+					if strings.Contains(string(shown), secret) && (r.Erased || slices.Contains(r.Expired, field)) {
+						t.Errorf("%s, which expired, is shown: %s", field, shown)
+					}
+				}
+				return true
+			})
+			if err != nil || seen < n {
+				t.Errorf("%d records, %v", seen, err)
+			}
+		}
+		fields := map[string]int{}
+		err = audit.Scan(l.Path(), func(_ []byte, r *audit.Record) bool {
+			if r.Kind == audit.KindErase && r.Actor == "retention" {
+				fields[r.Detail["field"]]++
+			}
+			return true
+		})
+		if err != nil {
+			t.Error(err)
+		}
+		for _, name := range append(people.Names(), "") {
+			if fields[name] == 0 {
+				t.Errorf("the expiry of %q is not recorded: %v", name, fields)
+			}
+		}
+		after, err := os.ReadFile(filepath.Join(dir, "audit", "audit-00000000000000000001.jsonl"))
+		if err != nil { // not rotated: nothing runs the log here
+			after, err = os.ReadFile(l.Path())
+		}
+		if err != nil || !strings.HasPrefix(string(after), string(before)) {
+			t.Errorf("the log was changed: %v", err)
+		}
+		cancel()
+		if err := errors.Join(<-done, l.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// What was sealed before fields had keys of their own is opened as it was.
+func TestOlderLinesAreRevealed(t *testing.T) {
+	dir := t.TempDir()
+	at := time.Date(2026, 3, 4, 8, 0, 0, 0, time.UTC)
+	const id = "p-5f0c91d2aa07be31"
+	day, person := bytes.Repeat([]byte{7}, 32), bytes.Repeat([]byte{9}, 32)
+	for name, text := range map[string]string{
+		"day-2026-03-04.key": base64.StdEncoding.EncodeToString(day) + "\n",
+		id + ".key":          `{"name":"iss#anna","key":"` + base64.StdEncoding.EncodeToString(person) + `"}`,
+	} {
+		if err := os.MkdirAll(filepath.Join(dir, "people"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "people", name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mac := hmac.New(sha256.New, day)
+	mac.Write(append([]byte("portvakt personal data\x00"), person...))
+	block, err := aes.NewCipher(mac.Sum(nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	aead, err := cipher.NewGCM(block)
+	if err != nil {
+		t.Fatal(err)
+	}
+	nonce := []byte("twelve bytes")
+	sealed := aead.Seal(nonce, nonce, []byte(`{ "subject":"iss#anna","request_hash":"5da6","remote":"192.0.2.1","input":{"a":1}}`), []byte(id+"/2026-03-04"))
+	line := `{"seq":1,"time":"2026-03-04T08:00:00Z","kind":"decision","path":"/p","person":"` + id + `","sealed":"` + base64.StdEncoding.EncodeToString(sealed) + `"}`
+	if err := os.MkdirAll(filepath.Join(dir, "audit"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "audit", audit.FileName), []byte(line+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l := sealing(t, dir, func() time.Time { return at })
+	if err := l.Append(&audit.Record{Kind: audit.KindDecision, Subject: "iss#anna", Remote: "192.0.2.1", Path: "/p"}); err != nil {
+		t.Fatal(err)
+	}
+	for _, seq := range []string{"1", "2"} {
+		shown, r, err := l.Find(seq)
+		if err != nil || r.Subject != "iss#anna" || r.Remote != "192.0.2.1" || r.Path != "/p" || r.Erased || r.Expired != nil || r.Person != id {
+			t.Errorf("record %s: %v %s", seq, err, shown)
+		}
+	}
+	if _, r, err := l.Find("1"); err != nil || r.RequestHash != "5da6" || string(r.Input) != `{"a":1}` {
+		t.Errorf("%v %+v", err, r)
+	}
 }

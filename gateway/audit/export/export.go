@@ -10,11 +10,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/portvakt/portvakt/gateway/audit"
+	"github.com/portvakt/portvakt/gateway/audit/people"
 )
 
 // A Format turns one record, and the line it is stored as, into one line of its
@@ -110,14 +112,14 @@ var columns = []struct {
 	{"device", func(r *audit.Record) string { return r.Device }},
 	{"session", func(r *audit.Record) string { return r.Session }},
 	{"flow", func(r *audit.Record) string { return r.Flow }},
-	{"remote", func(r *audit.Record) string { return r.Remote }},
+	{"remote", func(r *audit.Record) string { return orExpired(r, people.Address, r.Remote) }},
 	{"method", func(r *audit.Record) string { return r.Method }},
 	{"host", func(r *audit.Record) string { return r.Host }},
-	{"path", func(r *audit.Record) string { return r.Path }},
-	{"request_hash", func(r *audit.Record) string { return r.RequestHash }},
+	{"path", func(r *audit.Record) string { return orExpired(r, people.Request, r.Path) }},
+	{"request_hash", func(r *audit.Record) string { return orExpired(r, people.Request, r.RequestHash) }},
 	{"fact", func(r *audit.Record) string {
 		if r.Fact == nil {
-			return ""
+			return orExpired(r, people.Facts, "")
 		}
 		return r.Fact.Name + ": " + r.Fact.Value
 	}},
@@ -145,7 +147,18 @@ func subject(r *audit.Record) string {
 	if r.Erased {
 		return "erased"
 	}
-	return r.Subject
+	return orExpired(r, people.Person, r.Subject)
+}
+
+// expired stands for what was there and cannot be opened any more.
+const expired = "expired"
+
+// orExpired is a member that is sealed as a field.
+func orExpired(r *audit.Record, f people.Field, value string) string {
+	if value == "" && slices.Contains(r.Expired, f.String()) {
+		return expired
+	}
+	return value
 }
 
 // kindOf is what a record is about: of a folded one, what was folded.

@@ -195,3 +195,68 @@ func TestCEFHeader(t *testing.T) {
 		}
 	}
 }
+
+// What has expired is said, in every form: no reader takes it for what never
+// was there.
+func TestExpiredIsSaid(t *testing.T) {
+	r := audit.Record{
+		Seq: 7, Time: time.Date(2026, 3, 4, 8, 0, 0, 0, time.UTC), Kind: audit.KindDecision, Method: "GET", Host: "crm.example.com", Device: "dev-1",
+		Expired: []string{"address", "facts", "request"}, Subject: "iss#anna",
+	}
+	line, err := json.Marshal(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, wants := range map[string][]string{
+		"jsonl": {`"expired":["address","facts","request"]`, `"subject":"iss#anna"`},
+		"ocsf":  {`"expired":["address","facts","request"]`},
+		"cef":   {"PortvaktExpired=address facts request"},
+	} {
+		got, err := export.Formats[name](nil, "gw1", line, &r)
+		for _, want := range wants {
+			if err != nil || !strings.Contains(string(got), want) {
+				t.Errorf("%s lacks %s: %s %v", name, want, got, err)
+			}
+		}
+		if strings.Contains(string(got), "src=expired") || strings.Contains(string(got), `"ip":"expired"`) {
+			t.Errorf("%s has a word for an address: %s", name, got)
+		}
+	}
+	cells := func(r audit.Record) map[string]string {
+		var b bytes.Buffer
+		if _, err := export.Write(&b, export.Log{File: emptyLog(t)}, "gw1", export.Range{}, export.CSV, "csv"); err != nil {
+			t.Fatal(err)
+		}
+		row, err := export.CSV(b.Bytes(), "gw1", nil, &r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, err := csv.NewReader(bytes.NewReader(row)).ReadAll()
+		if err != nil || len(all) != 2 {
+			t.Fatalf("%v %q", err, row)
+		}
+		out := map[string]string{}
+		for i, name := range all[0] {
+			out[name] = all[1][i]
+		}
+		return out
+	}
+	got := cells(r)
+	for column, want := range map[string]string{"subject": "iss#anna", "remote": "expired", "path": "expired", "request_hash": "expired", "fact": "expired", "host": "crm.example.com", "app": ""} {
+		if got[column] != want {
+			t.Errorf("%s is %q, want %q", column, got[column], want)
+		}
+	}
+	if got := cells(audit.Record{Seq: 8, Kind: audit.KindLogin, Expired: []string{"person"}}); got["subject"] != "expired" || got["path"] != "" {
+		t.Errorf("of a person: %v", got)
+	}
+}
+
+func emptyLog(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "audit.jsonl")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}

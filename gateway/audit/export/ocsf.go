@@ -173,6 +173,9 @@ func OCSF(to []byte, node string, _ []byte, r *audit.Record) ([]byte, error) {
 	if len(r.Detail) > 0 {
 		rest["detail"] = r.Detail
 	}
+	if len(r.Expired) > 0 {
+		rest["expired"] = r.Expired
+	}
 	set("unmapped", rest, len(rest) > 0)
 	return appendObject(to, e)
 }

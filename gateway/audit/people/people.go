@@ -3,9 +3,9 @@
 // written under it, while every line stays what it was and the Merkle tree over
 // the lines still verifies.
 //
-// A record's key follows from two secrets: one of the person, one of the day.
-// Destroying the person's erases that person, destroying the day's erases that
-// day of everybody.
+// A record has a key for each [Field], which follows from two secrets: one of
+// the person, one of the day and field. Destroying the person's erases that
+// person, destroying a day's erases that field of that day of everybody.
 package people
 
 import (
@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -38,7 +39,7 @@ type Keys struct {
 	mu     sync.RWMutex
 	byName map[string]*person
 	byID   map[string]*person
-	days   map[string]*secret
+	days   map[string]*day // of a day of which nothing is left there is none
 
 	saving sync.Mutex // held by who writes or destroys files; taken before mu
 	// changes counts what has to be stored, stored how much of it was.
@@ -50,6 +51,9 @@ type secret struct {
 	bytes [32]byte
 	saved bool // guarded by mu
 }
+
+// day has a secret for each Field; nil: there is none, or none any more.
+type day [fields]*secret
 
 // person is somebody, or something that stands for somebody, whose data is in
 // the log.
@@ -63,10 +67,16 @@ type person struct {
 
 // Sealer seals one person's data of one day.
 type Sealer struct {
-	ID   string // what the log calls the person; it tells nobody who that is
-	day  string
-	nth  int64 // that day, counted from 1970
+	ID  string // what the log calls the person; it tells nobody who that is
+	day string
+	nth int64 // that day, counted from 1970
+	of  [fields]key
+}
+
+// key opens and seals a Field of one person and day.
+type key struct {
 	aead cipher.AEAD
+	data []byte // additional data
 }
 
 const (
@@ -88,26 +98,31 @@ type stored struct {
 // crash left half written. A file that holds
 // no key is an error: what was sealed under it would be taken for erased.
 func Open(dir string) (*Keys, error) {
-	k := &Keys{dir: dir, byName: map[string]*person{}, byID: map[string]*person{}, days: map[string]*secret{}}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("opening the keys of personal data: %w", err)
+	k := &Keys{dir: dir, byName: map[string]*person{}, byID: map[string]*person{}, days: map[string]*day{}}
+	for f := range fields {
+		if err := os.MkdirAll(filepath.Join(dir, f.dir()), 0o700); err != nil {
+			return nil, fmt.Errorf("opening the keys of personal data: %w", err)
+		}
 	}
 	if st, err := os.Stat(dir); err != nil || st.Mode().Perm()&0o077 != 0 {
 		return nil, errors.Join(err, fmt.Errorf("opening the keys of personal data: %s is open to others; run: chmod 700 %s", dir, dir))
 	}
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return nil, fmt.Errorf("opening the keys of personal data: %w", err)
-	}
-	for _, e := range entries {
-		if leftover(e) {
-			if err := wipe(filepath.Join(dir, e.Name())); err != nil {
-				return nil, err
-			}
-			continue
+	for f := range fields {
+		entries, err := os.ReadDir(filepath.Join(dir, f.dir()))
+		if err != nil {
+			return nil, fmt.Errorf("opening the keys of personal data: %w", err)
 		}
-		if err := k.load(e); err != nil {
-			return nil, fmt.Errorf("reading %s: %w; restore it from a backup, or remove it, which erases what was written under it", filepath.Join(dir, e.Name()), err)
+		for _, e := range entries {
+			file := filepath.Join(dir, f.dir(), e.Name())
+			if leftover(e) {
+				if err := wipe(file); err != nil {
+					return nil, err
+				}
+				continue
+			}
+			if err := k.load(f, file, e); err != nil {
+				return nil, fmt.Errorf("reading %s: %w; restore it from a backup, or remove it, which erases what was written under it", file, err)
+			}
 		}
 	}
 	return k, nil
@@ -120,24 +135,31 @@ func leftover(e fs.DirEntry) bool {
 	return e.Type().IsRegular() && (strings.HasPrefix(name, "."+personFile) || strings.HasPrefix(name, "."+dayFile))
 }
 
-func (k *Keys) load(e fs.DirEntry) error {
+// load takes the key in a file of the directory of f.
+func (k *Keys) load(f Field, file string, e fs.DirEntry) error {
 	name, ok := strings.CutSuffix(e.Name(), fileEnding)
 	if !ok || e.IsDir() {
 		return nil
 	}
-	text, err := os.ReadFile(filepath.Join(k.dir, e.Name()))
+	text, err := os.ReadFile(file)
 	if err != nil {
 		return err
 	}
-	if day, ok := strings.CutPrefix(name, dayFile); ok {
+	if date, ok := strings.CutPrefix(name, dayFile); ok {
 		b, err := base64.StdEncoding.DecodeString(strings.TrimSpace(string(text)))
-		if _, terr := time.Parse(dayForm, day); err != nil || terr != nil || len(b) != secretBytes {
+		if _, terr := time.Parse(dayForm, date); err != nil || terr != nil || len(b) != secretBytes {
 			return errors.New("it is not the key of a day")
 		}
-		k.days[day] = &secret{[32]byte(b), true}
+		if k.days[date] == nil {
+			k.days[date] = &day{}
+		}
+		k.days[date][f] = &secret{[32]byte(b), true}
 		return nil
 	}
 	var s stored
+	if f != Person {
+		return errors.New("it is not the key of a day")
+	}
 	if err := json.Unmarshal(text, &s); err != nil || len(s.Key) != secretBytes || s.Name == "" || !strings.HasPrefix(name, personFile) {
 		return errors.New("it is not the key of a person")
 	}
@@ -166,7 +188,7 @@ func (k *Keys) For(name string, at time.Time) *Sealer {
 			return s
 		}
 	}
-	day := at.UTC().Format(dayForm)
+	date := at.UTC().Format(dayForm)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if p = k.byName[name]; p == nil {
@@ -178,27 +200,40 @@ func (k *Keys) For(name string, at time.Time) *Sealer {
 		k.byName[name], k.byID[p.id] = p, p
 		k.changes.Add(1)
 	}
-	d := k.days[day]
+	d := k.days[date]
 	if d == nil {
-		d = &secret{}
-		rand.Read(d.bytes[:])
-		k.days[day] = d
-		k.changes.Add(1)
+		d = &day{}
+		k.days[date] = d
 	}
-	s := sealer(p, d, day)
+	for f := range d {
+		if d[f] == nil { // also on the day on which a field's first key is made
+			d[f] = &secret{}
+			rand.Read(d[f].bytes[:])
+			k.changes.Add(1)
+		}
+	}
+	s := sealer(p, d, date)
 	s.nth = at.Unix() / daySeconds
-	if day >= p.seen {
+	if date >= p.seen {
 		p.latest.Store(s)
 	}
-	if day > p.seen {
-		p.seen = day
+	if date > p.seen {
+		p.seen = date
 		k.changes.Add(1)
 	}
 	return s
 }
 
-func sealer(p *person, d *secret, day string) *Sealer {
-	mac := hmac.New(sha256.New, d.bytes[:])
+func sealer(p *person, d *day, date string) *Sealer {
+	s := &Sealer{ID: p.id, day: date}
+	for f := range fields {
+		s.of[f] = keyOf(f, p, d[f], date)
+	}
+	return s
+}
+
+func keyOf(f Field, p *person, of *secret, date string) key {
+	mac := hmac.New(sha256.New, of.bytes[:])
 	mac.Write([]byte("portvakt personal data\x00"))
 	mac.Write(p.bytes[:])
 	block, err := aes.NewCipher(mac.Sum(nil))
@@ -209,36 +244,48 @@ func sealer(p *person, d *secret, day string) *Sealer {
 	if err != nil {
 		panic("people: " + err.Error())
 	}
-	return &Sealer{ID: p.id, day: day, aead: aead}
+	return key{aead, []byte(path.Join(p.id, date, f.dir()))}
 }
 
-// Overhead is how much longer than the data what is sealed is, in bytes.
-func (s *Sealer) Overhead() int { return s.aead.Overhead() }
-
-// Seal appends data, sealed: a random nonce of 12 bytes, AES-256-GCM, its tag.
-func (s *Sealer) Seal(to, data []byte) []byte {
-	return s.aead.Seal(to, nil, data, []byte(s.ID+"/"+s.day))
+// Seal appends data of a field, sealed: a random nonce of 12 bytes, AES-256-GCM,
+// its tag.
+func (s *Sealer) Seal(f Field, to, data []byte) []byte {
+	return s.of[f].aead.Seal(to, nil, data, s.of[f].data)
 }
 
-// ErrErased is returned for data whose key was destroyed.
-var ErrErased = errors.New("the key of this personal data was destroyed")
+// Why data cannot be opened.
+var (
+	ErrErased  = errors.New("the key of this personal data was destroyed")
+	ErrExpired = errors.New("the key of this field of that day was destroyed")
+)
 
-// Open returns what the person of that ID had sealed on the day of at.
-func (k *Keys) Open(id string, at time.Time, sealed []byte) ([]byte, error) {
-	day := at.UTC().Format(dayForm)
+// Open returns what the person of that ID had sealed of a field on the day of
+// at. ErrErased says that nothing of theirs of that day can be opened,
+// ErrExpired that other fields perhaps can.
+func (k *Keys) Open(f Field, id string, at time.Time, sealed []byte) ([]byte, error) {
+	date := at.UTC().Format(dayForm)
 	k.mu.RLock()
-	p, d := k.byID[id], k.days[day]
+	p, d := k.byID[id], k.days[date]
+	var of *secret
+	if d != nil {
+		of = d[f] // which For may put there meanwhile
+	}
 	k.mu.RUnlock()
-	if p == nil || d == nil {
+	switch {
+	case p == nil || d == nil:
 		return nil, ErrErased
+	case of == nil:
+		return nil, ErrExpired
 	}
-	s := p.latest.Load()
-	if s == nil || s.day != day {
-		s = sealer(p, d, day)
+	var with key
+	if s := p.latest.Load(); s != nil && s.day == date {
+		with = s.of[f]
+	} else {
+		with = keyOf(f, p, of, date)
 	}
-	data, err := s.aead.Open(nil, nil, sealed, []byte(id+"/"+day))
+	data, err := with.aead.Open(nil, nil, sealed, with.data)
 	if err != nil {
-		return nil, fmt.Errorf("opening personal data of %s of %s: %w", id, day, err)
+		return nil, fmt.Errorf("opening personal data (%s) of %s of %s: %w", f, id, date, err)
 	}
 	return data, nil
 }
@@ -275,7 +322,7 @@ func (k *Keys) Save() error {
 		}
 	}
 	if err == nil {
-		err = syncDir(k.dir)
+		err = k.syncDirs()
 	}
 	if err != nil {
 		return fmt.Errorf("storing the keys of personal data: %w", err)
@@ -297,9 +344,11 @@ type change struct {
 func (k *Keys) unsaved() (upTo uint64, changes []change, err error) {
 	k.mu.RLock()
 	defer k.mu.RUnlock()
-	for day, d := range k.days {
-		if !d.saved {
-			changes = append(changes, change{name: dayFile + day, text: []byte(base64.StdEncoding.EncodeToString(d.bytes[:]) + "\n"), of: d})
+	for date, d := range k.days {
+		for f, s := range d {
+			if s != nil && !s.saved {
+				changes = append(changes, change{name: Field(f).file(date), text: []byte(base64.StdEncoding.EncodeToString(s.bytes[:]) + "\n"), of: s})
+			}
 		}
 	}
 	for _, p := range k.byID {
@@ -344,129 +393,12 @@ func (k *Keys) save(c change) error {
 
 func (k *Keys) path(name string) string { return filepath.Join(k.dir, name+fileEnding) }
 
-// Erase destroys the key of the person of that ID, on the disk first; also an
-// older one of the same name that [Keys.Expire] could not destroy.
-func (k *Keys) Erase(id string) error {
-	k.saving.Lock()
-	defer k.saving.Unlock()
-	k.mu.RLock()
-	p := k.byID[id]
-	var all []*person
-	for _, other := range k.byID {
-		if p != nil && other.name == p.name {
-			all = append(all, other)
-		}
-	}
-	k.mu.RUnlock()
-	if p == nil {
-		return ErrErased
-	}
-	for _, p := range all {
-		if err := k.destroy(p.id); err != nil {
+// syncDirs makes all names survive a crash of the machine.
+func (k *Keys) syncDirs() error {
+	for f := range fields {
+		if err := syncDir(filepath.Join(k.dir, f.dir())); err != nil {
 			return err
 		}
-		k.mu.Lock()
-		k.remove(p)
-		k.mu.Unlock()
-	}
-	return syncDir(k.dir)
-}
-
-// Due lists the days before a time, and how many people nothing was sealed of
-// since.
-func (k *Keys) Due(before time.Time) (days []string, persons []string) {
-	limit := before.UTC().Format(dayForm)
-	k.mu.RLock()
-	defer k.mu.RUnlock()
-	for day := range k.days {
-		if day < limit {
-			days = append(days, day)
-		}
-	}
-	for id, p := range k.byID {
-		if p.seen < limit {
-			persons = append(persons, id)
-		}
-	}
-	return days, persons
-}
-
-// Expire destroys what [Keys.Due] listed before that time; somebody who came
-// back since then stays.
-func (k *Keys) Expire(before time.Time, days, persons []string) error {
-	limit := before.UTC().Format(dayForm)
-	k.saving.Lock()
-	defer k.saving.Unlock()
-	for _, day := range days {
-		if err := k.destroy(dayFile + day); err != nil {
-			return err
-		}
-		k.mu.Lock()
-		delete(k.days, day)
-		k.mu.Unlock()
-	}
-	for _, id := range persons {
-		if err := k.forget(id, limit); err != nil {
-			return err
-		}
-	}
-	return syncDir(k.dir)
-}
-
-// forget destroys the key of a person of whom nothing was sealed since the day
-// limit. From the moment that is certain nobody is given the key any more: who
-// comes back then is somebody new. saving is held.
-func (k *Keys) forget(id, limit string) error {
-	k.mu.Lock()
-	p := k.byID[id]
-	if p == nil || p.seen >= limit {
-		k.mu.Unlock()
-		return nil
-	}
-	k.remove(p)
-	k.mu.Unlock()
-	err := k.destroy(id)
-	if err != nil { // it is still there, and due
-		k.mu.Lock()
-		k.byID[id] = p
-		if k.byName[p.name] == nil {
-			k.byName[p.name] = p
-		}
-		k.mu.Unlock()
-	}
-	return err
-}
-
-// remove takes a person out of the maps. mu is held.
-func (k *Keys) remove(p *person) {
-	delete(k.byID, p.id)
-	if k.byName[p.name] == p {
-		delete(k.byName, p.name)
-	}
-}
-
-// destroy wipes a key's file. saving is held.
-func (k *Keys) destroy(name string) error { return wipe(k.path(name)) }
-
-// wipe overwrites a file before it removes it: not every file system forgets
-// what was removed.
-func wipe(path string) error {
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil // it never was on the disk, or a crash came after the removal
-	}
-	if err != nil {
-		return fmt.Errorf("destroying a key: %w", err)
-	}
-	st, err := f.Stat()
-	if err == nil {
-		_, err = f.WriteAt(make([]byte, st.Size()), 0)
-	}
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("destroying a key: %w", err)
-	}
-	if err := os.Remove(path); err != nil {
-		return fmt.Errorf("destroying a key: %w", err)
 	}
 	return nil
 }

@@ -38,12 +38,12 @@ type sealed struct {
 
 func seal(k *people.Keys, name string, at time.Time) sealed {
 	s := k.For(name, at)
-	return sealed{s.ID, at, s.Seal(nil, []byte("about "+name))}
+	return sealed{s.ID, at, s.Seal(people.Person, nil, []byte("about "+name))}
 }
 
 func check(t *testing.T, k *people.Keys, s sealed, want string) {
 	t.Helper()
-	got, err := k.Open(s.id, s.at, s.text)
+	got, err := k.Open(people.Person, s.id, s.at, s.text)
 	switch {
 	case want == "" && !errors.Is(err, people.ErrErased):
 		t.Errorf("%s of %s: %q %v, want it erased", s.id, s.at.Format(time.DateOnly), got, err)
@@ -75,16 +75,16 @@ func TestSealedSurvivesARestart(t *testing.T) {
 	}
 	swapped := anna
 	swapped.id = ben.id
-	if _, err := k.Open(swapped.id, swapped.at, swapped.text); err == nil || errors.Is(err, people.ErrErased) {
+	if _, err := k.Open(people.Person, swapped.id, swapped.at, swapped.text); err == nil || errors.Is(err, people.ErrErased) {
 		t.Errorf("another's data: %v", err)
 	}
 	moved := anna
 	moved.at = later.at
-	if _, err := k.Open(moved.id, moved.at, moved.text); err == nil || errors.Is(err, people.ErrErased) {
+	if _, err := k.Open(people.Person, moved.id, moved.at, moved.text); err == nil || errors.Is(err, people.ErrErased) {
 		t.Errorf("another day's data: %v", err)
 	}
 	for _, damage := range [][]byte{nil, anna.text[:11], anna.text[:len(anna.text)-1], append(bytes.Clone(anna.text), 0)} {
-		if _, err := k.Open(anna.id, anna.at, damage); err == nil {
+		if _, err := k.Open(people.Person, anna.id, anna.at, damage); err == nil {
 			t.Errorf("%d of %d bytes were opened", len(damage), len(anna.text))
 		}
 	}
@@ -135,22 +135,26 @@ func TestNoTemporaryFileOutlivesAnErasure(t *testing.T) {
 	if err := k.Save(); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{anna.id, "day-" + monday.Format(time.DateOnly)} {
+	day := "day-" + monday.Format(time.DateOnly)
+	for _, name := range []string{anna.id, day, filepath.Join("facts", day)} {
 		text, err := os.ReadFile(filepath.Join(dir, name+".key"))
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, n := range []string{"1", "4711"} {
-			if err := os.WriteFile(filepath.Join(dir, "."+name+".key"+n), text, 0o600); err != nil {
+			if err := os.WriteFile(filepath.Join(dir, filepath.Dir(name), "."+filepath.Base(name)+".key"+n), text, 0o600); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
 	k = open(t, dir)
 	check(t, k, anna, "about iss#anna")
-	left, err := os.ReadDir(dir)
-	if err != nil || len(left) != 2 {
-		t.Errorf("%v: %v, want the two keys alone", err, left)
+	for _, in := range []string{dir, filepath.Join(dir, "facts")} {
+		left, err := filepath.Glob(filepath.Join(in, ".*"))
+		keys, kerr := filepath.Glob(filepath.Join(in, "*.key"))
+		if err != nil || kerr != nil || len(left) != 0 || len(keys) == 0 {
+			t.Errorf("%v %v: %v, want the keys alone: %v", err, kerr, left, keys)
+		}
 	}
 }
 
@@ -193,9 +197,69 @@ func TestExpire(t *testing.T) {
 		}
 		k = open(t, dir)
 	}
-	entries, err := os.ReadDir(dir)
-	if err != nil || len(entries) != 3 { // two days, one person
-		t.Errorf("left are %v, %v", entries, err)
+	left, err := filepath.Glob(filepath.Join(dir, "*.key"))
+	if err != nil || len(left) != 3 { // two days, one person
+		t.Errorf("left are %v, %v", left, err)
+	}
+	others, err := filepath.Glob(filepath.Join(dir, "*", "*.key"))
+	if err != nil || len(others) != 2*4 { // the other fields of two days
+		t.Errorf("left are %v, %v", others, err)
+	}
+}
+
+// A field expires for everybody and alone; the last one of a day takes the day
+// with it.
+func TestFieldsExpireAlone(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "people")
+	k := open(t, dir)
+	names := people.Names()
+	text := map[people.Field][]byte{}
+	s := k.For("iss#anna", monday)
+	for f := range people.Field(len(names)) {
+		text[f] = s.Seal(f, nil, []byte(f.String()))
+	}
+	later := seal(k, "iss#anna", monday.AddDate(0, 0, 1))
+	if err := k.Save(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := k.Open(people.Device, s.ID, monday, text[people.Address]); err == nil || errors.Is(err, people.ErrErased) || errors.Is(err, people.ErrExpired) {
+		t.Errorf("one field as another: %v", err)
+	}
+	held, err := os.Open(filepath.Join(dir, "address", "day-2026-03-02.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	for gone := range people.Field(len(names)) {
+		days := k.DueOf(gone, monday.AddDate(0, 0, 1))
+		if len(days) != 1 || days[0] != "2026-03-02" {
+			t.Fatalf("due of %s are %v", gone, days)
+		}
+		if err := k.ExpireOf(gone, days); err != nil {
+			t.Fatal(err)
+		}
+		if days := k.DueOf(gone, monday.AddDate(0, 0, 1)); len(days) != 0 {
+			t.Errorf("still due of %s: %v", gone, days)
+		}
+		for range 2 {
+			for f, b := range text {
+				got, err := k.Open(f, s.ID, monday, b)
+				switch {
+				case int(gone) == len(names)-1 && !errors.Is(err, people.ErrErased):
+					t.Errorf("%s, when nothing is left: %v", f, err)
+				case int(gone) < len(names)-1 && f <= gone && !errors.Is(err, people.ErrExpired):
+					t.Errorf("%s, after %s expired: %q %v", f, gone, got, err)
+				case f > gone && (err != nil || string(got) != f.String()):
+					t.Errorf("%s, after %s expired: %q %v", f, gone, got, err)
+				}
+			}
+			check(t, k, later, "about iss#anna")
+			k = open(t, dir)
+		}
+	}
+	b := make([]byte, 4096)
+	if n, _ := held.Read(b); n == 0 || len(bytes.Trim(b[:n], "\x00")) != 0 {
+		t.Errorf("what was removed still holds %q", b[:n])
 	}
 }
 
@@ -224,6 +288,7 @@ func TestDestroyedKeysAreOverwritten(t *testing.T) {
 func TestDamagedFilesAreSaid(t *testing.T) {
 	for name, text := range map[string]string{
 		"p-00.key": "{}", "p-01.key": `{"name":"x","key":"AAAA"}`, "day-2026-03-02.key": "AAAA", "day-nonsense.key": strings.Repeat("A", 43) + "=", "else.key": "x",
+		"facts/day-2026-03-02.key": "AAAA", "address/p-02.key": `{"name":"x","key":"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="}`,
 	} {
 		dir := filepath.Join(t.TempDir(), "people")
 		open(t, dir)

@@ -163,6 +163,9 @@ func otlp(cfg Config, batch []record) ([]byte, error) {
 		if r.Erased {
 			attrs = append(attrs, object{"key": "portvakt.erased", "value": object{"boolValue": true}})
 		}
+		if len(r.Expired) > 0 {
+			attrs = append(attrs, text("portvakt.expired", strings.Join(r.Expired, " ")))
+		}
 		severity := 9 // INFO
 		if r.Allow != nil {
 			attrs = append(attrs, object{"key": "portvakt.allow", "value": object{"boolValue": *r.Allow}})

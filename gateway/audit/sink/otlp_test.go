@@ -114,15 +114,15 @@ func TestOTLPHasEveryMember(t *testing.T) {
 	deny := false
 	rec := &audit.Record{
 		Allow: &deny, Fact: &policy.Fact{Name: "fact-name", Value: "fact-value", Wanted: "fact-wanted"},
-		Detail: map[string]string{"k": "detail-v"}, Erased: true, Kind: audit.KindDecision,
+		Detail: map[string]string{"k": "detail-v"}, Erased: true, Kind: audit.KindDecision, Expired: []string{"address", "facts"},
 	}
-	want := []string{"fact-name", "fact-value", "fact-wanted", "detail-v", "false", "true", "portvakt.decision"}
+	want := []string{"fact-name", "fact-value", "fact-wanted", "detail-v", "false", "true", "portvakt.decision", "address facts"}
 	v := reflect.ValueOf(rec).Elem()
 	for i := range v.NumField() {
 		name, f := v.Type().Field(i).Name, v.Field(i)
 		text := "the-" + strings.ToLower(name)
 		switch {
-		case !f.IsZero() || name == "Seq" || name == "Time" || name == "Input" || name == "InputCompact" || name == "Sealed":
+		case !f.IsZero() || name == "Seq" || name == "Time" || name == "Input" || name == "InputCompact" || name == "Sealed" || name == "SealedFields":
 			continue
 		case f.Kind() == reflect.String:
 			f.SetString(text)
