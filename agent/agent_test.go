@@ -41,9 +41,10 @@ type laptop struct {
 	done   chan error
 
 	mu      sync.Mutex
-	allowed []netip.Addr  // guarded by mu
-	shift   time.Duration // guarded by mu; of all clocks
-	wrong   time.Duration // guarded by mu; of the laptop's alone
+	allowed []netip.Addr     // guarded by mu
+	told    []netip.AddrPort // guarded by mu
+	shift   time.Duration    // guarded by mu; of all clocks
+	wrong   time.Duration    // guarded by mu; of the laptop's alone
 }
 
 func (l *laptop) now() time.Time {
@@ -92,6 +93,10 @@ func newLaptop(t *testing.T) *laptop {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		l.allowed = slices.Clone(a)
+	}, func(a []netip.AddrPort) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.told = slices.Clone(a)
 	})
 	return l
 }
@@ -204,6 +209,45 @@ func TestFollowsTheGateway(t *testing.T) {
 	l.carries(append(slices.Clone(gw), crm)...)
 	if d, err := l.api.Why(t.Context(), "crm"); err != nil || d.Reason != "login_required" || d.App != "crm" {
 		t.Errorf("why: %+v, %v", d, err)
+	}
+}
+
+// Calls are told to the network where the gateway says so: to an app it calls
+// off, to one that it says nothing of, as an older one does, and to one of
+// another protocol they are not.
+func TestCallsAreToldWhereTheGatewaySaysSo(t *testing.T) {
+	t.Parallel()
+	l := newLaptop(t)
+	l.start()
+	set := func(dscp string, want ...string) {
+		t.Helper()
+		l.g.SetState(func(s *wire.State) {
+			s.Apps = apps(crm, desk)
+			s.Apps[0].DSCP = wire.DSCPAuto // an http app's means nothing
+			s.Apps = append(s.Apps, wire.App{
+				Name: "voice", Protocol: "udp", DSCP: dscp, Ports: []uint16{5004, 5006},
+				Addresses: []netip.Addr{netip.MustParseAddr("100.64.1.9"), netip.MustParseAddr("fd00:64::1:9")},
+			})
+		})
+		var all []netip.AddrPort
+		for _, a := range want {
+			all = append(all, netip.MustParseAddrPort(a))
+		}
+		var got []netip.AddrPort
+		for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+			l.mu.Lock()
+			got = l.told
+			l.mu.Unlock()
+			if slices.Equal(got, all) {
+				return
+			}
+		}
+		t.Fatalf("with %q calls are told to %v and not %v", dscp, got, all)
+	}
+	both := []string{"100.64.1.9:5004", "100.64.1.9:5006", "[fd00:64::1:9]:5004", "[fd00:64::1:9]:5006"}
+	for _, not := range []string{"off", "", "later"} {
+		set("auto", both...)
+		set(not)
 	}
 }
 

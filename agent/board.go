@@ -215,6 +215,7 @@ func (a *agent) apply(l *link, s *wire.State) error {
 	if err := l.tun.setAllowed(allowed(l.connect, s.Apps)); err != nil {
 		return fmt.Errorf("setting the tunnel's addresses: %w", err)
 	}
+	l.tun.setCalls(told(s.Apps))
 	if a.network != nil {
 		a.network.setDNS(l.connect.Gateway.Addresses, s.Apps, a.ownNames(l))
 	}
@@ -269,4 +270,19 @@ func allowed(c *wire.ConnectResponse, apps []wire.App) []netip.Addr {
 		addrs = append(addrs, app.Addresses...)
 	}
 	return addrs
+}
+
+// told is where the apps are whose calls are told to the network.
+func told(apps []wire.App) (at []netip.AddrPort) {
+	for _, app := range apps {
+		if app.Protocol != "udp" || app.DSCP != wire.DSCPAuto {
+			continue
+		}
+		for _, addr := range app.Addresses {
+			for _, port := range app.Ports {
+				at = append(at, netip.AddrPortFrom(addr, port))
+			}
+		}
+	}
+	return at
 }

@@ -17,9 +17,9 @@ var Slept = slept
 var Backoff = backoff
 
 // Twin replaces the tunnel with dial, hurries the waiting times, and tells
-// allowed what the tunnel may carry. The func it returns makes every agent
+// allowed what the tunnel may carry and told whose calls are marked. The func it returns makes every agent
 // made with cfg believe that the laptop slept.
-func Twin(cfg *Config, dial func() (net.Conn, error), allowed func([]netip.Addr)) (sleep func()) {
+func Twin(cfg *Config, dial func() (net.Conn, error), allowed func([]netip.Addr), told func([]netip.AddrPort)) (sleep func()) {
 	agents := make(chan *agent, 100)
 	cfg.silence, cfg.refused, cfg.changeEvery = 400*time.Millisecond, 200*time.Millisecond, 20*time.Millisecond
 	cfg.openTunnel = func(o openArgs) (*pipe, error) {
@@ -40,6 +40,7 @@ func Twin(cfg *Config, dial func() (net.Conn, error), allowed func([]netip.Addr)
 			dialTCP:    func(context.Context, netip.AddrPort) (net.Conn, error) { return dial() },
 			dialUDP:    func(netip.AddrPort) (net.Conn, error) { return dial() },
 			setAllowed: func(a []netip.Addr) error { allowed(a); return nil },
+			setCalls:   told,
 			status:     func() tunnel.Status { return tunnel.Status{LastHandshake: time.Now(), Endpoint: o.endpoint} },
 			run:        func(ctx context.Context) error { <-ctx.Done(); return nil },
 			close:      func() error { return nil },

@@ -40,6 +40,7 @@ type pipe struct {
 	dialUDP    func(netip.AddrPort) (net.Conn, error)
 	listenUDP  func(v6 bool, port uint16) (net.PacketConn, error)
 	setAllowed func([]netip.Addr) error
+	setCalls   func([]netip.AddrPort)
 	status     func() tunnel.Status
 	run        func(context.Context) error
 	close      func() error
@@ -69,7 +70,7 @@ func openTunnel(o openArgs) (*pipe, error) {
 		return nil, err
 	}
 	return &pipe{
-		dialTCP: t.DialTCP, dialUDP: t.DialUDP, listenUDP: t.ListenUDP, setAllowed: t.SetAllowed,
+		dialTCP: t.DialTCP, dialUDP: t.DialUDP, listenUDP: t.ListenUDP, setAllowed: t.SetAllowed, setCalls: t.SetCalls,
 		status: t.Status, run: t.Run, close: t.Close, redial: t.Redial, gone: gone,
 	}, nil
 }

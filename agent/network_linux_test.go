@@ -183,7 +183,7 @@ func TestNothingIsSetAfterALinksEnd(t *testing.T) {
 		if w {
 			hold.Do(func() { close(held); <-let })
 		}
-	})
+	}, func([]netip.AddrPort) {})
 	l.g.SetState(func(s *wire.State) { s.Apps = apps(crm) })
 	l.start()
 	h.told("connected", "crm.example")

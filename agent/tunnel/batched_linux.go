@@ -11,6 +11,7 @@ import (
 	"golang.zx2c4.com/wireguard/tun"
 
 	"github.com/portvakt/portvakt/internal/tunread"
+	"github.com/portvakt/portvakt/internal/voice"
 )
 
 const (
@@ -20,7 +21,7 @@ const (
 	// speech is the largest packet of a call, in bytes: what the gateway takes for
 	// one, and its headers. A call's datagrams are not joined: of each flow there
 	// is one at a time.
-	speech = 600 + 40 + 8
+	speech = voice.Longest + 40 + 8
 )
 
 // batched is the interface, read by more than a packet at a time, and written

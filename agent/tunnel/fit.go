@@ -13,7 +13,6 @@ import (
 
 	"github.com/portvakt/portvakt/internal/ipsum"
 	"github.com/portvakt/portvakt/internal/pathsize"
-	"github.com/portvakt/portvakt/internal/transport"
 )
 
 // reply is an echo that came back.
@@ -51,11 +50,12 @@ type fit struct {
 	limit    atomic.Int32             // of what is let through, full until less is proven
 	pending  atomic.Pointer[[][]byte] // echoes to send next
 	cutter   pathsize.Cutter          // Read's
-	inUse    atomic.Bool              // somebody's packet went by since the last look
-	calling  atomic.Bool              // an echo of callSize bytes is to be sent, too
-	round    atomic.Uint32            // measurement that is under way; the low 16 bits are in its echoes
-	answers  chan reply               // echoes that came back
-	changed  chan struct{}            // holds a token when the path changed
+	classes  classes
+	inUse    atomic.Bool   // somebody's packet went by since the last look
+	calling  atomic.Bool   // an echo of callSize bytes is to be sent, too
+	round    atomic.Uint32 // measurement that is under way; the low 16 bits are in its echoes
+	answers  chan reply    // echoes that came back
+	changed  chan struct{} // holds a token when the path changed
 	// push sends a datagram to an address inside the tunnel, so that Read returns.
 	push func(netip.AddrPort) error
 	udp  func() bool // whether datagrams leave by UDP
@@ -74,6 +74,7 @@ func newFit(inner tun.Device, own, gateway []netip.Addr, full int) (*fit, error)
 		Device: inner, own: own[i], gateway: gateway[j], full: full, id: uint16(rand.Uint32()), token: rand.Uint64(),
 		gateways: gateway,
 		patience: 700 * time.Millisecond, every: 5 * time.Minute, check: 3 * time.Second, idle: time.Minute,
+		classes: classes{began: time.Now(), calls: map[call]*heard{}},
 		answers: make(chan reply, 2*len(innerMTUs)), changed: make(chan struct{}, 1),
 	}
 	f.segments.Store(int32(min(full, unproven)))
@@ -85,6 +86,7 @@ func newFit(inner tun.Device, own, gateway []netip.Addr, full int) (*fit, error)
 func (f *fit) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	for {
 		if n := f.ours(bufs, sizes, offset); n > 0 {
+			f.classes.mark(bufs[:n], sizes, offset)
 			return n, nil
 		}
 		n, err := f.cutter.Read(f.Device.Read, bufs, sizes, offset, f.small(), f.cutTo)
@@ -112,6 +114,7 @@ func (f *fit) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 			f.question(true)
 		}
 		if n = pathsize.Close(bufs, sizes, offset, n); n > 0 || err != nil {
+			f.classes.mark(bufs[:n], sizes, offset)
 			return n, err
 		}
 	}
@@ -121,7 +124,6 @@ func (f *fit) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 func (f *fit) ours(bufs [][]byte, sizes []int, offset int) (n int) {
 	send := func(p []byte) {
 		sizes[n] = copy(bufs[n][offset:], p)
-		transport.Mark(bufs[n], transport.ClassNone)
 		n++
 	}
 	if p := f.pending.Swap(nil); p != nil {

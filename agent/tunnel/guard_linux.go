@@ -8,8 +8,6 @@ import (
 	"time"
 
 	"golang.zx2c4.com/wireguard/tun"
-
-	"github.com/portvakt/portvakt/internal/transport"
 )
 
 // answerWithin is how long after a local port last sent a datagram one may
@@ -41,7 +39,6 @@ func (g *guard) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	var now uint32
 	for i := range n {
 		p := bufs[i][offset : offset+sizes[i]]
-		transport.Mark(bufs[i], transport.ClassOf(p))
 		if port, ok := udpSource(p); ok {
 			if now == 0 {
 				now = g.now()

@@ -6,10 +6,7 @@ import (
 	"os"
 	"testing"
 
-	"golang.zx2c4.com/wireguard/device"
 	"golang.zx2c4.com/wireguard/tun"
-
-	"github.com/portvakt/portvakt/internal/transport"
 )
 
 // wire is a TUN whose packets a test plays.
@@ -199,28 +196,3 @@ func BenchmarkGuardWrite(b *testing.B) {
 type nowhere struct{ tun.Device }
 
 func (nowhere) Write(bufs [][]byte, _ int) (int, error) { return len(bufs), nil }
-
-// A packet's class travels in the buffer WireGuard lent for it; one that a
-// former packet left there does not.
-func TestGuardMarksVoice(t *testing.T) {
-	for i, own := range guardOwn {
-		plain, voice := packet(own, guardApp[i], 17, udpPart(4000, 4000)), packet(own, guardApp[i], 17, udpPart(4000, 4000))
-		if own.Is4() {
-			voice[1] = 46<<2 | 1 // with ECN
-		} else {
-			voice[0], voice[1] = 0x60|46>>2, 46<<6&0xff|1<<4
-		}
-		buf := make([]byte, device.MaxMessageSize)
-		w := &wireTUN{in: [][]byte{voice, plain, voice}}
-		g := newGuard(w, guardOwn)
-		for n, want := range []byte{transport.ClassVoice, transport.ClassNone, transport.ClassVoice} {
-			sizes := make([]int, 1)
-			if _, err := g.Read([][]byte{buf}, sizes, 16); err != nil {
-				t.Fatal(err)
-			}
-			if got := buf[len(buf)-1]; got != want {
-				t.Errorf("%v: packet %d has class %d, want %d", own, n, got, want)
-			}
-		}
-	}
-}

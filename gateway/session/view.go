@@ -26,7 +26,7 @@ func (m *Manager) State(id, lang string) (wire.State, error) {
 		addrs := cat.addrs[a.Name]
 		app := wire.App{
 			Name: a.Name, Title: a.Title, Protocol: a.Protocol, Hosts: a.Hosts,
-			Addresses: []netip.Addr{addrs[0], addrs[1]}, Ports: PortsOf(a), Allowed: v[a.Name],
+			Addresses: []netip.Addr{addrs[0], addrs[1]}, Ports: PortsOf(a), DSCP: a.DSCP, Allowed: v[a.Name],
 		}
 		if !app.Allowed {
 			dec := m.answer(context.Background(), &basis{facts: d.facts(now, m.cfg.Elapsed()), question: reachQuestion(now, a)})

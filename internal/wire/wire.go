@@ -286,6 +286,9 @@ type App struct {
 	Hosts     []string     `json:"hosts"`
 	Addresses []netip.Addr `json:"addresses"`
 	Ports     []uint16     `json:"ports"`
+	// DSCP of a udp app is auto or off: whether what looks like a call is marked
+	// as voice on its way. An older gateway does not say, which is off.
+	DSCP string `json:"dscp,omitempty"`
 	// Allowed says whether the device may use the app now; Denial says why not.
 	Allowed bool    `json:"allowed"`
 	Denial  *Denial `json:"denial,omitempty"`
@@ -293,6 +296,9 @@ type App struct {
 	// more is cut.
 	FinishBy *time.Time `json:"finish_by,omitempty"`
 }
+
+// DSCPAuto is the DSCP of an [App] whose calls are marked.
+const DSCPAuto = "auto"
 
 // Denial is a Decision as it is shown to people and programs. With Allow true
 // it is the answer of `why` for something that is allowed.
