@@ -21,6 +21,7 @@ import (
 
 	"github.com/portvakt/portvakt/gateway/audit"
 	"github.com/portvakt/portvakt/gateway/control"
+	"github.com/portvakt/portvakt/gateway/identity"
 	"github.com/portvakt/portvakt/gateway/session"
 	"github.com/portvakt/portvakt/gateway/store"
 	"github.com/portvakt/portvakt/internal/wire"
@@ -32,6 +33,8 @@ type issuer struct {
 	url string
 	key *rsa.PrivateKey
 	n   int
+	// exchange answers at the token endpoint.
+	exchange http.HandlerFunc
 }
 
 func newIssuer(t *testing.T) *issuer {
@@ -44,6 +47,10 @@ func newIssuer(t *testing.T) *issuer {
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/keys" {
 			_ = json.NewEncoder(w).Encode(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: key.Public(), KeyID: "k", Algorithm: "RS256", Use: "sig"}}})
+			return
+		}
+		if r.URL.Path == "/t" && i.exchange != nil {
+			i.exchange(w, r)
 			return
 		}
 		_ = json.NewEncoder(w).Encode(map[string]string{"issuer": i.url, "authorization_endpoint": i.url + "/a", "token_endpoint": i.url + "/t", "jwks_uri": i.url + "/keys"})
@@ -63,11 +70,16 @@ func (i *issuer) token(t *testing.T, at time.Time, claims map[string]any) string
 	for k, v := range claims {
 		m[k] = v
 	}
-	payload, err := json.Marshal(m)
+	return i.sign(t, "logout+jwt", m)
+}
+
+func (i *issuer) sign(t *testing.T, typ jose.ContentType, claims map[string]any) string {
+	t.Helper()
+	payload, err := json.Marshal(claims)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.RS256, Key: i.key}, (&jose.SignerOptions{}).WithType("logout+jwt").WithHeader("kid", "k"))
+	s, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.RS256, Key: i.key}, (&jose.SignerOptions{}).WithType(typ).WithHeader("kid", "k"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -182,6 +194,47 @@ func TestBackChannelLogout(t *testing.T) {
 	}
 	if ends := g.refusals(audit.KindSessionEnd); !strings.Contains(strings.Join(ends, " "), "session_revoked") {
 		t.Errorf("recorded ends: %v", ends)
+	}
+}
+
+// The provider logs somebody out while its answer to their login is under way:
+// whatever the logout names them by, the login is none.
+func TestBackChannelLogoutDuringALogin(t *testing.T) {
+	for name, claims := range map[string]map[string]any{
+		"the session": {"sid": "sid-9"}, "both": {"sub": "anna", "sid": "sid-9"}, "the person": {"sub": "anna"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			i := newIssuer(t)
+			g := newGatewayOf(t, i.url)
+			l := g.ready()
+			var begun wire.LoginResponse
+			if status, e := g.call(http.MethodPost, wire.PathLogin, l.conn.Addresses[0], l.token(), wire.LoginRequest{RedirectURI: "http://127.0.0.1:1234/callback", OSUser: "1000:anna"}, &begun); status != http.StatusOK {
+				t.Fatal(status, e)
+			}
+			page, err := url.Parse(begun.URL)
+			if err != nil {
+				t.Fatal(err)
+			}
+			i.exchange = func(w http.ResponseWriter, _ *http.Request) {
+				id := i.sign(t, "JWT", map[string]any{
+					"iss": i.url, "aud": "portvakt", "sub": "anna", "sid": "sid-9", "name": "Anna", "nonce": page.Query().Get("nonce"),
+					"iat": g.clock().Unix(), "exp": g.clock().Add(5 * time.Minute).Unix(),
+				})
+				if status := g.logoutBy(i.token(t, g.clock(), claims)); status != http.StatusOK {
+					t.Errorf("the logout was answered %d", status)
+				}
+				w.Header().Set("Content-Type", "application/json")
+				_ = json.NewEncoder(w).Encode(map[string]any{"access_token": "x", "token_type": "Bearer", "id_token": id})
+			}
+			var st wire.State
+			status, e := g.call(http.MethodPost, wire.PathLoginComplete, l.conn.Addresses[0], l.token(), wire.LoginComplete{State: page.Query().Get("state"), Code: "c"}, &st)
+			if status != http.StatusForbidden || e.Code != identity.CodeRefused {
+				t.Errorf("answered %d %+v", status, e)
+			}
+			if s, ok := g.sessions.SessionOf(l.id); ok {
+				t.Errorf("in force: %+v", s)
+			}
+		})
 	}
 }
 

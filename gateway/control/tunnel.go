@@ -127,7 +127,7 @@ func (a *API) loginComplete(w http.ResponseWriter, r *http.Request, id string) {
 		a.internal(w, "logging in", err)
 		return
 	}
-	if a.cfg.Identity.LoggedOut(login.SID) { // while it was being put in force
+	if a.cfg.Identity.LoggedOut(login) { // while it was being put in force
 		err := a.cfg.Sessions.EndSession(context.WithoutCancel(r.Context()), store.End{SessionID: s.ID, Reason: endBackChannel, By: byProvider, At: now}, policy.ReasonSessionRevoked)
 		if err != nil && !errors.Is(err, session.ErrSessionOver) {
 			a.log.Error("ending a login that the identity provider ended", "session", s.ID, "err", err)

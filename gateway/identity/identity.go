@@ -336,6 +336,8 @@ type Login struct {
 	Subject policy.Subject
 	// SID is the ID of the provider's own session, "" when it gave none.
 	SID string
+	// IssuedAt is when the provider made the ID token, by its clock.
+	IssuedAt time.Time
 	// OSUser is the one Begin was called for.
 	OSUser string
 }
@@ -381,14 +383,15 @@ func (p *Provider) finish(ctx context.Context, f Finish) (Login, error) {
 	if err != nil {
 		return Login{}, err
 	}
-	subject, sid, err := p.verify(ctx, d, raw, l.nonce)
+	done, err := p.verify(ctx, d, raw, l.nonce)
 	if err != nil {
 		return Login{}, err
 	}
-	if p.seen.over(sid) { // while its token was on the way here
+	if p.LoggedOut(done) { // while its token was on the way here
 		return Login{}, refused("", "the session is over")
 	}
-	return Login{Subject: subject, SID: sid, OSUser: l.osUser}, nil
+	done.OSUser = l.osUser
+	return done, nil
 }
 
 // exchange swaps the code for an ID token. Errors of the oauth2 package may

@@ -54,7 +54,7 @@ func wantCode(t *testing.T, err error, code string) *identity.Error {
 func TestLogin(t *testing.T) {
 	i := newIDP(t)
 	now := time.Now().Truncate(time.Second)
-	i.claims = with(map[string]any{"auth_time": now.Add(-time.Hour).Unix(), "employee": 12345678901234567, "dropped": "x"})
+	i.claims = with(map[string]any{"iat": now.Unix(), "auth_time": now.Add(-time.Hour).Unix(), "employee": 12345678901234567, "dropped": "x"})
 	p := provider(t, i, func(c *identity.Config) { c.KeepClaims = []string{"employee", "absent"} })
 	u, expires, err := p.Begin(t.Context(), identity.Begin{DeviceID: "dev-1", OSUser: "1000:anna", RedirectURI: redirect})
 	if err != nil {
@@ -74,7 +74,7 @@ func TestLogin(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := identity.Login{OSUser: "1000:anna", Subject: policy.Subject{
+	want := identity.Login{OSUser: "1000:anna", IssuedAt: now.UTC(), Subject: policy.Subject{
 		Issuer: i.srv.URL, ID: "anna-1", Name: "Anna Andersson", Email: "anna@example.com",
 		Groups: []string{"agents", "support"}, Claims: map[string]any{"employee": json.Number("12345678901234567")},
 		AuthenticatedAt: now.Add(-time.Hour).UTC(),

@@ -36,6 +36,7 @@ type Logout struct {
 	Issuer             string
 	Subject, SessionID string // one may be empty
 	jti                string
+	at                 time.Time // iat, by the provider's clock
 }
 
 // Ends says whether the logout ends a login: of that person, made in the
@@ -90,6 +91,7 @@ func (p *Provider) Logout(ctx context.Context, raw string) (Logout, error) {
 		return bad(err)
 	}
 	l := Logout{Issuer: c.text("iss"), Subject: c.text("sub"), SessionID: c.text("sid"), jti: c.text("jti")}
+	l.at, _ = c.time("iat") // checkLogoutTimes wants it
 	for name, text := range map[string]string{"sub": l.Subject, "sid": l.SessionID} {
 		if _, has := c[name]; has && (text == "" || len(text) > maxSID) {
 			return bad(fmt.Errorf("%s is no text, empty or too long", name))
@@ -108,12 +110,14 @@ func (p *Provider) Logout(ctx context.Context, raw string) (Logout, error) {
 }
 
 // NotLoggedOut lets the provider send the same token again, because the logout
-// could not be carried out.
-func (p *Provider) NotLoggedOut(l Logout) { p.seen.forget(l.jti) }
+// could not be carried out. Whom it names stays logged out.
+func (p *Provider) NotLoggedOut(l Logout) { p.seen.allow(l.jti) }
 
-// LoggedOut says whether the provider ended that session of its own within the
-// last quarter of an hour. Who puts a login in force asks once more afterwards.
-func (p *Provider) LoggedOut(sid string) bool { return p.seen.over(sid) }
+// LoggedOut says whether the provider ended that login within the last quarter
+// of an hour: its session by name, or all of the person's when its ID token is
+// not newer than the logout. Who puts a login in force asks once more
+// afterwards.
+func (p *Provider) LoggedOut(l Login) bool { return p.seen.over(l) }
 
 // checkLogoutType refuses what says to be another kind of token.
 func checkLogoutType(raw string) error {
@@ -153,17 +157,26 @@ func (p *Provider) checkLogoutTimes(c claims) error {
 }
 
 // seenLogouts remembers used logout tokens for longer than they are good, and
-// with them the provider's sessions that are over.
+// with them whom they logged out: they are for logins that are under way.
 type seenLogouts struct {
-	mu    sync.Mutex
-	byJTI map[string]*list.Element // guarded by mu; of seenLogout
-	order list.List                // guarded by mu; oldest first
-	ended map[string]int           // guarded by mu; how many remembered tokens name a sid
+	mu     sync.Mutex
+	byJTI  map[string]*list.Element // guarded by mu; of seenLogout
+	order  list.List                // guarded by mu; oldest first
+	ended  map[string]int           // guarded by mu; how many remembered tokens name a sid
+	people map[string]*loggedOut    // guarded by mu; by sub: all tokens are of one issuer
+}
+
+// loggedOut is what remembered logout tokens say about a person.
+type loggedOut struct {
+	tokens int // how many name the person
+	// every and some are the latest iat of those without a sid, which end all
+	// logins, and of all: a login without a sid may be the one that is meant.
+	every, some time.Time
 }
 
 type seenLogout struct {
-	jti, sid string
-	at       time.Time
+	Logout
+	seen time.Time
 }
 
 // seenLife is longer than a token is good and than a login may take.
@@ -174,41 +187,73 @@ func (s *seenLogouts) add(l Logout, now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.byJTI == nil {
-		s.byJTI, s.ended = map[string]*list.Element{}, map[string]int{}
+		s.byJTI, s.ended, s.people = map[string]*list.Element{}, map[string]int{}, map[string]*loggedOut{}
 	}
-	for f := s.order.Front(); f != nil && (now.Sub(f.Value.(seenLogout).at) > seenLife || s.order.Len() >= maxSeen); f = s.order.Front() {
+	for f := s.order.Front(); f != nil && (now.Sub(f.Value.(seenLogout).seen) > seenLife || s.order.Len() >= maxSeen); f = s.order.Front() {
 		s.remove(f)
 	}
 	if s.byJTI[l.jti] != nil {
 		return false
 	}
-	s.byJTI[l.jti] = s.order.PushBack(seenLogout{l.jti, l.SessionID, now})
+	s.byJTI[l.jti] = s.order.PushBack(seenLogout{l, now})
 	if l.SessionID != "" {
 		s.ended[l.SessionID]++
+	}
+	if l.Subject == "" {
+		return true
+	}
+	p := s.people[l.Subject]
+	if p == nil {
+		p = &loggedOut{}
+		s.people[l.Subject] = p
+	}
+	p.tokens++
+	if l.at.After(p.some) {
+		p.some = l.at
+	}
+	if l.SessionID == "" && l.at.After(p.every) {
+		p.every = l.at
 	}
 	return true
 }
 
-func (s *seenLogouts) forget(jti string) {
+// allow lets a token be used once more.
+func (s *seenLogouts) allow(jti string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if e := s.byJTI[jti]; e != nil {
-		s.remove(e)
-	}
+	delete(s.byJTI, jti)
 }
 
-// over says whether the provider ended that session of its own lately.
-func (s *seenLogouts) over(sid string) bool {
+// over says whether the provider ended that login lately.
+func (s *seenLogouts) over(l Login) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return sid != "" && s.ended[sid] > 0
+	if l.SID != "" && s.ended[l.SID] > 0 {
+		return true
+	}
+	p := s.people[l.Subject.ID]
+	if p == nil {
+		return false
+	}
+	until := p.every
+	if l.SID == "" {
+		until = p.some
+	}
+	return !until.IsZero() && !l.IssuedAt.After(until)
 }
 
 // remove forgets one. mu is held.
 func (s *seenLogouts) remove(e *list.Element) {
 	x := s.order.Remove(e).(seenLogout)
-	delete(s.byJTI, x.jti)
-	if s.ended[x.sid]--; s.ended[x.sid] <= 0 {
-		delete(s.ended, x.sid)
+	if s.byJTI[x.jti] == e { // else it was used once more
+		delete(s.byJTI, x.jti)
+	}
+	if s.ended[x.SessionID]--; s.ended[x.SessionID] <= 0 {
+		delete(s.ended, x.SessionID)
+	}
+	if p := s.people[x.Subject]; p != nil {
+		if p.tokens--; p.tokens == 0 {
+			delete(s.people, x.Subject)
+		}
 	}
 }

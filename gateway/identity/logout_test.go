@@ -219,7 +219,8 @@ func TestALoginThatIsOverAlready(t *testing.T) {
 	if l, err := p.Finish(t.Context(), begin(t, p)); err != nil || l.SID != "sid-2" {
 		t.Errorf("%+v %v", l, err)
 	}
-	if !p.LoggedOut("sid-1") || p.LoggedOut("sid-2") || p.LoggedOut("") {
+	of := func(sid string) identity.Login { return identity.Login{SID: sid} }
+	if !p.LoggedOut(of("sid-1")) || p.LoggedOut(of("sid-2")) || p.LoggedOut(of("")) {
 		t.Error("the wrong sessions are over")
 	}
 	c.Add(18 * time.Minute)
@@ -232,8 +233,59 @@ func TestALoginThatIsOverAlready(t *testing.T) {
 	if _, err := p.Logout(t.Context(), logoutToken(i.rsa, jose.RS256, i.kid, "", m)); err != nil {
 		t.Fatal(err)
 	}
-	if p.LoggedOut("sid-1") {
+	if p.LoggedOut(of("sid-1")) {
 		t.Error("it is remembered for ever")
+	}
+}
+
+// A logout that names a person ends the logins of theirs that are under way: of
+// those, the ones whose ID token is not newer than it.
+func TestALogoutOfAPersonDuringTheirLogin(t *testing.T) {
+	sid := func(m map[string]any) { m["sub"] = "anna-1" }
+	for name, c := range map[string]struct {
+		logout func(map[string]any)
+		sid    string        // of the ID token, "" for none
+		later  time.Duration // its iat after the logout's
+		ended  bool
+	}{
+		"the person":                            {func(m map[string]any) { delete(m, "sid") }, "sid-9", -time.Second, true},
+		"the person, in the same second":        {func(m map[string]any) { delete(m, "sid") }, "sid-9", 0, true},
+		"the person, who logged in anew":        {func(m map[string]any) { delete(m, "sid") }, "sid-9", time.Second, false},
+		"the person, no sid in the ID token":    {func(m map[string]any) { delete(m, "sid") }, "", 0, true},
+		"somebody else":                         {func(m map[string]any) { delete(m, "sid"); m["sub"] = "bo-2" }, "sid-9", 0, false},
+		"another session of the person":         {sid, "sid-9", 0, false},
+		"perhaps this session":                  {sid, "", 0, true},
+		"perhaps this session, logged in anew":  {sid, "", time.Second, false},
+		"the session, and its token says later": {sid, "sid-1", time.Second, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			i := newIDP(t)
+			at := newClock()
+			i.now = at.Now
+			i.claims = func(m map[string]any) {
+				m["iat"] = at.Now().Add(c.later).Unix()
+				if c.sid != "" {
+					m["sid"] = c.sid
+				}
+			}
+			p := provider(t, i, func(cfg *identity.Config) { cfg.Now = at.Now })
+			under := begin(t, p)
+			claims := i.logoutClaims("jti")
+			c.logout(claims)
+			l, err := p.Logout(t.Context(), logoutToken(i.rsa, jose.RS256, i.kid, "", claims))
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.NotLoggedOut(l) // it could not be stored: the person is logged out all the same
+			login, err := p.Finish(t.Context(), under)
+			if c.ended {
+				wantCode(t, err, identity.CodeRefused)
+				return
+			}
+			if err != nil || p.LoggedOut(login) || !login.IssuedAt.Equal(at.Now().Add(c.later).Truncate(time.Second)) {
+				t.Errorf("%+v %v, logged out %v", login, err, p.LoggedOut(login))
+			}
+		})
 	}
 }
 

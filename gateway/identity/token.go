@@ -60,15 +60,15 @@ func (p *Provider) claimsOf(ctx context.Context, d *discovered, raw string) (cla
 }
 
 // verify checks an ID token as OpenID Connect Core section 3.1.3.7 says and
-// returns whom it names, and in which session of the provider's own.
-func (p *Provider) verify(ctx context.Context, d *discovered, raw, nonce string) (policy.Subject, string, error) {
-	bad := func(err error) (policy.Subject, string, error) {
-		return policy.Subject{}, "", tokenInvalid("The identity provider's ID token does not hold.", err)
+// returns the login it stands for, but for the OS user.
+func (p *Provider) verify(ctx context.Context, d *discovered, raw, nonce string) (Login, error) {
+	bad := func(err error) (Login, error) {
+		return Login{}, tokenInvalid("The identity provider's ID token does not hold.", err)
 	}
 	c, err := p.claimsOf(ctx, d, raw)
 	var e *Error
 	if errors.As(err, &e) {
-		return policy.Subject{}, "", e
+		return Login{}, e
 	}
 	if err != nil {
 		return bad(err)
@@ -94,7 +94,8 @@ func (p *Provider) verify(ctx context.Context, d *discovered, raw, nonce string)
 	if len(sid) > maxSID {
 		return bad(errors.New("sid is too long"))
 	}
-	return s, sid, nil
+	iat, _ := c.time("iat") // checkTimes wants it
+	return Login{Subject: s, SID: sid, IssuedAt: iat.UTC()}, nil
 }
 
 func checkSubjectID(sub string) error {
