@@ -122,6 +122,14 @@ var plainRows = []rowSpec{
 		test: testPeers, metric: metricReturn, way: wayProcess,
 	},
 	{
+		name: "gateway starts again: a stock device's call is back", unit: "s", lower: true, floor: table.Value(2), goal: table.Value(0.6),
+		test: testPeers, metric: "BenchmarkRestart one-s", way: wayProcess,
+	},
+	{
+		name: "gateway starts again: the last of 1,000 is back", unit: "s", lower: true, floor: table.Value(2), goal: table.Value(2),
+		test: testPeers, metric: "BenchmarkRestart last-s", way: wayProcess,
+	},
+	{
 		name: "handshakes, known endpoint", unit: "per core and s", floor: table.Ratio(0.9), goal: table.Ratio(1),
 		test: testPeers, metric: "BenchmarkHandshakes known/s", way: wayProcess, baseMetric: stockHandshakes,
 	},

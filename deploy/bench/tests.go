@@ -289,7 +289,7 @@ func carried(w *way) (float64, error) {
 }
 
 const (
-	peersPattern = "^Benchmark(DormantMemory|FirstContact|TenThousandBack|Handshakes)$"
+	peersPattern = "^Benchmark(DormantMemory|FirstContact|TenThousandBack|Restart|Handshakes)$"
 	peersLimit   = 2 * time.Minute
 )
 
