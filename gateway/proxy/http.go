@@ -255,7 +255,9 @@ func (p *Proxy) redirect(w http.ResponseWriter, r *http.Request, why *http1.Malf
 	}
 	plain := *r
 	plain.Host = strings.TrimSuffix(r.Host, ":80")
-	plain.RequestURI = strings.Replace(r.RequestURI, "http://"+r.Host+"/", "/", 1)
+	if rest, ok := strings.CutPrefix(r.RequestURI, "http://"+r.Host+"/"); ok {
+		plain.RequestURI = "/" + rest
+	}
 	req, rej := read(&plain, why, c.name, app)
 	if rej == nil && req.upgrade != "" {
 		rej = badRequest(http.StatusBadRequest, "upgrade", "websocket over plain http", "wss://")

@@ -1,10 +1,12 @@
 package proxy_test
 
 import (
+	"bufio"
 	"encoding/json"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -268,12 +270,35 @@ func TestPlainHTTPOnlyRedirects(t *testing.T) {
 	if res.StatusCode != 421 || res.Header.Get("Location") != "" {
 		t.Errorf("another host: %d to %q", res.StatusCode, res.Header.Get("Location"))
 	}
-	for _, path := range []string{"//evil.test/", "/..//evil.test", "/%5cevil.test"} {
+	for target, want := range map[string]string{ // where it leads, or what is answered
+		"//evil.test/":     "400",
+		"/..//evil.test":   "400",
+		"/%5cevil.test":    "400",
+		"http://crm.test/": "https://crm.test/",
+		"http://crm.test:80/a?b=http://crm.test:80/c": "https://crm.test/a?b=http://crm.test:80/c",
+		"/login?next=http://crm.test/x":               "https://crm.test/login?next=http://crm.test/x",
+		"/a/http://crm.test/x":                        "400",
+		"http://crm.test/http://crm.test/x":           "400",
+		"http://evil.test/":                           "421",
+		"https://crm.test/":                           "https://crm.test/",
+	} {
+		host := "crm.test"
+		if strings.HasPrefix(target, "http://crm.test:80/") {
+			host += ":80"
+		}
 		conn := w.dial("crm", 80)
-		_, _ = io.WriteString(conn, "GET "+path+" HTTP/1.1\r\nHost: crm.test\r\nConnection: close\r\n\r\n")
-		b, _ := io.ReadAll(conn)
-		if !strings.HasPrefix(string(b), "HTTP/1.1 400") || strings.Contains(string(b), "Location") {
-			t.Errorf("%s: %.80s", path, b)
+		_, _ = io.WriteString(conn, "GET "+target+" HTTP/1.1\r\nHost: "+host+"\r\nConnection: close\r\n\r\n")
+		res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatal(target, err)
+		}
+		_ = res.Body.Close()
+		got := res.Header.Get("Location")
+		if res.StatusCode != http.StatusPermanentRedirect {
+			got += strconv.Itoa(res.StatusCode)
+		}
+		if got != want {
+			t.Errorf("%s: %s, want %s", target, got, want)
 		}
 	}
 	if n := len(e.requests()); n != 0 {
