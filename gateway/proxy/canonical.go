@@ -126,8 +126,7 @@ func checkPath(path string) error {
 		// To an app that decodes a kept slash, what is around it are segments;
 		// parameters are no part of a segment's name to others.
 		for part := range strings.SplitSeq(segment, slashMark) {
-			// "..." and ".. " are dot segments to some file systems.
-			if part, _, _ = strings.Cut(part, ";"); part != "" && strings.Trim(part, ". ") == "" {
+			if part, _, _ = strings.Cut(part, ";"); part != "" && strings.TrimLeftFunc(part, dotOrSpace) == "" {
 				return errors.New("a dot segment in the path")
 			}
 		}
@@ -135,8 +134,12 @@ func checkPath(path string) error {
 	return nil
 }
 
-// lookalikes become one of / \ . ; % in apps that normalise Unicode (NFKC).
-const lookalikes = "\uff0f\uff3c\uff0e\uff1b\uff05\ufe68\ufe52\ufe54\ufe6a\u2024\u2025\u2026\u2100\u2101\u2105\u2106"
+// dotOrSpace is what dot segments are made of: "..." and ".. " are ones to some
+// file systems, and every space is " " to apps that normalise Unicode.
+func dotOrSpace(r rune) bool { return r == '.' || unicode.IsSpace(r) }
+
+// lookalikes become one of / \ ; % or dots in apps that normalise Unicode (NFKC).
+const lookalikes = "\u037e\ufe14\ufe19\ufe30\uff0f\uff3c\uff0e\uff1b\uff05\ufe68\ufe52\ufe54\ufe6a\u2024\u2025\u2026\u2100\u2101\u2105\u2106"
 
 func checkQuery(q string) error {
 	params := 1

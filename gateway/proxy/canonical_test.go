@@ -22,6 +22,7 @@ func TestCanonicalRefuses(t *testing.T) {
 		"/%252f", "/a%252e%252e/b", "/a%25%32%66", "/%25%32e",
 		"/%c0%af", "/%c0%ae%c0%ae/", "/%e0%80%af", "/%ff", "/%ed%a0%80", "/%c2%85", "/\xc3\xa5", "/å",
 		"/%ef%bc%8f", "/%ef%bc%8e%ef%bc%8e/", "/%e2%80%a5/", "/%ef%bc%bc", "/%ef%bc%9b",
+		"/a/%ef%b8%b0/b", "/a/%ef%b8%99/b", "/a%ef%b8%94x", "/a%cd%bejsessionid=1", "/a/..%c2%a0/b", "/%e2%80%83./b",
 		"/a?x;y", "/a?x=%zz", "/a?%", "/a?x=%4", "/a?b c", "/a?x=\x00", "/a?x#y", "/a?\xff", "/?" + strings.Repeat("a&", 1000),
 	} {
 		if got, err := canonical(raw, kept{}); err == nil {
@@ -42,6 +43,7 @@ func TestCanonicalAccepts(t *testing.T) {
 		{"/%c3%85sa", "/Åsa", "/%C3%85sa", ""},
 		{"/100%25", "/100%", "/100%25", ""},
 		{"/a|b[c]^{d}`", "/a|b[c]^{d}`", "/a%7Cb%5Bc%5D%5E%7Bd%7D%60", ""},
+		{"/a%c2%a0b/%ef%bc%9f", "/a\u00a0b/？", "/a%C2%A0b/%EF%BC%9F", ""},
 		{"/a.b/..c/d..", "/a.b/..c/d..", "/a.b/..c/d..", ""},
 		{"/a:b@c=d,e!f$g&h'i(j)*", "/a:b@c=d,e!f$g&h'i(j)*", "/a:b@c=d,e!f$g&h'i(j)*", ""},
 		{"/a?", "/a", "/a", ""},
