@@ -75,6 +75,7 @@ var modeCases = []struct {
 	{"a flow's smaller path", caseSmallerPath},
 	{"segments are not tiny", caseTinySegments},
 	{"wrong checksums are nobody's", caseWrongSums},
+	{"a beginning that is an end", caseBeginningAndEnd},
 	{"stop resets what is open", caseStop},
 	{"device to device", caseHairpin},
 }
@@ -448,6 +449,23 @@ func caseFlood(t *testing.T, in *ingress) {
 		r.Reset()
 	case <-time.After(3 * time.Second):
 		t.Error("the places are not given back")
+	}
+}
+
+// caseBeginningAndEnd: a SYN that is a FIN too is nobody's question.
+func caseBeginningAndEnd(t *testing.T, in *ingress) {
+	c := in.wired(t, 0)
+	before := in.Stats().NotForStack
+	for i, flags := range []byte{0x03, 0x0b, 0x23, 0x2b} {
+		if got := c.exchange(tcp4(at(inner(0)[0], 41000+uint16(i)), at(app[0], 9), flags, 1000, 0), 100*time.Millisecond); got != nil {
+			t.Errorf("flags %02x are answered: %x", flags, got)
+		}
+	}
+	in.eventually(t, "they are counted", func() bool { return in.Stats().NotForStack == before+4 })
+	select {
+	case r := <-in.asked:
+		t.Errorf("%v is asked about", r.Peer())
+	default:
 	}
 }
 

@@ -157,7 +157,7 @@ func (d *device) admits(packet []byte) bool {
 
 // forGateway keeps from a stack that answers for every address what such a
 // stack must not act on: UDP, which is not its own, ICMP but for echo requests to
-// its own addresses and news of a smaller path, fragments, and IPv6 extension
+// its own addresses and news of a smaller path, SYN with FIN, fragments, and IPv6 extension
 // headers, behind which ICMP could hide. It holds with any filter and without one.
 func (d *device) forGateway(packet []byte) bool {
 	var proto tcpip.TransportProtocolNumber
@@ -174,8 +174,8 @@ func (d *device) forGateway(packet []byte) bool {
 		return false
 	}
 	switch {
-	case proto == header.TCPProtocolNumber:
-		return true
+	case proto == header.TCPProtocolNumber: // what begins a connection and ends it at once is nobody's
+		return len(l4) < header.TCPMinimumSize || !begins(l4) || header.TCP(l4).Flags()&header.TCPFlagFin == 0
 	case len(l4) < header.ICMPv4MinimumSize:
 		return false
 	case packet[0]>>4 == 4 && proto == header.ICMPv4ProtocolNumber:
