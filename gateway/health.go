@@ -134,8 +134,8 @@ func (g *gateway) metrics() *prometheus.Registry {
 	reg.MustRegister(&causes{func() map[string]uint64 {
 		s := g.tunnel.Stats()
 		_, outside := g.tunnel.Outside()
-		return map[string]uint64{"half_open": s.Crowded, "given_up": s.Restless, "device_flows": g.sessions.Counts().Crowded, "websockets": outside.Refused}
-	}, prometheus.NewDesc("portvakt_connections_refused_total", "Connections refused because their device had too many: that wait for a decision, that it gave up itself, or that are open; and tunnels by WebSocket, because all devices had too many.", []string{"cause"}, nil)})
+		return map[string]uint64{"half_open": s.Crowded, "given_up": s.Restless, "device_flows": g.sessions.Counts().Crowded, "websockets": outside.Refused, "websocket_protocol": outside.Faulty}
+	}, prometheus.NewDesc("portvakt_connections_refused_total", "Connections refused because their device had too many: that wait for a decision, that it gave up itself, or that are open; and tunnels by WebSocket, because all devices had too many or one broke the protocol.", []string{"cause"}, nil)})
 	counter("audit_records_total", "Records appended to the decision log.", func() float64 { return float64(g.audit.Appended()) })
 	counter("audit_lost_total", "Records of refusals and cuts that could not be written.", func() float64 { return float64(g.audit.Lost()) })
 	gauge("audit_signed_records", "Records of the decision log that the latest checkpoint signs.", func() float64 { return float64(g.notary.Last().Size) })

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/coder/websocket"
 	"golang.zx2c4.com/wireguard/conn"
@@ -38,7 +39,7 @@ type Gateway struct {
 	asked    uint64              // guarded by mu: grows with every Accept
 	carrying sync.WaitGroup      // Accept calls; added to with mu held while open
 
-	probesAnswered, refused, dropped, oversized atomic.Uint64 // of ended Streams the latter two
+	probesAnswered, refused, faulty, dropped, oversized atomic.Uint64 // of ended Streams the latter three
 }
 
 // probed is what is known of a Stream's probes.
@@ -174,10 +175,8 @@ func (g *Gateway) Accept(w http.ResponseWriter, r *http.Request, device string) 
 	var s *Stream
 	c, err := websocket.Accept(w, r, &websocket.AcceptOptions{
 		CompressionMode: websocket.CompressionDisabled,
-		OnPingReceived: func(context.Context, []byte) bool {
-			s.hear()
-			return true
-		},
+		OnPingReceived:  func(context.Context, []byte) bool { return s.pinged(time.Now()) },
+		OnPongReceived:  func(context.Context, []byte) { s.ponged(time.Now()) },
 	})
 	if err != nil {
 		return nil // answered by the library
@@ -223,6 +222,9 @@ func (g *Gateway) remove(device string, s *Stream) {
 		delete(g.devices, device)
 	}
 	delete(g.probes, s.probe.name)
+	if s.faulty.Load() {
+		g.faulty.Add(1)
+	}
 	g.dropped.Add(s.dropped.Load())
 	g.oversized.Add(s.oversized.Load())
 }
@@ -231,6 +233,7 @@ func (g *Gateway) remove(device string, s *Stream) {
 type StreamStats struct {
 	Open               int
 	Refused            uint64 // WebSockets, since MaxStreams were open
+	Faulty             uint64 // WebSockets that ended because the device broke the protocol, or sent too much that carries nothing
 	Dropped, Oversized uint64 // datagrams, of open and ended WebSockets
 	ProbesAnswered     uint64
 }
@@ -239,7 +242,7 @@ type StreamStats struct {
 func (g *Gateway) StreamStats() StreamStats {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	st := StreamStats{Open: len(g.devices), Refused: g.refused.Load(), Dropped: g.dropped.Load(), Oversized: g.oversized.Load(), ProbesAnswered: g.probesAnswered.Load()}
+	st := StreamStats{Open: len(g.devices), Refused: g.refused.Load(), Faulty: g.faulty.Load(), Dropped: g.dropped.Load(), Oversized: g.oversized.Load(), ProbesAnswered: g.probesAnswered.Load()}
 	for _, s := range g.devices {
 		st.Dropped += s.dropped.Load()
 		st.Oversized += s.oversized.Load()

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"golang.zx2c4.com/wireguard/conn"
+	"golang.zx2c4.com/wireguard/device"
 )
 
 // intake bounds what WireGuard holds of what came in.
@@ -56,7 +57,8 @@ func newIntake(limit int, patience time.Duration) *intake {
 // held is a transport message that WireGuard was given.
 type held struct {
 	index  uint32 // of a session, if there is such a one
-	buffer *byte  // nil if it carries no packet
+	buffer *byte  // nil if it is no transport message
+	empty  bool   // it carries no packet, and is not counted as under way
 }
 
 // receive makes fn wait until there is room. WireGuard keeps the buffer of a
@@ -66,20 +68,25 @@ type held struct {
 func (k *intake) receive(fn conn.ReceiveFunc) conn.ReceiveFunc {
 	var given []held // by the last call
 	return func(packets [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
-		back := given[:0]
+		back, empty := given[:0], 0
 		for i, m := range given {
-			if m.buffer != nil && m.buffer == &packets[i][0] {
+			switch {
+			case m.buffer == nil || m.buffer != &packets[i][0]:
+			case m.empty:
+				empty++
+			default:
 				back = append(back, m)
 			}
 		}
 		k.refused(back)
+		k.tally.stray(empty)
 		k.wait()
 		n, err := fn(packets, sizes, eps)
 		given = given[:0]
 		for i, size := range sizes[:n] {
 			m := held{}
-			if b := packets[i][:size]; CarriesPacket(b) {
-				m = held{sessionOf(b), &b[0]}
+			if b := packets[i][:size]; Kind(b) == device.MessageTransportType {
+				m = held{sessionOf(b), &b[0], !CarriesPacket(b)}
 			}
 			given = append(given, m)
 		}
@@ -165,7 +172,7 @@ func (k *intake) entered(given []held) {
 	k.mu.Lock()
 	k.turn++
 	for _, m := range given {
-		if m.buffer == nil {
+		if m.buffer == nil || m.empty {
 			continue
 		}
 		n++
@@ -244,7 +251,7 @@ func (k *intake) refused(back []held) {
 // of the message it came in.
 func (k *intake) leaves(out []held, bufs [][]byte) []held {
 	for _, b := range bufs {
-		m := held{sessionOf(b), &b[0]}
+		m := held{index: sessionOf(b), buffer: &b[0]}
 		if last := len(out) - 1; last >= 0 && out[last].index == m.index {
 			out[last] = m
 		} else {

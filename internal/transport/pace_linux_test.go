@@ -91,11 +91,11 @@ func TestPaceForgetsSessions(t *testing.T) {
 	in := newIntake(256, time.Hour)
 	for i := range uint32(10 * crowdAtLeast) {
 		b := make([]byte, 64)
-		in.entered([]held{{i, &b[0]}})
+		in.entered([]held{{index: i, buffer: &b[0]}})
 		if i%2 == 0 {
-			in.left([]held{{i, &b[0]}}, 1)
+			in.left([]held{{index: i, buffer: &b[0]}}, 1)
 		} else {
-			in.refused([]held{{i, &b[0]}})
+			in.refused([]held{{index: i, buffer: &b[0]}})
 		}
 	}
 	if in.count != 0 || len(in.sessions) > crowdAtLeast {

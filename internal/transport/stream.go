@@ -22,6 +22,8 @@ const (
 	streamQueue = 64
 	// writePatience is how long the other end may take for one datagram.
 	writePatience = 5 * time.Second
+	// wholeWithin is how long a message may take from its head to its end.
+	wholeWithin = 15 * time.Second
 	// pingEvery is how often the end that dialled asks for a sign of life, and
 	// idleLimit how long the other one waits for anything.
 	pingEvery = 20 * time.Second
@@ -60,8 +62,11 @@ type Stream struct {
 	dialled  bool
 	asked    uint64        // of a Gateway's: which Accept it is of
 	patience time.Duration // for one datagram to leave
+	whole    time.Duration // within which a message has to be
 
 	dropped, oversized atomic.Uint64
+	faulty             atomic.Bool  // it ended because the other end broke the protocol
+	chatter, pings     tempo        // of frames that carry nothing, of pings; Run's reader's own
 	heard, sent        atomic.Int64 // Unix time in nanoseconds of the last datagram or ping, of the last datagram
 
 	mu      sync.Mutex
@@ -118,7 +123,7 @@ func NewStream(ctx context.Context, c *websocket.Conn, remote netip.AddrPort, pr
 }
 
 func newStream(ctx context.Context, c *websocket.Conn, remote netip.AddrPort, probe ProbeKey) *Stream {
-	s := &Stream{conn: c, probe: probe, patience: writePatience, wake: make(chan struct{}, 1)}
+	s := &Stream{conn: c, probe: probe, patience: writePatience, whole: wholeWithin, wake: make(chan struct{}, 1)}
 	s.ctx, s.end = context.WithCancelCause(ctx)
 	s.endpoint = &StreamEndpoint{stream: s, remote: netip.AddrPortFrom(remote.Addr().Unmap(), remote.Port())}
 	now := time.Now().UnixNano()
@@ -208,17 +213,27 @@ func (s *Stream) Run(deliver func(ctx context.Context, d datagram)) error {
 }
 
 // read takes datagrams in. What is too long is passed over; what is no binary
-// message ends the Stream.
+// message, and too much of what carries nothing, ends the Stream.
 func (s *Stream) read(deliver func(context.Context, datagram)) error {
+	err := s.readMessages(deliver)
+	s.faulty.Store(misused(s.ctx, err))
+	return fmt.Errorf("reading from the WebSocket: %w", err)
+}
+
+func (s *Stream) readMessages(deliver func(context.Context, datagram)) error {
+	slow := time.AfterFunc(s.whole, func() { s.end(errSlow) })
+	defer slow.Stop()
 	var one [1]byte
 	for {
+		slow.Stop()
 		kind, r, err := s.conn.Reader(s.ctx)
 		if err != nil {
-			return fmt.Errorf("reading from the WebSocket: %w", err)
+			return err
 		}
 		if kind != websocket.MessageBinary {
-			return errors.New("reading from the WebSocket: a message that is not binary")
+			return errors.New("a message that is not binary")
 		}
+		slow.Reset(s.whole)
 		d := datagram{buf: datagramPool.Get().(*[MaxDatagram]byte)}
 		d.n, err = io.ReadFull(r, d.buf[:])
 		if err == nil {
@@ -231,9 +246,13 @@ func (s *Stream) read(deliver func(context.Context, datagram)) error {
 		}
 		if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 			d.free()
-			return fmt.Errorf("reading from the WebSocket: %w", err)
+			return err
 		}
 		s.hear()
+		if Kind(d.bytes()) == 0 && !s.idly(time.Now()) {
+			d.free()
+			return errChatter
+		}
 		if d.n == 0 {
 			d.free()
 			continue

@@ -10,8 +10,8 @@ import (
 const settled = time.Second
 
 // Tally counts what WireGuard refuses, of which it says nothing itself: messages
-// that it is given and that bring no packet. It counts those that carry one, so
-// that keepalives, also forged ones, are not among them.
+// that it is given and that bring no packet. Of keepalives it counts only those
+// of no session.
 type Tally struct {
 	now func() time.Time
 
@@ -19,6 +19,7 @@ type Tally struct {
 	// entered messages were given to WireGuard, unnamed ones of these came
 	// right back, and written packets came out at the other end.
 	entered, unnamed, written uint64
+	strays                    uint64    // keepalives that came right back
 	last                      time.Time // of entered
 	// marks are what entered was at times in the past, quarters of settled apart,
 	// the newest last.
@@ -53,6 +54,15 @@ func (t *Tally) back(n int) {
 	t.unnamed += uint64(n)
 }
 
+func (t *Tally) stray(n int) {
+	if n == 0 {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.strays += uint64(n)
+}
+
 func (t *Tally) write(n int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -81,5 +91,5 @@ func (t *Tally) Refused() (noSession, barren uint64) {
 	if out := t.unnamed + t.written; sure > out {
 		t.barren = max(t.barren, sure-out)
 	}
-	return t.unnamed, t.barren
+	return t.unnamed + t.strays, t.barren
 }
