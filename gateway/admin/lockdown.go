@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"strings"
 	"time"
@@ -111,15 +110,12 @@ func (s *Server) scopeValue(ctx context.Context, scope store.Scope, value string
 		}
 		return x.Subject.Key(), nil
 	case store.ScopeSite:
-		if a, err := netip.ParseAddr(value); err == nil {
-			a = a.Unmap()
-			return netip.PrefixFrom(a, a.BitLen()).String(), nil
-		}
-		p, err := netip.ParsePrefix(value)
+		p, err := session.Site(value)
 		if err != nil {
-			return "", badQuestion(fmt.Sprintf("A site is an address or a prefix such as 198.51.100.0/24, not %q.", value))
+			text := err.Error()
+			return "", badQuestion(strings.ToUpper(text[:1]) + text[1:] + ".")
 		}
-		return p.Masked().String(), nil
+		return p.String(), nil
 	}
 	return value, nil
 }

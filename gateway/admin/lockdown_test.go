@@ -35,6 +35,11 @@ func TestLockdownNames(t *testing.T) {
 		"an address":            {"site", "192.0.2.7", "192.0.2.7/32", "", true},
 		"an address in IPv6":    {"site", "::ffff:192.0.2.7", "192.0.2.7/32", "", true},
 		"an address in a net":   {"site", "192.0.2.9/24", "192.0.2.0/24", "", true},
+		"a net in IPv6":         {"site", "::ffff:192.0.2.0/120", "192.0.2.0/24", "", true},
+		"all of IPv4 in IPv6":   {"site", "::ffff:0:0/96", "0.0.0.0/0", "", true},
+		"more than IPv4":        {"site", "::ffff:192.0.2.0/90", "", "write IPv4 addresses as IPv4", false},
+		"around IPv4":           {"site", "::/64", "", "write IPv4 addresses as IPv4", false},
+		"all of IPv6":           {"site", "::/0", "::/0", "", false},
 		"no address":            {"site", "Malmo", "", "A site is", false},
 		"no scope":              {"planet", "earth", "", "scope of a lockdown", false},
 	} {

@@ -43,7 +43,8 @@ func CheckLockdown(l store.Lockdown) error {
 		if err != nil || p != p.Masked() {
 			return fmt.Errorf("a site is a prefix of addresses such as 198.51.100.0/24, not %q", l.Value)
 		}
-		return nil
+		_, err = Site(l.Value)
+		return err
 	case store.ScopeApp, store.ScopeSubject, store.ScopeDevice:
 		if l.Value == "" {
 			return fmt.Errorf("a lockdown of a %s names it", l.Scope)
@@ -53,6 +54,31 @@ func CheckLockdown(l store.Lockdown) error {
 	return fmt.Errorf("the scope of a lockdown is all, app, subject, device or site, not %q", l.Scope)
 }
 
+// mapped are the IPv4 addresses as IPv6 writes them (RFC 4291, section 2.5.5.2).
+var mapped = netip.MustParsePrefix("::ffff:0:0/96")
+
+// Site reads an address or a prefix of addresses as those of devices are known:
+// IPv4 that is written as IPv6 becomes IPv4, and an IPv6 prefix around it, which
+// no device would be in, is refused.
+func Site(text string) (netip.Prefix, error) {
+	a, err := netip.ParseAddr(text)
+	p := netip.PrefixFrom(a, a.BitLen())
+	if err != nil {
+		p, err = netip.ParsePrefix(text)
+	}
+	if err != nil {
+		return netip.Prefix{}, fmt.Errorf("a site is an address or a prefix such as 198.51.100.0/24, not %q", text)
+	}
+	p = p.Masked()
+	switch {
+	case !p.Overlaps(mapped) || p.Bits() == 0: // ::/0 is all of IPv6
+		return p, nil
+	case p.Bits() < mapped.Bits():
+		return netip.Prefix{}, fmt.Errorf("the site %q stands for no device's address: write IPv4 addresses as IPv4, such as 198.51.100.0/24", text)
+	}
+	return netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-mapped.Bits()), nil
+}
+
 func newLockdownSet(list []store.Lockdown) (*lockdownSet, error) {
 	s := &lockdownSet{list: list, exact: map[lockKey]struct{}{}}
 	for _, l := range list {
@@ -60,7 +86,11 @@ func newLockdownSet(list []store.Lockdown) (*lockdownSet, error) {
 			return nil, fmt.Errorf("lockdown %s: %w", l.ID, err)
 		}
 		if l.Scope == store.ScopeSite {
-			s.sites = append(s.sites, netip.MustParsePrefix(l.Value))
+			site, err := Site(l.Value)
+			if err != nil {
+				return nil, fmt.Errorf("lockdown %s: %w", l.ID, err)
+			}
+			s.sites = append(s.sites, site)
 			continue
 		}
 		s.exact[lockKey{l.Scope, l.Value}] = struct{}{}

@@ -157,6 +157,18 @@ func TestLockdownOfASiteFollowsTheDevice(t *testing.T) {
 	}
 }
 
+// A site written as IPv6 locks down the IPv4 addresses that it means.
+func TestLockdownOfASiteInIPv6(t *testing.T) {
+	g := newGateway(t)
+	g.lockdown(store.ScopeSite, "::ffff:198.51.100.0/120")
+	for address, want := range map[string]bool{"198.51.100.7": true, "::ffff:198.51.100.7": true, "198.51.101.7": false, "2001:db8::7": false} {
+		dec, ok := g.m.LockedDown(&policy.Input{Location: policy.Location{Address: address}})
+		if ok != want || ok && dec.Fact.Value != "198.51.100.0/24" {
+			t.Errorf("%s: %v %+v", address, ok, dec.Fact)
+		}
+	}
+}
+
 // Two lockdowns of one thing are two: lifting one gives nothing back.
 func TestLockdownsAddUp(t *testing.T) {
 	g := newGateway(t)
@@ -353,6 +365,8 @@ func TestCheckLockdown(t *testing.T) {
 		{Scope: store.ScopeSite},
 		{Scope: store.ScopeSite, Value: "198.51.100.7"},
 		{Scope: store.ScopeSite, Value: "198.51.100.7/24"},
+		{Scope: store.ScopeSite, Value: "::ffff:198.51.100.0/90"},
+		{Scope: store.ScopeSite, Value: "::fffe:0:0/95"},
 	} {
 		if err := session.CheckLockdown(bad); err == nil {
 			t.Errorf("%+v was taken", bad)
