@@ -244,6 +244,24 @@ func segmentOf(all []segment, after uint64) (int, error) {
 	return 0, nil // it can be no other
 }
 
+// FileOf returns the number of the first record in the file that holds a record,
+// if the log is whole.
+func FileOf(path string, seq uint64) (first uint64, err error) {
+	all, err := openSegments(path)
+	if err != nil {
+		return 0, fmt.Errorf("reading the decision log: %w", err)
+	}
+	defer closeSegments(all)
+	i, err := segmentOf(all, seq-1)
+	if err != nil {
+		return 0, err
+	}
+	if first = all[i].first; first == 0 || first == unreadable {
+		first = 1
+	}
+	return first, nil
+}
+
 // lines calls fn for each line that has its newline, without it, until fn
 // returns false or an error.
 func lines(r io.Reader, fn func(line []byte) (bool, error)) error {

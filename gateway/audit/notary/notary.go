@@ -166,11 +166,14 @@ func (n *Notary) resume() error {
 	n.at = audit.Place{}
 	if n.tree.load(c.Size) == nil {
 		if root, err := n.tree.root(); err == nil && root == c.Root {
-			if err := n.find(c.Size); err != nil {
+			err := n.find(c)
+			if err == nil {
+				n.set(c)
+			}
+			if !errors.Is(err, errTile) {
 				return err
 			}
-			n.set(c)
-			return nil
+			n.at = audit.Place{}
 		}
 	}
 	n.cfg.Log.Warn("the audit tree is damaged; making it anew from the decision log")
@@ -194,31 +197,51 @@ func (n *Notary) resume() error {
 	return nil
 }
 
-// find goes behind the last record that is signed.
-func (n *Notary) find(signed int64) error {
-	if signed == 0 {
+// find goes behind the last record that is signed. The file that it is in must
+// hold what was signed from its beginning: a number alone is easily given to
+// another record. (What is in the files before is for [Verify].)
+func (n *Notary) find(c Checkpoint) error {
+	if c.Size == 0 {
 		return nil
 	}
-	there := false
-	err := n.lines(signed-1, func(line []byte) (bool, error) {
-		if there {
+	signed := signedHashes(treeReader(n.cfg.Dir, c), c)
+	if signed == nil {
+		return errTile
+	}
+	begin, err := audit.FileOf(n.cfg.LogFile, uint64(c.Size))
+	if err != nil {
+		return changed(err)
+	}
+	next := int64(begin)
+	err = n.lines(next-1, func(line []byte) (bool, error) {
+		if next > c.Size {
 			return false, nil
 		}
-		seq, ok := audit.Sequence(line)
-		there = ok && seq == uint64(signed)
-		return there, nil
+		was, err := signed(next - 1)
+		if err != nil {
+			return false, errors.Join(errTile, err)
+		}
+		if tlog.RecordHash(line) != was {
+			return false, fmt.Errorf("%w; run: portvakt-gateway audit verify", &BadRecord{next, "is not the one that was signed"})
+		}
+		next++
+		return true, nil
 	})
-	if err == nil && !there {
-		err = fmt.Errorf("%w: record %d was signed and is not there", ErrChanged, signed)
+	if err == nil && next <= c.Size {
+		err = fmt.Errorf("%w: record %d was signed and is not there", ErrChanged, next)
 	}
 	return err
 }
 
 // lines reads on behind the record numbered after, which was the last.
 func (n *Notary) lines(after int64, fn func(line []byte) (bool, error)) error {
-	err := audit.Lines(n.cfg.LogFile, uint64(after), &n.at, fn)
+	return changed(audit.Lines(n.cfg.LogFile, uint64(after), &n.at, fn))
+}
+
+// changed says of a log whose signed records are not there that it is another.
+func changed(err error) error {
 	if errors.Is(err, audit.ErrShorter) || errors.Is(err, audit.ErrRemoved) {
-		err = fmt.Errorf("%w: %w", ErrChanged, err)
+		return fmt.Errorf("%w: %w", ErrChanged, err)
 	}
 	return err
 }
