@@ -2,6 +2,7 @@ package media
 
 import (
 	"net"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -99,6 +100,58 @@ func TestClassTowardsTheApp(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A switch that is turned holds for calls that are open, both ways.
+func TestClassOfOpenCalls(t *testing.T) {
+	call := newTold(t, "udp4", "127.0.0.1:0")
+	w := newWorld(t, []string{call.yaml("call")})
+	l := w.laptop()
+	for _, c := range []struct {
+		dscp  string
+		first byte // the class of the first datagram: a call is told anew by its second
+		then  byte
+	}{{"auto", 0, voice.DSCP << 2}, {"off", 0, 0}, {"auto", voice.DSCP << 2, voice.DSCP << 2}, {"off", 0, 0}} {
+		w.publish(call.yaml("call") + "dscp: " + c.dscp + "\n")
+		w.swept()
+		for i := range 4 {
+			want := c.then
+			if i == 0 {
+				want = c.first
+			}
+			l.send(4000, w.at("call", 0, 5004), speech)
+			if got, class := call.next(t); got != speech || class != want {
+				t.Errorf("%s, datagram %d: %d bytes with %#x, want %#x", c.dscp, i, len(got), class, want)
+			}
+		}
+		from := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), w.upstream(call.LocalAddr().(*net.UDPAddr).AddrPort()))
+		for i := range 3 {
+			if _, err := call.WriteToUDPAddrPort([]byte(speech), from); err != nil {
+				t.Fatal(err)
+			}
+			d, _ := w.next()
+			if marked := d.payload[1] == voice.DSCP<<2; marked != (c.dscp == "auto") && i > 0 {
+				t.Errorf("%s, answer %d: marked is %t", c.dscp, i, marked)
+			}
+		}
+	}
+}
+
+// upstream is the gateway's port of the flow to an upstream address.
+func (w *world) upstream(to netip.AddrPort) uint16 {
+	w.relay.mu.RLock()
+	defer w.relay.mu.RUnlock()
+	for _, dev := range w.relay.devices {
+		dev.mu.Lock()
+		defer dev.mu.Unlock()
+		for _, f := range dev.flows {
+			if f.is(flowOpen) && f.to == to {
+				return f.socket.port
+			}
+		}
+	}
+	w.t.Fatal("no open flow")
+	return 0
 }
 
 // What waited for a flow's decision is looked at in its turn.

@@ -73,7 +73,8 @@ func (r *Relay) decide(ctx context.Context, f *flow) (*policy.App, bool) {
 		s.End(session.Result{})
 		return app, false
 	}
-	f.session, f.mark = s, app.DSCP == policy.DSCPAuto
+	f.session = s
+	f.mark.Store(app.DSCP == policy.DSCPAuto)
 	return app, true
 }
 
@@ -161,7 +162,7 @@ func (r *Relay) release(f *flow) {
 		return
 	}
 	for _, payload := range waiting {
-		if s.send(&f.target, payload, f.mark && f.up.Look(payload)) != nil {
+		if s.send(&f.target, payload, f.mark.Load() && f.up.Look(payload)) != nil {
 			r.drop(sending)
 			continue
 		}
@@ -220,7 +221,8 @@ func (r *Relay) close(f *flow, outcome string) {
 	f.session.End(session.Result{Outcome: outcome, BytesIn: f.in.Load(), BytesOut: f.out.Load()})
 }
 
-// sweep ends what is idle and forgets what was refused.
+// sweep ends what is idle, forgets what was refused, and has open flows marked as
+// policy says by now.
 func (r *Relay) sweep(now time.Duration) {
 	r.clock.Store(int64(now))
 	r.mu.RLock()
@@ -233,8 +235,17 @@ func (r *Relay) sweep(now time.Duration) {
 	var gone bool
 	for _, dev := range devices {
 		idle = idle[:0]
+		var at netip.Addr
+		var told bool // calls to at are
 		dev.mu.Lock()
 		for _, f := range dev.flows {
+			if a := f.key.app.Addr(); a != at {
+				app := r.cfg.AppByAddr(a)
+				at, told = a, app != nil && app.DSCP == policy.DSCPAuto
+			}
+			if f.is(flowOpen) && f.mark.Load() != told {
+				f.mark.Store(told)
+			}
 			quiet := now - time.Duration(f.last.Load())
 			switch {
 			case f.is(flowRefused) && quiet >= refusedFor:

@@ -59,10 +59,10 @@ const (
 // on another core.
 type flow struct {
 	state atomic.Uint32 // a flowState; changes with dev.mu held
-	mark  bool          // the app's calls are told to the network
+	mark  atomic.Bool   // the app's calls are told to the network; as it was at the last sweep
 	last  atomic.Int64  // Relay.clock at the last datagram either way
 
-	// Set by the worker before the flow is open, like mark.
+	// Set by the worker before the flow is open.
 	session *session.Flow
 	socket  *socket
 	target  target
@@ -153,7 +153,7 @@ func (r *Relay) forward(f *flow, payload []byte) {
 		r.drop(cut)
 		return
 	}
-	err := s.send(&f.target, payload, f.mark && f.up.Look(payload))
+	err := s.send(&f.target, payload, f.mark.Load() && f.up.Look(payload))
 	s.mu.RUnlock()
 	if err != nil {
 		r.drop(sending)
@@ -281,7 +281,7 @@ func (r *Relay) reply(p *poller, f *flow, buf []byte, n int, truncated bool) {
 	}
 	payload := buf[headMax : headMax+n]
 	var class byte
-	if f.mark && f.down.Look(payload) {
+	if f.mark.Load() && f.down.Look(payload) {
 		class = voice.DSCP
 	}
 	f.used(r.clock.Load())
