@@ -162,6 +162,22 @@ var mutants = []mutant{
 		pkg: "./gateway/proxy", test: "TestWhatWaitsForAnAppDies",
 	},
 	{
+		name: "lane_first_byte", breaks: "a request leaves for an https app although the gateway stood still while it shook hands",
+		edit: edit{
+			"gateway/proxy/lane.go",
+			"	lapsed := x.flow.Check() != nil ", "	lapsed := x.flow == nil ",
+		},
+		pkg: "./gateway/proxy", test: "TestNoRequestLeavesAfterALapse",
+	},
+	{
+		name: "direct_first_byte", breaks: "an http app is asked once more although the gateway stood still meanwhile",
+		edit: edit{
+			"gateway/proxy/direct.go",
+			"	if err := x.flow.Check(); err != nil {\n		return http1.Head{}, err\n	}\n	wait := p", "	wait := p",
+		},
+		pkg: "./gateway/proxy", test: "TestNothingIsAskedAgainAfterALapse",
+	},
+	{
 		name: "lease_of_uploads", breaks: "a gateway that stood still passes a piece of an upload",
 		edit: edit{
 			"gateway/proxy/forward.go",

@@ -45,15 +45,18 @@ type backend struct {
 // got is told of the connection by which the request is about to leave.
 // http.Transport sends some again that an app may have got, for reasons that a
 // device can bring about (Idempotency-Key) or the app (HTTP/2's PROTOCOL_ERROR);
-// a record is of one request.
+// a record is of one request. And an app's handshake, or the first of two tries,
+// may have lasted longer than the lease.
 func (x *exchange) got(c net.Conn) {
+	lapsed := x.flow.Check() != nil // without mu, which a cut takes
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	b := &x.backend
 	b.conn = c
 	switch {
-	case b.aborted:
+	case b.aborted || lapsed:
 		abort(c)
+		b.cancel()
 	case b.sent > 0 && (b.sent > 1 || !repeatable(x.req.method)):
 		b.spent = true
 		b.cancel()

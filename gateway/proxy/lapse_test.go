@@ -1,9 +1,11 @@
 package proxy_test
 
 import (
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -162,4 +164,75 @@ func dialSocket(t *testing.T, w *world, host, path string) *websocket.Conn {
 	}
 	t.Cleanup(func() { _ = c.CloseNow() })
 	return c
+}
+
+// upgrading are the lines that ask for a WebSocket.
+const upgrading = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+
+// The gateway stands still while an app shakes hands: the request was decided
+// and recorded, and nothing of it has left.
+func TestNoRequestLeavesAfterALapse(t *testing.T) {
+	for _, kind := range []string{"https", "h2"} {
+		for name, lines := range map[string]string{"request": "", "websocket": upgrading} {
+			t.Run(kind+" "+name, func(t *testing.T) {
+				shaking, goOn := make(chan struct{}, 10), make(chan struct{})
+				got := make(chan string, 10)
+				srv := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { got <- r.RequestURI }))
+				srv.EnableHTTP2 = kind == "h2"
+				srv.TLS = &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+					shaking <- struct{}{}
+					<-goOn
+					return nil, nil
+				}}
+				srv.StartTLS()
+				defer srv.Close()
+				w := newWorld(t, secureApp(t, srv, ""), nil)
+				w.lasts = time.Minute
+				w.login()
+				c := w.tls("crm.test")
+				_ = c.SetDeadline(time.Now().Add(slack * 10 * time.Second))
+				fmt.Fprintf(c, "GET /secret HTTP/1.1\r\nHost: crm.test\r\n%s\r\n", lines)
+				<-shaking
+				w.ahead.Add(int64(2 * time.Minute))
+				close(goOn)
+				if answer, err := io.ReadAll(c); len(answer) > 0 || !isReset(err) {
+					t.Errorf("the device got %q, and then %v", answer, err)
+				}
+				srv.CloseClientConnections()
+				srv.Close() // and with it all that the app was asked
+				if len(got) > 0 {
+					t.Errorf("the app got %q", <-got)
+				}
+			})
+		}
+	}
+}
+
+// Nor is an app asked once more that has dropped a request meanwhile.
+func TestNothingIsAskedAgainAfterALapse(t *testing.T) {
+	for _, kind := range kinds {
+		for name, lines := range map[string]string{"request": "", "websocket": upgrading} {
+			t.Run(kind+" "+name, func(t *testing.T) {
+				app, apps, upstreams := newFickle(t, kind)
+				w := newWorld(t, apps, upstreams)
+				w.lasts = time.Minute
+				w.login()
+				app.drop = func() { w.ahead.Add(int64(2 * time.Minute)) }
+				for try := 0; ; try++ {
+					id := fmt.Sprint(try)
+					got := w.raw("crm.test", "GET / HTTP/1.1\r\nHost: crm.test\r\nX-Case: "+id+"\r\n"+lines+"\r\n")
+					app.mu.Lock()
+					arrived, dropped := app.arrived[id], app.dropped[id]
+					app.mu.Unlock()
+					if !dropped && try < 100 { // the first, or the other connection was not free yet
+						continue
+					}
+					if arrived != 1 || !dropped || got != "" {
+						t.Errorf("it arrived %d times, and was answered %.40q", arrived, got)
+					}
+					return
+				}
+			})
+		}
+	}
 }

@@ -24,6 +24,27 @@ type fickle struct {
 	before  map[string]bool
 	arrived map[string]int
 	dropped map[string]bool
+	drop    func() // called before it drops one, nil for none
+}
+
+// newFickle starts one that speaks HTTP/1.1, without TLS and with it, or HTTP/2.
+func newFickle(t *testing.T, kind string) (app *fickle, apps []string, upstreams map[string]string) {
+	app = &fickle{before: map[string]bool{}, arrived: map[string]int{}, dropped: map[string]bool{}}
+	srv := httptest.NewUnstartedServer(app)
+	srv.Config.ErrorLog = log.New(io.Discard, "", 0)
+	t.Cleanup(func() { srv.CloseClientConnections(); srv.Close() })
+	apps = []string{crmYAML}
+	if kind == "http" {
+		srv.Start()
+	} else {
+		if kind == "h2" {
+			srv.TLS = &tls.Config{NextProtos: []string{"h2", "http/1.1"}}
+			srv.Config.TLSNextProto = map[string]func(*http.Server, *tls.Conn, http.Handler){"h2": func(_ *http.Server, c *tls.Conn, _ http.Handler) { app.serveH2(c) }}
+		}
+		srv.StartTLS()
+		apps = secureApp(t, srv, "")
+	}
+	return app, apps, map[string]string{"crm": srv.URL}
 }
 
 func (f *fickle) drops(remote, id string) bool {
@@ -33,6 +54,9 @@ func (f *fickle) drops(remote, id string) bool {
 	drop := f.before[remote]
 	f.before[remote] = true
 	f.dropped[id] = f.dropped[id] || drop
+	if drop && f.drop != nil {
+		f.drop()
+	}
 	return drop
 }
 
@@ -91,22 +115,8 @@ func (f *fickle) serveH2(c net.Conn) {
 func TestOneRecordOneRequest(t *testing.T) {
 	for _, kind := range kinds {
 		t.Run(kind, func(t *testing.T) {
-			app := &fickle{before: map[string]bool{}, arrived: map[string]int{}, dropped: map[string]bool{}}
-			srv := httptest.NewUnstartedServer(app)
-			srv.Config.ErrorLog = log.New(io.Discard, "", 0)
-			defer func() { srv.CloseClientConnections(); srv.Close() }()
-			apps := []string{crmYAML}
-			if kind == "http" {
-				srv.Start()
-			} else {
-				if kind == "h2" {
-					srv.TLS = &tls.Config{NextProtos: []string{"h2"}}
-					srv.Config.TLSNextProto = map[string]func(*http.Server, *tls.Conn, http.Handler){"h2": func(_ *http.Server, c *tls.Conn, _ http.Handler) { app.serveH2(c) }}
-				}
-				srv.StartTLS()
-				apps = secureApp(t, srv, "")
-			}
-			w := newWorld(t, apps, map[string]string{"crm": srv.URL})
+			app, apps, upstreams := newFickle(t, kind)
+			w := newWorld(t, apps, upstreams)
 			for name, c := range map[string]struct {
 				request string
 				times   int
