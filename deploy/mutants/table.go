@@ -268,10 +268,10 @@ var mutants = []mutant{
 	{
 		name: "page_unescaped", breaks: "invisible and turning characters reach the page",
 		edit: edit{
-			"gateway/proxy/front.go",
+			"gateway/refusal/refusal.go",
 			"unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp)", "unicode.In(r, unicode.Cc)",
 		},
-		pkg: "./gateway/proxy", test: "TestNamesAreText",
+		pkg: "./gateway/refusal", test: "TestNamesAreText",
 	},
 	{
 		name: "shared_connection", breaks: "an app's connection serves another login",
