@@ -54,6 +54,10 @@ func (g *gateway) health() Health {
 	if err := g.notary.Healthy(); err != nil {
 		h.Checks["audit_signed"] = err.Error()
 	}
+	h.Checks["audit_clock"] = "ok"
+	if err := g.audit.ClockBelieved(); err != nil {
+		h.Checks["audit_clock"] = err.Error()
+	}
 	if g.witness != nil {
 		h.Checks["audit_witness"] = "ok"
 		if err := g.witness.Healthy(); err != nil {
@@ -138,6 +142,7 @@ func (g *gateway) metrics() *prometheus.Registry {
 	}, prometheus.NewDesc("portvakt_connections_refused_total", "Connections refused because their device had too many: that wait for a decision, that it gave up itself, or that are open; and tunnels by WebSocket, because all devices had too many or one broke the protocol.", []string{"cause"}, nil)})
 	counter("audit_records_total", "Records appended to the decision log.", func() float64 { return float64(g.audit.Appended()) })
 	counter("audit_lost_total", "Records of refusals and cuts that could not be written.", func() float64 { return float64(g.audit.Lost()) })
+	gauge("audit_clock_leap_seconds", "How far the machine's clock is ahead of what is believed, negative when behind; while it is not 0 nothing of the decision log is destroyed for its age by it.", func() float64 { return g.audit.ClockLeap().Seconds() })
 	gauge("audit_signed_records", "Records of the decision log that the latest checkpoint signs.", func() float64 { return float64(g.notary.Last().Size) })
 	gauge("audit_cosigned_records", "Records of the decision log in the newest checkpoint that the witness cosigned.", func() float64 { return float64(g.cosigned().Size) })
 	gauge("audit_cosigned_timestamp_seconds", "When the witness cosigned it, in seconds since 1970 of its clock; 0 without one.", func() float64 { return max(0, float64(g.cosigned().At.Unix())) })

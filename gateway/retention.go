@@ -94,12 +94,10 @@ func (c *Config) checkRetentionFields(bad func(key, format string, args ...any))
 	}
 }
 
-// retain removes what the log has kept for long enough, if it is to.
+// retain removes what the log has kept for long enough, if it is to; and watches
+// the machine's clock, also until somebody asks for a retention.
 func (g *gateway) retain(ctx context.Context) error {
 	keep := g.cfg.Audit.Retention
-	if keep.Personal <= 0 && keep.Records <= 0 && keep.Fields == (RetentionFields{}) {
-		return nil
-	}
 	return g.audit.Retain(ctx, audit.Retention{
 		Personal: time.Duration(cmp.Or(keep.Personal, keep.Records)), Fields: keep.Fields.effective(), Records: time.Duration(keep.Records),
 		Keep: audit.Keep{

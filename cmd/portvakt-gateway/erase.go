@@ -38,3 +38,29 @@ within 24 hours, and cannot be undone but from a backup of data_dir/people.`,
 	c.Flags().StringVar(&req.Reason, "reason", "", "why, for the other administrator and the record")
 	return c
 }
+
+func auditTrustClockCmd(opt *options) *cobra.Command {
+	var req admin.TrustClock
+	c := &cobra.Command{
+		Use: "trust-clock", Short: "Ask that the gateway believes a clock that leapt", Args: cobra.NoArgs,
+		Long: `Say that the machine's clock is right although it leapt by more than a week, as
+it does when the gateway was off for months (audit_clock in /healthz). What is
+older than audit.retention says by that clock is destroyed then, and cannot be
+brought back. It happens when another administrator, with another user of this
+machine, approves within 24 hours. A wrong clock is to be set right instead.`,
+		Example: `  date && portvakt-gateway audit trust-clock --reason 'it was off over the summer'`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := needReason(req.Reason); err != nil {
+				return err
+			}
+			cl, err := opt.client()
+			if err != nil {
+				return err
+			}
+			act, err := cl.TrustClock(cmd.Context(), req)
+			return printAct(cmd, opt, act, err)
+		},
+	}
+	c.Flags().StringVar(&req.Reason, "reason", "", "why, for the other administrator and the record")
+	return c
+}

@@ -164,7 +164,7 @@ only what was decided on, for:
 		},
 	}
 	show.Flags().BoolVar(&input, "input", false, "only the policy input")
-	return group("audit", "Read the decision log, and prove what it says", tail, show, auditExportCmd(opt), auditVerifyCmd(opt), auditProveCmd(opt), auditEraseCmd(opt))
+	return group("audit", "Read the decision log, and prove what it says", tail, show, auditExportCmd(opt), auditVerifyCmd(opt), auditProveCmd(opt), auditEraseCmd(opt), auditTrustClockCmd(opt))
 }
 
 func auditExportCmd(opt *options) *cobra.Command {

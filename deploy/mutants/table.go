@@ -74,6 +74,14 @@ var mutants = []mutant{
 		pkg: "./gateway/audit/people", test: "TestFieldsExpireAlone",
 	},
 	{
+		name: "leap_believed", breaks: "a clock that leaps ahead destroys what is not old",
+		edit: edit{
+			"gateway/audit/clock.go",
+			"	case leap.Abs() <= maxLeap:", "	case leap.Abs() <= 1<<62:",
+		},
+		pkg: "./gateway/audit", test: "TestClockThatLeapsDestroysNothing",
+	},
+	{
 		name: "removal_untold", breaks: "a log whose beginning somebody removed verifies",
 		edit: edit{
 			"gateway/audit/notary/verify.go",

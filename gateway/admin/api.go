@@ -106,6 +106,11 @@ type Erase struct {
 	Reason  string `json:"reason,omitempty"`
 }
 
+// TrustClock asks that the gateway's clock is believed although it leapt.
+type TrustClock struct {
+	Reason string `json:"reason,omitempty"`
+}
+
 // Why asks what policy would say. What is not given comes from the Subject's
 // live session.
 type Why struct {

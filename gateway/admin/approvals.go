@@ -23,8 +23,8 @@ import (
 // for it and another who approves, within actLife.
 type Act struct {
 	ID          string     `json:"id"`
-	Kind        string     `json:"kind"`   // lockdown_off or audit_erase
-	Target      string     `json:"target"` // the lockdown's ID, or what the log calls a person
+	Kind        string     `json:"kind"`   // lockdown_off, audit_erase or trust_clock
+	Target      string     `json:"target"` // the lockdown's ID, what the log calls a person, or clock
 	Reason      string     `json:"reason,omitempty"`
 	RequestedBy string     `json:"requested_by"`
 	RequestedAt time.Time  `json:"requested_at"`
@@ -45,6 +45,7 @@ type BreakGlass struct {
 const (
 	kindLockdownOff = "lockdown_off"
 	kindAuditErase  = "audit_erase"
+	kindTrustClock  = "trust_clock"
 
 	actPending  = "pending"
 	actApproved = "approved"
@@ -135,6 +136,21 @@ func (s *Server) eraseAudit(w http.ResponseWriter, r *http.Request) {
 	s.ask(w, r, kindAuditErase, id, req.Reason)
 }
 
+// trustClock asks that the machine's clock is believed although it leapt: what
+// is old by it is destroyed then.
+func (s *Server) trustClock(w http.ResponseWriter, r *http.Request) {
+	var req TrustClock
+	if err := decode(w, r, &req); err != nil {
+		s.fail(w, http.StatusBadRequest, "bad_request", err.Error())
+		return
+	}
+	if s.cfg.Audit.ClockLeap() == 0 {
+		s.fail(w, http.StatusConflict, "believed", "The machine's clock is believed; there is nothing to do.")
+		return
+	}
+	s.ask(w, r, kindTrustClock, "clock", req.Reason)
+}
+
 // ask stores and records that an administrator asks for an act; in a
 // break-glass time of that administrator, it happens.
 func (s *Server) ask(w http.ResponseWriter, r *http.Request, kind, target, reason string) {
@@ -178,6 +194,8 @@ func (s *Server) do(w http.ResponseWriter, r *http.Request, a store.Act, outcome
 		_, err = s.cfg.Sessions.LiftLockdown(ctx, session.Lift{ID: a.Target, By: actor(r), At: now, Detail: all})
 	case kindAuditErase:
 		err = s.cfg.Audit.Erase(a.Target, actor(r), all)
+	case kindTrustClock:
+		err = s.cfg.Audit.TrustClock(actor(r), all)
 	default:
 		err = fmt.Errorf("this gateway knows no act %q", a.Kind)
 	}
@@ -253,6 +271,10 @@ func (s *Server) approve(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, http.StatusConflict, "erased", a.Target+" was erased already; reject "+a.ID+" or let it expire.")
 		return
 	}
+	if a.Pending(s.cfg.Now()) && a.Kind == kindTrustClock && s.cfg.Audit.ClockLeap() == 0 {
+		s.fail(w, http.StatusConflict, "believed", "The machine's clock is believed again; reject "+a.ID+" or let it expire.")
+		return
+	}
 	s.do(w, r, a, outcome, detail)
 }
 
@@ -309,6 +331,11 @@ func (s *Server) breakGlass(w http.ResponseWriter, r *http.Request) {
 // Erase asks for the erasure of personal data in the log.
 func (c *Client) Erase(ctx context.Context, req Erase) (out Act, err error) {
 	return out, c.call(ctx, http.MethodPost, "/v1/audit/erase", req, &out)
+}
+
+// TrustClock asks that the gateway believes its machine's clock.
+func (c *Client) TrustClock(ctx context.Context, req TrustClock) (out Act, err error) {
+	return out, c.call(ctx, http.MethodPost, "/v1/audit/trust-clock", req, &out)
 }
 
 // Approvals lists the acts of the last 30 days, the latest first.

@@ -170,6 +170,50 @@ func TestErasureTakesTwo(t *testing.T) {
 	}
 }
 
+// What a clock that leapt would destroy waits for two administrators.
+func TestTrustingTheClockTakesTwo(t *testing.T) {
+	needRoot(t)
+	g := newGateway(t)
+	socket := g.serveGroup(func() time.Time { return now })
+	as := func(uid int) *admin.Client { return admin.NewClientDialling(dialAs(socket, uid, groupID)) }
+	ctx, e, m := t.Context(), as(erik), as(maja)
+	ask := func() (admin.Act, error) { return e.TrustClock(ctx, admin.TrustClock{Reason: "it was off"}) }
+	if _, err := ask(); code(err) != "believed" {
+		t.Errorf("a clock that did not leap: %v", err)
+	}
+	g.must(os.WriteFile(filepath.Join(g.dir, "audit", "clock.json"), []byte(`{"believed":"2020-01-01T00:00:00Z"}`), 0o600))
+	retaining, stop := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	go func() { done <- g.audit.Retain(retaining, audit.Retention{}) }()
+	defer func() {
+		stop()
+		g.must(<-done)
+	}()
+	for range 1000 {
+		if g.audit.ClockLeap() != 0 {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	act, err := ask()
+	if err != nil || act.Status != "pending" || act.Kind != "trust_clock" {
+		t.Fatalf("%+v %v", act, err)
+	}
+	if _, err := e.Approve(ctx, act.ID); code(err) != "same_person" || g.audit.ClockLeap() == 0 {
+		t.Errorf("approved alone: %v", err)
+	}
+	if done, err := m.Approve(ctx, act.ID); err != nil || done.Status != "approved" || g.audit.ClockLeap() != 0 {
+		t.Errorf("%+v %v", done, err)
+	}
+	var b strings.Builder
+	if err := e.AuditTail(ctx, &b, 0, false, false); err != nil || !strings.Contains(b.String(), `"outcome":"trusted_clock"`) || !strings.Contains(b.String(), `"why":"it was off"`) {
+		t.Errorf("no record of it: %v %s", err, b.String())
+	}
+	if _, err := ask(); code(err) != "believed" {
+		t.Errorf("again: %v", err)
+	}
+}
+
 // An enrolment code is made for somebody: whose name it bears is sealed like
 // what is recorded of their laptop, and goes with it, redeemed or not.
 func TestInviteIsErasedWithItsDevice(t *testing.T) {

@@ -126,6 +126,7 @@ func (s *Server) handler() http.Handler {
 	mux.HandleFunc("GET /v1/audit", s.auditTail)
 	mux.HandleFunc("GET /v1/audit/{id}", s.auditShow)
 	mux.HandleFunc("POST /v1/audit/erase", s.eraseAudit)
+	mux.HandleFunc("POST /v1/audit/trust-clock", s.trustClock)
 	mux.HandleFunc("GET /v1/export", s.export)
 	mux.HandleFunc("GET /v1/policy/bundle", s.bundle)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

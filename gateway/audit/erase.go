@@ -63,11 +63,16 @@ type Retention struct {
 
 // Retain destroys what opens personal data, or a field of it, of days that ended
 // longer ago than it is kept, and removes older records, now and every hour, until ctx ends.
-// What it does is recorded first.
+// What it does is recorded first. It takes the machine's clock only as far as
+// there is evidence for it; see [Log.ClockBelieved].
 func (l *Log) Retain(ctx context.Context, r Retention) error {
 	for {
 		wait := retainEvery
-		if err := l.retain(ctx, r, l.now()); err != nil && ctx.Err() == nil {
+		now, err := l.believed()
+		if err == nil {
+			err = l.retain(ctx, r, now)
+		}
+		if err != nil && ctx.Err() == nil {
 			l.log.Error("what is old in the audit log could not be destroyed; trying again", "err", err)
 			wait = retainAgain
 		}
@@ -80,6 +85,8 @@ func (l *Log) Retain(ctx context.Context, r Retention) error {
 			timer.Stop()
 			return nil
 		case <-timer.C:
+		case <-l.clock.trusted:
+			timer.Stop()
 		}
 	}
 }

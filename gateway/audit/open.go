@@ -47,6 +47,7 @@ func Open(opt Options) (*Log, error) {
 		wake: make(chan struct{}, 1), folders: map[*Refusals]struct{}{},
 	}
 	l.done = sync.NewCond(&l.smu)
+	l.clock.path, l.clock.trusted = filepath.Join(opt.Dir, clockFile), make(chan struct{}, 1)
 	if l.now == nil {
 		l.now = time.Now
 	}
@@ -148,6 +149,11 @@ func (l *Log) resume(dir string) error {
 // empty, the log goes on behind the one before.
 func (l *Log) findBegin() error {
 	if l.size > 0 {
+		last, err := recordBefore(l.f, l.size)
+		if err != nil {
+			return err
+		}
+		l.newest = last.Time
 		r, err := recordBefore(l.f, 0)
 		if err != nil {
 			l.log.Warn("the audit log begins with what is no record; it goes on in this file for ever", "err", err)
@@ -164,7 +170,7 @@ func (l *Log) findBegin() error {
 	if err != nil {
 		return err
 	}
-	l.seq, l.synced = r.Seq, r.Seq
+	l.seq, l.synced, l.newest = r.Seq, r.Seq, r.Time
 	return nil
 }
 

@@ -62,7 +62,7 @@ type person struct {
 	id, name string
 	seen     string                 // the latest day something was sealed; guarded by mu
 	touched  string                 // what the file's time says about that; guarded by mu
-	latest   atomic.Pointer[Sealer] // of that day
+	latest   atomic.Pointer[Sealer] // of the day it was asked for last
 }
 
 // Sealer seals one person's data of one day.
@@ -214,9 +214,7 @@ func (k *Keys) For(name string, at time.Time) *Sealer {
 	}
 	s := sealer(p, d, date)
 	s.nth = at.Unix() / daySeconds
-	if date >= p.seen {
-		p.latest.Store(s)
-	}
+	p.latest.Store(s) // also of a day before the last, when the clock was ahead
 	if date > p.seen {
 		p.seen = date
 		k.changes.Add(1)

@@ -1,0 +1,205 @@
+package audit_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/portvakt/portvakt/gateway/audit"
+)
+
+const (
+	day   = 24 * time.Hour
+	years = 10 * 365 * day
+)
+
+// machine is a gateway's log on a machine whose clock can leap.
+type machine struct {
+	*audit.Log
+	t     *testing.T
+	dir   string
+	kept  time.Duration
+	ahead atomic.Int64
+	stop  func()
+}
+
+func newMachine(t *testing.T, dir string, kept time.Duration) *machine {
+	m := &machine{t: t, dir: dir, kept: kept}
+	m.start()
+	return m
+}
+
+func (m *machine) start() {
+	m.t.Helper()
+	m.Log = sealing(m.t, m.dir, func() time.Time { return time.Now().Add(time.Duration(m.ahead.Load())) })
+	ctx, cancel := context.WithCancel(m.t.Context())
+	done := make(chan error, 1)
+	go func() { done <- m.Retain(ctx, audit.Retention{Personal: m.kept}) }()
+	m.stop = func() {
+		m.t.Helper()
+		cancel()
+		if err := errors.Join(<-done, m.Close()); err != nil {
+			m.t.Error(err)
+		}
+	}
+	synctest.Wait()
+}
+
+func (m *machine) leap(d time.Duration) { m.ahead.Store(int64(d)) }
+
+func (m *machine) sleep(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+func (m *machine) write() {
+	m.t.Helper()
+	if err := m.Append(&audit.Record{Kind: audit.KindDecision, Subject: "iss#anna"}); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// check tells of how many records the subject must still be readable, and how
+// far the clock must be from what is believed.
+func (m *machine) check(when string, readable int, leap time.Duration) {
+	m.t.Helper()
+	got := 0
+	err := audit.Scan(m.Path(), func(line []byte, r *audit.Record) bool {
+		if _, err := m.Reveal(line, r); err != nil {
+			m.t.Error(err)
+		}
+		if r.Subject != "" {
+			got++
+		}
+		return true
+	})
+	if err != nil || got != readable {
+		m.t.Errorf("%s: %d records can be read, want %d; %v", when, got, readable, err)
+	}
+	if d := m.ClockLeap() - leap; d.Abs() > 2*time.Hour || (leap == 0) != (m.ClockBelieved() == nil) {
+		m.t.Errorf("%s: the clock is taken to be %s ahead, want %s; %v", when, m.ClockLeap(), leap, m.ClockBelieved())
+	}
+}
+
+// A clock that leaps years ahead destroys nothing, over restarts too, until
+// somebody says that it is right. What is old by the time that really passed
+// goes all the same.
+func TestClockThatLeapsDestroysNothing(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t, dir, 2*day)
+		if err := m.TrustClock("os:0:root", nil); !errors.Is(err, audit.ErrClockBelieved) {
+			t.Errorf("trusting a clock that did not leap: %v", err)
+		}
+		for range 2 {
+			m.write()
+			m.sleep(time.Hour)
+		}
+		m.check("before", 2, 0)
+		m.leap(years)
+		m.sleep(2 * time.Hour)
+		m.check("after the leap", 2, years)
+		m.stop()
+		m.start()
+		m.write() // a day of the future has a key now
+		m.sleep(2 * time.Hour)
+		m.check("after a restart", 3, years)
+		m.sleep(3 * day)
+		m.check("when its time has come", 1, years)
+		if err := m.TrustClock("os:0:root", map[string]string{"why": "it was set right"}); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		m.check("when it is said to be right", 0, 0)
+		m.leap(0)
+		m.write()
+		m.sleep(2 * time.Hour)
+		m.check("when it leaps back", 1, -years)
+		m.stop()
+		said := 0
+		if err := audit.Scan(m.Path(), func(_ []byte, r *audit.Record) bool {
+			if r.Kind == audit.KindAdmin && r.Outcome == "trusted_clock" && r.Actor == "os:0:root" && r.Detail["why"] == "it was set right" && r.Detail["leap_seconds"] != "" {
+				said++
+			}
+			return true
+		}); err != nil || said != 1 {
+			t.Errorf("%d records of it, %v", said, err)
+		}
+	})
+}
+
+// A leap is over when the clock is put right, and believed when the gateway ran
+// with it for a week, not when it was off for one.
+func TestLeapsEnd(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t, dir, 30*day)
+		m.write()
+		m.leap(years)
+		m.sleep(2 * time.Hour)
+		m.check("after the leap", 1, years)
+		m.leap(0)
+		m.sleep(2 * time.Hour)
+		m.check("put right", 1, 0)
+		m.leap(years)
+		m.sleep(6 * day)
+		m.check("six days later", 1, years)
+		m.leap(2 * years)
+		m.sleep(6 * day)
+		m.check("six days after another leap", 1, 2*years)
+		m.stop()
+		m.sleep(5 * day)
+		m.start()
+		m.check("after days off", 1, 2*years+5*day)
+		m.sleep(2 * day)
+		m.check("after a week", 0, 0)
+		m.stop()
+	})
+}
+
+// A gateway that was off for days goes on at once; one that was off for months
+// is asked about, because nothing tells that from a leap.
+func TestTimeOff(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		m := newMachine(t, dir, 20*day)
+		file := filepath.Join(dir, "audit", "clock.json")
+		m.write()
+		m.stop()
+		m.sleep(6 * day)
+		m.start()
+		m.check("after six days", 1, 0)
+		m.stop()
+		m.sleep(90 * day)
+		m.start()
+		m.check("after three months", 1, 90*day)
+		m.stop()
+		if err := os.Remove(file); err != nil {
+			t.Fatal(err)
+		}
+		m.start()
+		m.check("by the newest record alone", 1, 96*day)
+		m.stop()
+		if err := os.WriteFile(file, []byte("{}"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		m.start()
+		m.sleep(day)
+		m.check("when it is not known", 1, 0)
+		if err := os.Remove(file); err != nil {
+			t.Fatal(err)
+		}
+		m.sleep(time.Hour)
+		if err := m.TrustClock("os:0:root", nil); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		m.check("when it is said to be right", 0, 0)
+		m.stop()
+	})
+}
