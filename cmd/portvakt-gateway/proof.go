@@ -15,6 +15,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 
 	"github.com/portvakt/portvakt/gateway"
+	"github.com/portvakt/portvakt/gateway/audit"
 	"github.com/portvakt/portvakt/gateway/audit/notary"
 )
 
@@ -264,11 +265,12 @@ shows nothing of other records, and whoever has the verifier key checks it with
 }
 
 // called picks the record with that decision ID or number. Only the record of
-// the decision itself counts, not those that mention it.
+// the decision itself counts, or the one it was folded into as the first or the
+// last, not those that mention it.
 func called(id string) func([]byte) bool {
 	seq, err := strconv.ParseUint(id, 10, 63)
 	numbered := err == nil
-	want := []byte(`"decision":` + strconv.Quote(id))
+	want := []byte(strconv.Quote(id))
 	return func(line []byte) bool {
 		if numbered {
 			return bytes.HasPrefix(line, []byte(`{"seq":`+strconv.FormatUint(seq, 10)+","))
@@ -276,7 +278,7 @@ func called(id string) func([]byte) bool {
 		if !bytes.Contains(line, want) {
 			return false
 		}
-		var r struct{ Decision string }
-		return json.Unmarshal(line, &r) == nil && r.Decision == id
+		var r audit.Record
+		return json.Unmarshal(line, &r) == nil && r.Names(id)
 	}
 }

@@ -154,6 +154,18 @@ func TestAFoldSaysWhatItIsOf(t *testing.T) {
 	if err != nil || !strings.HasSuffix(string(line), want) {
 		t.Errorf("%s\nwant %s, %v", line, want, err)
 	}
+	// A block page may show any of these IDs.
+	for id, found := range map[string]bool{"d-0": true, "d-500": true, "d-501": false, "d-502": true} {
+		_, r, err := l.Find(id)
+		switch {
+		case found != (err == nil):
+			t.Errorf("%s: %v", id, err)
+		case !found && !strings.Contains(err.Error(), "folded"):
+			t.Errorf("%s: %v does not say where it may be", id, err)
+		case found && !r.Names(id):
+			t.Errorf("%s: found %+v", id, r)
+		}
+	}
 }
 
 // A device may ask about as many names as it can think of.

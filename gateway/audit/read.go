@@ -259,7 +259,8 @@ func (fl *follower) place() (after string, err error) {
 
 // Find returns the record with that sequence number or decision ID, and its
 // line, both revealed. Several records may name one decision; the one that
-// carries its Input is preferred, then the earliest.
+// carries its Input is preferred, then the earliest. Of decisions that were
+// folded the first and the last are found.
 func (l *Log) Find(idOrSeq string) ([]byte, *Record, error) {
 	seq, err := strconv.ParseUint(idOrSeq, 10, 64)
 	isSeq := err == nil && seq > 0
@@ -268,7 +269,7 @@ func (l *Log) Find(idOrSeq string) ([]byte, *Record, error) {
 	var revealing error
 	err = Scan(l.path, func(line []byte, r *Record) bool {
 		isIt := isSeq && r.Seq == seq
-		if !isIt && (idOrSeq == "" || r.Decision != idOrSeq) {
+		if !isIt && !r.Names(idOrSeq) {
 			return true
 		}
 		var shown []byte
@@ -284,7 +285,7 @@ func (l *Log) Find(idOrSeq string) ([]byte, *Record, error) {
 		return nil, nil, err
 	}
 	if found == nil {
-		return nil, nil, fmt.Errorf("finding an audit record: none in %s has the number or decision %q", l.path, idOrSeq)
+		return nil, nil, fmt.Errorf("finding %q in %s: %s", idOrSeq, l.path, NotFound)
 	}
 	return found, record, nil
 }

@@ -124,6 +124,19 @@ type Record struct {
 	InputCompact bool `json:"-"`
 }
 
+// Names says whether a record is of a decision, or of refusals folded into one
+// whose first or last it is.
+func (r *Record) Names(decision string) bool {
+	if decision == "" {
+		return false
+	}
+	return r.Decision == decision ||
+		r.Kind == KindFolded && (r.Detail["first_decision"] == decision || r.Detail["last_decision"] == decision)
+}
+
+// NotFound is what is said of a decision without a record.
+const NotFound = "no record has that decision ID or number (of refusals that were folded into one record, only the first and the last have their IDs in it)"
+
 // SetDecision copies what d says into the record.
 func (r *Record) SetDecision(d policy.Decision) {
 	allow := d.Allow

@@ -276,7 +276,7 @@ type Proof struct {
 }
 
 // ErrNotFound says that no record has the ID asked for.
-var ErrNotFound = errors.New("no record has that decision ID or number")
+var ErrNotFound = errors.New(audit.NotFound)
 
 // ErrUnsigned says that a record is newer than the latest checkpoint.
 var ErrUnsigned = errors.New("the record is not signed yet; try again in some seconds")
