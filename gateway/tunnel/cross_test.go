@@ -60,7 +60,7 @@ func (d *dozer) write(t *testing.T, c net.Conn, s string) {
 
 func (d *dozer) expect(t *testing.T, c net.Conn, s string) {
 	t.Helper()
-	_ = c.SetReadDeadline(time.Now().Add(20 * time.Second))
+	_ = c.SetReadDeadline(time.Now().Add(answerPatience))
 	b := make([]byte, len(s))
 	if _, err := io.ReadFull(c, b); err != nil || string(b) != s {
 		t.Fatalf("%q, %v; %+v, %v", b, err, d.in.Handshakes(), d.in.Refused())

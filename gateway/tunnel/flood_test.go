@@ -230,7 +230,7 @@ func TestFloodFromALivePlace(t *testing.T) {
 		return c, i
 	}
 	live, i := contact(0, "127.0.8.1") // in no prefix of theirs
-	if _, _, ok := comeIn(live, i, 1, time.Second, time.Now().Add(5*time.Second)); !ok {
+	if _, _, ok := comeIn(live, i, 1, time.Second, time.Now().Add(answerPatience)); !ok {
 		t.Fatal("the live device did not come in")
 	}
 	stop := floodBy(in, 20_000, []net.Conn{live})

@@ -94,7 +94,7 @@ func (in *ingress) wired(t *testing.T, i int) *client {
 	c := newClient()
 	in.admit(t, c, i)
 	c.connectRaw(t, in, in.addr())
-	if got := c.exchange(packet4(1, at(inner(i)[0], 0), at(gatewayAddrs[0], 0)), 5*time.Second); got == nil || got[20] != 0 {
+	if got := c.exchange(packet4(1, at(inner(i)[0], 0), at(gatewayAddrs[0], 0)), answerPatience); got == nil || got[20] != 0 {
 		t.Fatalf("echo to the gateway: %x", got)
 	}
 	return c
@@ -181,23 +181,21 @@ func caseClosed(t *testing.T, in *ingress) {
 			"gateway's port":       at(gatewayAddrs[i], 22),
 			"other device":         at(inner(1)[i], 443),
 		} {
-			begun := time.Now()
-			_, err := a.dial(t, dst)
-			if took := time.Since(begun); !errors.Is(err, syscall.ECONNREFUSED) || took > 500*time.Millisecond {
-				t.Errorf("%s %v: after %v %v, want ECONNREFUSED at once", name, dst, took, err)
+			if _, err := a.dial(t, dst); !errors.Is(err, syscall.ECONNREFUSED) {
+				t.Errorf("%s %v: %v, want ECONNREFUSED", name, dst, err)
 			}
 		}
 	}
 	// The first answer to a SYN that is refused is the reset, in its own order.
 	w := in.wired(t, 2)
 	for name, dst := range map[string]netip.AddrPort{"refused by its owner": at(app[0], 7), "hidden": at(hidden[0], 443)} {
-		got := w.exchange(tcp4(at(inner(2)[0], 40000), dst, 2, 1000, 0), 3*time.Second)
+		got := w.exchange(tcp4(at(inner(2)[0], 40000), dst, 2, 1000, 0), answerPatience)
 		if got == nil || got[33] != 0x14 || binary.BigEndian.Uint32(got[28:]) != 1001 {
 			t.Errorf("SYN to %s: %x, want RST and ACK of it", name, got)
 		}
 	}
 	// So it is for a segment of no connection, as after a restart.
-	got := w.exchange(tcp4(at(inner(2)[0], 40001), at(app[0], 443), 0x10, 77, 4711), 3*time.Second)
+	got := w.exchange(tcp4(at(inner(2)[0], 40001), at(app[0], 443), 0x10, 77, 4711), answerPatience)
 	if got == nil || got[33]&4 == 0 || binary.BigEndian.Uint32(got[24:]) != 4711 {
 		t.Errorf("ACK of no connection: %x, want RST", got)
 	}
@@ -229,7 +227,7 @@ func caseSlowAccept(t *testing.T, in *ingress) {
 		nc, err := r.Accept(t.Context())
 		accepted <- answer{nc, err}
 	}()
-	got := c.next(3 * time.Second)
+	got := c.next(answerPatience)
 	if got == nil || got[33] != 0x12 || binary.BigEndian.Uint32(got[28:]) != 1001 {
 		t.Fatalf("after Accept: %x, want SYN and ACK", got)
 	}
@@ -249,7 +247,7 @@ func caseSlowAccept(t *testing.T, in *ingress) {
 		if p := a.c.RemoteAddr().(*net.TCPAddr); p.Port != 40000 {
 			t.Errorf("connection of %v", p)
 		}
-	case <-time.After(3 * time.Second):
+	case <-time.After(answerPatience):
 		t.Fatal("the connection does not come")
 	}
 	if _, err := r.Accept(t.Context()); err == nil {
@@ -257,7 +255,7 @@ func caseSlowAccept(t *testing.T, in *ingress) {
 	}
 	r.Reset() // does nothing any more
 	// FIN, answered: the connection is still there.
-	if got := c.exchange(tcp4(me, dst, 0x11, 1001, seq), 3*time.Second); got == nil || got[33]&4 != 0 {
+	if got := c.exchange(tcp4(me, dst, 0x11, 1001, seq), answerPatience); got == nil || got[33]&4 != 0 {
 		t.Errorf("FIN: %x", got)
 	}
 }
@@ -268,14 +266,14 @@ func caseWithdrawn(t *testing.T, in *ingress) {
 	c.raw.out <- tcp4(me, dst, 2, 1000, 0)
 	r := <-in.asked
 	r.Reset()
-	if got := c.next(3 * time.Second); got == nil || got[33] != 0x14 {
+	if got := c.next(answerPatience); got == nil || got[33] != 0x14 {
 		t.Errorf("refused: %x", got)
 	}
 	// The same ports again are a new question.
 	c.raw.out <- tcp4(me, dst, 2, 5000, 0)
 	select {
 	case r = <-in.asked:
-	case <-time.After(3 * time.Second):
+	case <-time.After(answerPatience):
 		t.Fatal("a second attempt is not asked about")
 	}
 	// The device changes its mind while the handshake is under way.
@@ -284,7 +282,7 @@ func caseWithdrawn(t *testing.T, in *ingress) {
 		_, err := r.Accept(t.Context())
 		failed <- err
 	}()
-	if got := c.next(3 * time.Second); got == nil || got[33] != 0x12 {
+	if got := c.next(answerPatience); got == nil || got[33] != 0x12 {
 		t.Fatalf("accepted: %x", got)
 	}
 	c.raw.out <- tcp4(me, dst, 4, 5001, 0)
@@ -293,7 +291,7 @@ func caseWithdrawn(t *testing.T, in *ingress) {
 		if err == nil {
 			t.Error("a connection that was reset is accepted")
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(answerPatience):
 		t.Error("Accept outlives the reset")
 	}
 }
@@ -311,7 +309,7 @@ func caseUnfinished(t *testing.T, in *ingress) {
 		_, err := r.Accept(ctx)
 		failed <- err
 	}()
-	got := c.next(3 * time.Second)
+	got := c.next(answerPatience)
 	if got == nil || got[33] != 0x12 {
 		t.Fatalf("accepted: %x", got)
 	}
@@ -321,14 +319,14 @@ func caseUnfinished(t *testing.T, in *ingress) {
 		if !errors.Is(err, context.Canceled) {
 			t.Errorf("Accept: %v", err)
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(answerPatience):
 		t.Fatal("Accept outlives its context")
 	}
-	if got := c.next(3 * time.Second); got == nil || got[33]&4 == 0 {
+	if got := c.next(answerPatience); got == nil || got[33]&4 == 0 {
 		t.Errorf("the device is told %x, want a reset", got)
 	}
 	seq := binary.BigEndian.Uint32(got[24:]) + 1
-	if got := c.exchange(tcp4(me, dst, 0x10, 1001, seq), 3*time.Second); got == nil || got[33]&4 == 0 {
+	if got := c.exchange(tcp4(me, dst, 0x10, 1001, seq), answerPatience); got == nil || got[33]&4 == 0 {
 		t.Errorf("its last ACK is answered with %x, want a reset", got)
 	}
 }
@@ -338,8 +336,8 @@ func caseHalfClose(t *testing.T, in *ingress) {
 	for _, a := range app {
 		nc := c.mustDial(t, at(a, 8))
 		gw := <-in.conns
-		_ = nc.SetDeadline(time.Now().Add(5 * time.Second))
-		_ = gw.SetDeadline(time.Now().Add(5 * time.Second))
+		_ = nc.SetDeadline(time.Now().Add(answerPatience))
+		_ = gw.SetDeadline(time.Now().Add(answerPatience))
 		if _, err := io.WriteString(nc, "question"); err != nil {
 			t.Fatal(err)
 		}
@@ -373,7 +371,7 @@ func caseResets(t *testing.T, in *ingress) {
 				end, other = nc, gw
 			}
 			end.(resetter).Reset()
-			_ = other.SetDeadline(time.Now().Add(3 * time.Second))
+			_ = other.SetDeadline(time.Now().Add(answerPatience))
 			if _, err := other.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 				t.Errorf("%v reset by the %s: the other end reads %v", a, name, err)
 			}
@@ -387,7 +385,7 @@ func caseResets(t *testing.T, in *ingress) {
 
 func roundTripBetween(t *testing.T, a, b net.Conn) {
 	t.Helper()
-	_, _ = a.SetDeadline(time.Now().Add(3*time.Second)), b.SetDeadline(time.Now().Add(3*time.Second))
+	_, _ = a.SetDeadline(time.Now().Add(answerPatience)), b.SetDeadline(time.Now().Add(answerPatience))
 	buf := make([]byte, 4)
 	if _, err := io.WriteString(a, "ping"); err != nil {
 		t.Fatal(err)
@@ -428,7 +426,11 @@ func caseFlood(t *testing.T, in *ingress) {
 		}
 	}()
 	resets := 0
-	for bad.next(time.Second) != nil {
+	for resets < sent-bound && bad.next(answerPatience) != nil {
+		resets++
+	}
+	in.eventually(t, "as many as may wait do", func() bool { return len(in.asked) >= bound })
+	for bad.next(50*time.Millisecond) != nil {
 		resets++
 	}
 	if held := len(in.asked); held != bound || resets != sent-bound {
@@ -439,7 +441,7 @@ func caseFlood(t *testing.T, in *ingress) {
 		(<-in.asked).Reset()
 	}
 	for range bound {
-		if got := bad.next(3 * time.Second); got == nil || got[33]&4 == 0 {
+		if got := bad.next(answerPatience); got == nil || got[33]&4 == 0 {
 			t.Fatalf("refused: %x", got)
 		}
 	}
@@ -447,7 +449,7 @@ func caseFlood(t *testing.T, in *ingress) {
 	select {
 	case r := <-in.asked:
 		r.Reset()
-	case <-time.After(3 * time.Second):
+	case <-time.After(answerPatience):
 		t.Error("the places are not given back")
 	}
 }
@@ -557,10 +559,10 @@ func caseStop(t *testing.T, in *ingress) {
 	r := <-in.asked
 	begun := time.Now()
 	in.stop()
-	if took := time.Since(begun); took > time.Second {
+	if took := time.Since(begun); took > answerPatience/3 {
 		t.Errorf("stopping took %v", took)
 	}
-	_ = nc.SetDeadline(time.Now().Add(3 * time.Second))
+	_ = nc.SetDeadline(time.Now().Add(answerPatience))
 	if _, err := nc.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("an open connection reads %v", err)
 	}
@@ -579,7 +581,7 @@ func caseHairpin(t *testing.T, in *ingress) {
 	a, b := in.wired(t, 0), in.wired(t, 1)
 	// Even a segment that names the other device does not reach it.
 	in.table.Set(inner(0), []segment.Entry{{Addr: inner(1)[0], Proto: segment.ProtoTCP, Port: 443}})
-	if got := a.exchange(tcp4(at(inner(0)[0], 1024), at(inner(1)[0], 443), 2, 1, 0), time.Second); got == nil || got[33]&4 == 0 {
+	if got := a.exchange(tcp4(at(inner(0)[0], 1024), at(inner(1)[0], 443), 2, 1, 0), answerPatience); got == nil || got[33]&4 == 0 {
 		t.Errorf("SYN to another device: %x, want RST", got)
 	}
 	if got := b.next(50 * time.Millisecond); got != nil {

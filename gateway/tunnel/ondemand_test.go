@@ -26,9 +26,9 @@ func (in *ingress) live(key [32]byte) bool {
 
 func (in *ingress) eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(answerPatience); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("%s: not within 5 s; %v", what, in.Refused())
+			t.Fatalf("%s: not within %v; %v", what, answerPatience, in.Refused())
 		}
 	}
 }
@@ -68,14 +68,14 @@ func TestPeerOnDemand(t *testing.T) {
 	if _, err := g.Write([]byte("are you there")); err != nil {
 		t.Fatal(err)
 	}
-	_ = nc.SetDeadline(time.Now().Add(3 * time.Second))
+	_ = nc.SetDeadline(time.Now().Add(answerPatience))
 	b := make([]byte, 13)
 	if _, err := io.ReadFull(nc, b); err != nil || string(b) != "are you there" {
 		t.Fatalf("%q, %v", b, err)
 	}
 	t.Logf("a packet to a dormant device took %v", time.Since(begun).Round(10*time.Microsecond))
-	if took := time.Since(begun); took > time.Second {
-		t.Errorf("it took %v: no packet may be lost on the way", took)
+	if took := time.Since(begun); took > 5*time.Second { // WireGuard's next try
+		t.Errorf("it took %v: no message may be lost on the way", took)
 	}
 	if !in.live(c.pub) || in.Handshakes().Woken != 1 {
 		t.Errorf("no peer was made for the packet: %+v", in.Handshakes())
@@ -386,7 +386,7 @@ func TestRestartCallsMany(t *testing.T) {
 		select {
 		case p := <-in.located:
 			places[p.key] = p.ep
-		case <-time.After(5 * time.Second):
+		case <-time.After(answerPatience):
 			t.Fatalf("%d of %d located; %v %+v", len(places), n, in.Refused(), in.Handshakes())
 		}
 	}

@@ -40,7 +40,7 @@ func TestPlaceOfAnotherDevice(t *testing.T) {
 	}
 	defer c.CloseNow()
 	at := <-from
-	for end := time.Now().Add(3 * time.Second); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(15 * time.Second); ; time.Sleep(time.Millisecond) {
 		if ep, err := tun.endpoint(place{at, "b"}); err != nil {
 			t.Fatal(err)
 		} else if e, ok := ep.(*transport.StreamEndpoint); ok && e.Device() == "b" {

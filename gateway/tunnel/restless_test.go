@@ -5,9 +5,6 @@ import (
 	"time"
 )
 
-// answerPatience is how long an answer may take on a busy machine.
-const answerPatience = 3 * time.Second
-
 // Each connection that a device asks for and gives up costs a decision and a
 // dial: after some it is refused before either, and another device is not.
 func caseGivenUp(t *testing.T, in *ingress) {

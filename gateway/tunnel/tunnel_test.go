@@ -65,10 +65,8 @@ func TestWhatIsNotAllowedLooksClosed(t *testing.T) {
 			"other device":         at(inner(1)[i], 443),
 			"other device's 80":    at(inner(1)[i], 80),
 		} {
-			begun := time.Now()
-			_, err := a.dial(t, dst)
-			if took := time.Since(begun); !errors.Is(err, syscall.ECONNREFUSED) || took > 500*time.Millisecond {
-				t.Errorf("%s %v: after %v %v, want ECONNREFUSED at once", name, dst, took, err)
+			if _, err := a.dial(t, dst); !errors.Is(err, syscall.ECONNREFUSED) {
+				t.Errorf("%s %v: %v, want ECONNREFUSED", name, dst, err)
 			}
 		}
 		for name, dst := range map[string]netip.AddrPort{"closed port": at(app[i], 9), "other device": at(inner(1)[i], 5004), "hidden app": at(hidden[i], 5004)} {
@@ -131,7 +129,7 @@ func TestRawPackets(t *testing.T) {
 	b.connectRaw(t, in, in.addr())
 	me, other := at(inner(0)[0], 40000), at(inner(1)[0], 40000)
 
-	patience := 5 * time.Second
+	patience := answerPatience
 	exchange := func(p []byte) []byte {
 		a.raw.out <- p
 		select {
@@ -143,7 +141,7 @@ func TestRawPackets(t *testing.T) {
 	}
 	silent := func(p []byte) []byte {
 		patience = 100 * time.Millisecond
-		defer func() { patience = 5 * time.Second }()
+		defer func() { patience = answerPatience }()
 		return exchange(p)
 	}
 	// The first packet takes the handshake along.
@@ -200,7 +198,7 @@ func TestUnknownKeyGetsSilence(t *testing.T) {
 	known.raw.out <- packet4(1, at(inner(0)[0], 0), at(gatewayAddrs[0], 0))
 	select {
 	case <-known.raw.in:
-	case <-time.After(3 * time.Second):
+	case <-time.After(answerPatience):
 		t.Error("the same road does not work for a registered key")
 	}
 	if r.answered.Load() == 0 {
@@ -294,8 +292,8 @@ func TestOnEndpoint(t *testing.T) {
 				t.Errorf("%s: told %v, want %v", what, got.ep, want)
 			}
 			t.Logf("%s: told after %v", what, got.at.Sub(since).Round(time.Millisecond))
-		case <-time.After(2 * time.Second):
-			t.Errorf("%s: not told within 2 s", what)
+		case <-time.After(answerPatience):
+			t.Errorf("%s: not told", what)
 		}
 	}
 	begun := time.Now()
@@ -339,7 +337,7 @@ func TestResetReachesTheClient(t *testing.T) {
 		}
 		begun := time.Now()
 		g.(interface{ Reset() }).Reset()
-		_ = nc.SetReadDeadline(time.Now().Add(2 * time.Second))
+		_ = nc.SetReadDeadline(time.Now().Add(answerPatience))
 		if n, err := nc.Read(make([]byte, 100)); !errors.Is(err, syscall.ECONNRESET) || n != 0 {
 			t.Errorf("after the reset: %d bytes, %v", n, err)
 		}
