@@ -195,7 +195,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	io.Copy(io.Discard, io.LimitReader(r.Body, 1<<10))
 	lang := languageOf(h.cfg.Language)
 	say := languages[lang]
-	elsewhere := page{Lang: lang, Title: say.NotHere, Text: say.UnderWay, Remedy: say.Back}
+	elsewhere := answer(lang, say.NotHere, say.UnderWay, say.Back, "")
 	switch {
 	case r.Host != h.host:
 		// Another name for this address is a page trying DNS rebinding.
@@ -209,28 +209,29 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		writePage(w, http.StatusMethodNotAllowed, elsewhere)
 		return
 	}
-	answer, err := parse(r.URL.RawQuery)
-	if err == nil && h.state != "" && answer.State != h.state {
+	got, err := parse(r.URL.RawQuery)
+	if err == nil && h.state != "" && got.State != h.state {
 		err = errors.New("it belongs to another login")
 	}
 	if err != nil {
 		h.cfg.Log.Warn("what came back from the login page is not the answer", "err", err)
-		writePage(w, http.StatusBadRequest, page{Lang: lang, Title: say.NotTheAnswer, Text: say.Misread, Remedy: say.Back + " " + say.Again})
+		writePage(w, http.StatusBadRequest, answer(lang, say.NotTheAnswer, say.Misread, say.Back+" "+say.Again, ""))
 		return
 	}
 	if !h.take() {
-		writePage(w, http.StatusGone, page{Lang: lang, Title: say.Used, Text: say.Once, Remedy: say.Unless})
+		writePage(w, http.StatusGone, answer(lang, say.Used, say.Once, say.Unless, ""))
 		return
 	}
 	ctx, cancel := context.WithTimeout(h.ctx, completeTimeout)
 	defer cancel()
-	st, err := h.cfg.Complete(ctx, answer)
+	st, err := h.cfg.Complete(ctx, got)
 	defer func() { h.done <- outcome{st, err} }()
 	if err != nil {
 		writePage(w, http.StatusForbidden, failure(err, lang))
 		return
 	}
-	p := page{Lang: lang, Title: say.LoggedIn, Good: true, Text: say.Close}
+	p := answer(lang, say.LoggedIn, say.Close, "", "")
+	p.Good = true
 	if st != nil && st.Session != nil && st.Session.Name != "" {
 		p.Text = fmt.Sprintf(say.Welcome, st.Session.Name) + " " + p.Text
 	}

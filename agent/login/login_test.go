@@ -134,7 +134,7 @@ func TestThePageSpeaksTheLanguage(t *testing.T) {
 		}
 	})
 	page := get(t, p.redirect+"?state=right&code=c")
-	if page.status != 403 || !strings.Contains(page.body, "Du är inte inloggad") || !strings.Contains(page.body, "Orsak: unknown_state") {
+	if page.status != 403 || !strings.Contains(page.body, "Du är inte inloggad") || !strings.Contains(page.body, "<dt>Orsak</dt><dd><code>unknown_state</code>") {
 		t.Errorf("refused: %d %s", page.status, page.body)
 	}
 	if err := p.end(t); err == nil {

@@ -8,6 +8,7 @@ import "strings"
 type words struct {
 	LoggedIn, Close, Welcome                 string // Welcome takes a name
 	NotLoggedIn, Lost, Refused, Again, Cause string
+	Remedy                                   string
 	NotHere, UnderWay, Back                  string
 	NotTheAnswer, Misread                    string
 	Used, Once, Unless                       string
@@ -23,6 +24,7 @@ var languages = map[string]words{
 		Refused:      "The gateway refused the login.",
 		Again:        "Start again with: portvakt-agent login",
 		Cause:        "Reason",
+		Remedy:       "What you can do",
 		NotHere:      "Nothing to see here",
 		UnderWay:     "This address belongs to a login that is under way on this laptop.",
 		Back:         "Go back to the page of your login.",
@@ -41,6 +43,7 @@ var languages = map[string]words{
 		Refused:      "Gatewayen nekade inloggningen.",
 		Again:        "Börja om med: portvakt-agent login",
 		Cause:        "Orsak",
+		Remedy:       "Vad du kan göra",
 		NotHere:      "Här finns inget att se",
 		UnderWay:     "Adressen hör till en inloggning som pågår på den här datorn.",
 		Back:         "Gå tillbaka till sidan där du loggar in.",
@@ -59,6 +62,7 @@ var languages = map[string]words{
 		Refused:      "Gatewayen avviste innloggingen.",
 		Again:        "Begynn på nytt med: portvakt-agent login",
 		Cause:        "Årsak",
+		Remedy:       "Hva du kan gjøre",
 		NotHere:      "Her er det ingenting å se",
 		UnderWay:     "Adressen hører til en innlogging som pågår på denne datamaskinen.",
 		Back:         "Gå tilbake til siden der du logger inn.",
@@ -77,6 +81,7 @@ var languages = map[string]words{
 		Refused:      "Gatewayen afviste dit login.",
 		Again:        "Begynd forfra med: portvakt-agent login",
 		Cause:        "Årsag",
+		Remedy:       "Hvad du kan gøre",
 		NotHere:      "Her er intet at se",
 		UnderWay:     "Adressen hører til et login, der er i gang på denne computer.",
 		Back:         "Gå tilbage til siden, hvor du logger ind.",
@@ -95,6 +100,7 @@ var languages = map[string]words{
 		Refused:      "Yhdyskäytävä eväsi kirjautumisen.",
 		Again:        "Aloita uudelleen komennolla: portvakt-agent login",
 		Cause:        "Syy",
+		Remedy:       "Mitä voit tehdä",
 		NotHere:      "Täällä ei ole mitään nähtävää",
 		UnderWay:     "Osoite kuuluu tässä tietokoneessa meneillään olevaan kirjautumiseen.",
 		Back:         "Palaa sivulle, jolla kirjaudut sisään.",
@@ -113,6 +119,7 @@ var languages = map[string]words{
 		Refused:      "De gateway heeft het inloggen geweigerd.",
 		Again:        "Begin opnieuw met: portvakt-agent login",
 		Cause:        "Reden",
+		Remedy:       "Wat u kunt doen",
 		NotHere:      "Hier is niets te zien",
 		UnderWay:     "Dit adres hoort bij een aanmelding die op deze laptop bezig is.",
 		Back:         "Ga terug naar de pagina waarop u inlogt.",

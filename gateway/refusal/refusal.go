@@ -5,21 +5,17 @@ package refusal
 
 import (
 	"bytes"
-	"crypto/sha256"
-	_ "embed"
-	"encoding/base64"
+	"cmp"
 	"encoding/json"
 	"fmt"
-	"html/template"
-	"io"
 	"net/http"
-	"regexp"
 	"strconv"
 	"strings"
 	"time"
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/portvakt/portvakt/internal/page"
 	"github.com/portvakt/portvakt/policy"
 )
 
@@ -48,20 +44,6 @@ func StatusOf(r policy.Reason) int {
 	return http.StatusForbidden
 }
 
-//go:embed page.css
-var pageCSS string
-
-//go:embed page.html
-var pageHTML string
-
-var page = template.Must(template.New("page").Funcs(template.FuncMap{"prose": prose}).Parse(pageHTML))
-
-var pagePolicy = func() string {
-	sum := sha256.Sum256([]byte(pageCSS))
-	return "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) +
-		"'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-}()
-
 // Answer is what is said, and how.
 type Answer struct {
 	Decision policy.Decision
@@ -71,55 +53,44 @@ type Answer struct {
 	Allow    []string // the methods there are, with [http.StatusMethodNotAllowed]
 }
 
-// view is what the page shows.
-type view struct {
-	policy.Decision
-	Status int
-	Title  string // of the app
-	Lang   string // one of policy.Languages
-	CSS    template.CSS
-}
-
-func (v view) Words() labels { return words[v.Lang] }
-
-func (v view) When() string    { return v.Time.UTC().Format(v.Words().Stamp) }
-func (v view) Machine() string { return v.Time.UTC().Format(time.RFC3339) }
-
-// Heading says whose turn it is: a refusal is the policy's, the rest are
-// faults.
-func (v view) Heading() string {
+// page is what people see of an Answer.
+func (a Answer) page(lang string) page.Page {
+	say, d := words[lang], shown(a.Decision.In(lang))
+	p := page.Page{
+		Lang: lang, Over: Plain(cmp.Or(a.App.Title, a.App.Name)), Title: say.Fault, Text: d.Message,
+		Remedy: d.Remedy, RemedyTitle: say.Remedy, FoundTitle: say.Found, Link: &page.Link{Label: say.Again},
+	}
+	// The title says whose turn it is: a refusal is the policy's, the rest are
+	// faults.
 	switch {
-	case v.Status >= 500:
-		return v.Words().Down
-	case v.Status == http.StatusForbidden:
-		return v.Words().Refused
+	case a.Status >= 500:
+		p.Title = say.Down
+	case a.Status == http.StatusForbidden:
+		p.Title = say.Refused
 	}
-	return v.Words().Fault
-}
-
-// command finds the commands that remedies name, so that they can be shown as
-// something to type.
-var command = regexp.MustCompile(`portvakt-agent(?: [a-z][a-z-]*)?(?:\b|$)`)
-
-type piece struct {
-	Text    string
-	Command bool
-}
-
-func prose(s string) []piece {
-	m := command.FindStringIndex(s)
-	if m == nil {
-		return []piece{{Text: s}}
+	switch d.Reason {
+	case policy.ReasonMisdirected:
+		p.Link = nil // this address has nothing of the app
+	case policy.ReasonBadRequest, policy.ReasonCrossSite, policy.ReasonMethodNotAllowed, policy.ReasonPathNotAllowed:
+		p.Link = &page.Link{Label: say.Home, Target: "/"} // this very request will not do
 	}
-	// "portvakt-agent is running" names the program, not a command.
-	if before := s[:m[0]]; !strings.HasSuffix(before, ": ") && !strings.HasSuffix(before, "`") {
-		m[1] = m[0] + len("portvakt-agent")
+	if f := d.Fact; f != nil {
+		name, value, wanted := say.fact(*f)
+		foreign := ""
+		if say.Facts[f.Name] == "" && d.Reason != policy.ReasonPolicyDenied {
+			foreign = policy.Languages[0] // the gateway's own, for IT support
+		}
+		p.Found = []page.Row{{Label: say.Checked, Text: name, Lang: foreign}, {Label: say.Is, Text: value, Wrong: true}}
+		if wanted != "" {
+			p.Found = append(p.Found, page.Row{Label: say.Needed, Text: wanted, Lang: foreign})
+		}
 	}
-	return append([]piece{{Text: s[:m[0]]}, {Text: s[m[0]:m[1]], Command: true}}, prose(s[m[1]:])...)
-}
-
-func renderPage(w io.Writer, lang string, status int, title string, d policy.Decision) error {
-	return page.Execute(w, view{Decision: shown(d.In(lang)), Status: status, Title: Plain(title), Lang: lang, CSS: template.CSS(pageCSS)})
+	if d.ID != "" {
+		p.Trace = append(p.Trace, page.Row{Label: say.Decision, Text: d.ID, Code: true})
+	}
+	at := d.Time.UTC()
+	p.Trace = append(p.Trace, page.Row{Label: say.Reason, Text: string(d.Reason), Code: true}, page.Row{Label: say.Time, Text: at.Format(say.Stamp), Time: at.Format(time.RFC3339)})
+	return p
 }
 
 // shown makes what a Decision quotes of others safe to look at. The record has
@@ -139,13 +110,9 @@ func (a Answer) Write(w http.ResponseWriter, r *http.Request) error {
 	if a.Close {
 		h.Set("Connection", "close")
 	}
-	h.Set("Cache-Control", "no-store")
 	h.Set("Vary", "Accept, Accept-Language, Sec-Fetch-Dest")
 	lang := policy.Language(strings.Join(r.Header["Accept-Language"], ","))
-	h.Set("Content-Language", lang)
-	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Referrer-Policy", "no-referrer")
-	h.Set("Content-Security-Policy", pagePolicy)
+	page.Headers(h, lang)
 	h.Set(headerReason, string(a.Decision.Reason))
 	if a.Decision.ID != "" {
 		h.Set(headerDecision, a.Decision.ID)
@@ -164,15 +131,8 @@ func (a Answer) Write(w http.ResponseWriter, r *http.Request) error {
 		if err := enc.Encode(shown(a.Decision.In(lang))); err != nil {
 			return fmt.Errorf("encoding a refusal: %w", err)
 		}
-	} else {
-		h.Set("Content-Type", "text/html; charset=utf-8")
-		title := a.App.Title
-		if title == "" {
-			title = a.App.Name
-		}
-		if err := renderPage(&body, lang, a.Status, title, a.Decision); err != nil {
-			return fmt.Errorf("rendering a refusal: %w", err)
-		}
+	} else if err := a.page(lang).Write(&body); err != nil {
+		return fmt.Errorf("rendering a refusal: %w", err)
 	}
 	h.Set("Content-Length", strconv.Itoa(body.Len()))
 	w.WriteHeader(a.Status)

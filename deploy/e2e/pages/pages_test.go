@@ -51,8 +51,8 @@ var screens = []screen{
 }
 
 var (
-	light = map[string]string{"prefers-color-scheme": "light"}
-	dark  = map[string]string{"prefers-color-scheme": "dark"}
+	light = map[string]string{"prefers-color-scheme": "light", "prefers-contrast": "no-preference", "forced-colors": "none"}
+	dark  = map[string]string{"prefers-color-scheme": "dark", "prefers-contrast": "no-preference", "forced-colors": "none"}
 )
 
 // on says which screens a page is seen on: all of them once in English and once
@@ -169,6 +169,10 @@ func (s shot) look(t *testing.T, tab *tab, server, axe string) error {
 			return err
 		}
 		if *pictures != "" {
+			// The background is painted a frame later than what is on it.
+			if err := tab.eval(world, `new Promise(r => requestAnimationFrame(() => requestAnimationFrame(() => r(0))))`, nil); err != nil {
+				return err
+			}
 			if err := tab.picture(filepath.Join(*pictures, name+"."+screen.name+".png")); err != nil {
 				return err
 			}

@@ -79,7 +79,7 @@ func refusals(t *testing.T) (shots []shot) {
 			text := policy.Reasons[reason][lang]
 			shots = append(shots, shot{
 				name: string(reason), lang: lang, status: w.Code, header: w.Header(), body: w.Body.String(),
-				says: []string{text.Message, text.Remedy, decisionID, title},
+				says: []string{text.Message, strings.ReplaceAll(text.Remedy, "`", ""), decisionID, title},
 			})
 		}
 	}
