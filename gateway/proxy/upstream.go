@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -12,6 +13,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/portvakt/portvakt/gateway/dial"
 	"github.com/portvakt/portvakt/gateway/http1"
@@ -20,7 +22,13 @@ import (
 
 // upstream is how one app is reached.
 type upstream struct {
-	from         policy.App // what it was made of
+	from policy.App // what it was made of
+	ca   []byte     // with the content of from.UpstreamCAFile
+
+	// What it was compared with last, and when; upstreams.mu guards both.
+	app    *policy.App
+	looked time.Time
+
 	scheme, host string
 	transport    func() *http.Transport // a new one, for one lane
 	pool         *http1.Pool            // nil for https, which may turn out to be HTTP/2
@@ -39,6 +47,8 @@ type upstreams struct {
 
 	breakers breakers
 
+	reading sync.Mutex // one reads a CA at a time: what was read before is never put in force after it
+
 	mu    sync.Mutex // guards what follows
 	all   map[string]*upstream
 	lanes lanes
@@ -51,32 +61,70 @@ func newUpstreams(cfg Config) upstreams {
 	}
 }
 
+// caAge is how long an app's CA is taken for what its file says.
+const caAge = time.Second
+
+// of returns the way to an app. Whatever it is made of may change, with a
+// publish or, in the file of its CA, without: from then on nothing that was
+// opened before is used for another exchange. An app whose CA cannot be read is
+// not reached at all.
 func (u *upstreams) of(app *policy.App) (*upstream, error) {
+	if up := u.known(app); up != nil {
+		return up, nil
+	}
+	var ca []byte
+	var err error
+	if app.UpstreamCAFile != "" {
+		u.reading.Lock()
+		defer u.reading.Unlock()
+		if up := u.known(app); up != nil {
+			return up, nil
+		}
+		if ca, err = os.ReadFile(app.UpstreamCAFile); err != nil {
+			err = fmt.Errorf("app %s: reading upstream_ca_file: %w", app.Name, err)
+		}
+	}
 	u.mu.Lock()
 	defer u.unlock()
-	old := u.all[app.Name]
-	if old != nil && old.from.Upstream == app.Upstream && old.from.UpstreamCAFile == app.UpstreamCAFile &&
-		old.from.UpstreamCertFile == app.UpstreamCertFile && old.from.UpstreamKeyFile == app.UpstreamKeyFile && slices.Equal(old.from.Allow, app.Allow) {
-		return old, nil
+	up := u.all[app.Name]
+	if err == nil && (up == nil || !up.madeOf(app, ca)) {
+		up, err = u.make(app, ca)
 	}
-	up, err := u.make(app)
+	if old := u.all[app.Name]; old != nil && (err != nil || old != up) {
+		u.retire(old)
+		delete(u.all, app.Name)
+	}
 	if err != nil {
 		return nil, err
 	}
-	up.from = *app
-	if old != nil {
-		u.retire(old)
-	}
+	up.app, up.looked = app, time.Now()
 	u.all[app.Name] = up
 	return up, nil
 }
 
-func (u *upstreams) make(app *policy.App) (*upstream, error) {
+// known returns the way to an app that was compared with what it is made of
+// since the last publish, and lately.
+func (u *upstreams) known(app *policy.App) *upstream {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	up := u.all[app.Name]
+	if up == nil || up.app != app || app.UpstreamCAFile != "" && time.Since(up.looked) > caAge {
+		return nil
+	}
+	return up
+}
+
+func (up *upstream) madeOf(app *policy.App, ca []byte) bool {
+	return up.from.Upstream == app.Upstream && up.from.UpstreamCAFile == app.UpstreamCAFile && bytes.Equal(up.ca, ca) &&
+		up.from.UpstreamCertFile == app.UpstreamCertFile && up.from.UpstreamKeyFile == app.UpstreamKeyFile && slices.Equal(up.from.Allow, app.Allow)
+}
+
+func (u *upstreams) make(app *policy.App, ca []byte) (*upstream, error) {
 	to, err := url.Parse(app.Upstream)
 	if err != nil || to.Host == "" || (to.Scheme != "http" && to.Scheme != "https") {
-		return nil, fmt.Errorf("reading the upstream %q: not http(s)://host[:port]", app.Upstream)
+		return nil, fmt.Errorf("app %s: reading the upstream %q: not http(s)://host[:port]", app.Name, app.Upstream)
 	}
-	conf, err := upstreamTLS(app)
+	conf, err := upstreamTLS(app, ca)
 	if err != nil {
 		return nil, err
 	}
@@ -89,6 +137,7 @@ func (u *upstreams) make(app *policy.App) (*upstream, error) {
 		return newAppConn(c, u.timeouts.Write), nil
 	}
 	up := &upstream{
+		from: *app, ca: ca,
 		scheme: to.Scheme, host: to.Host,
 		transport: func() *http.Transport {
 			return &http.Transport{
@@ -121,17 +170,14 @@ func (u *upstreams) make(app *policy.App) (*upstream, error) {
 	return up, nil
 }
 
-// upstreamTLS is how an https app is known, and how it knows the gateway.
-func upstreamTLS(app *policy.App) (*tls.Config, error) {
+// upstreamTLS is how an https app is known, and how it knows the gateway. ca is
+// what app.UpstreamCAFile holds.
+func upstreamTLS(app *policy.App, ca []byte) (*tls.Config, error) {
 	conf := &tls.Config{MinVersion: tls.VersionTLS12}
 	if app.UpstreamCAFile != "" {
-		pem, err := os.ReadFile(app.UpstreamCAFile)
-		if err != nil {
-			return nil, fmt.Errorf("reading the upstream's CA: %w", err)
-		}
 		conf.RootCAs = x509.NewCertPool()
-		if !conf.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("reading the upstream's CA: no certificate in %s", app.UpstreamCAFile)
+		if !conf.RootCAs.AppendCertsFromPEM(ca) {
+			return nil, fmt.Errorf("app %s: reading upstream_ca_file: %s holds no certificate in PEM", app.Name, app.UpstreamCAFile)
 		}
 	}
 	if cert, key := app.UpstreamCertFile, app.UpstreamKeyFile; cert != "" {
