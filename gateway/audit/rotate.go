@@ -12,10 +12,10 @@ import (
 )
 
 // rotateIfDue closes the active segment when its first record is of another day
-// (UTC) than now. Only Run calls it.
+// (UTC) than now, a later one too: the clock was ahead. Only Run calls it.
 func (l *Log) rotateIfDue() error {
 	l.mu.Lock()
-	due := l.size > 0 && !l.began.IsZero() && l.began.UTC().Format(time.DateOnly) < l.now().UTC().Format(time.DateOnly)
+	due := l.size > 0 && !l.began.IsZero() && l.began.UTC().Format(time.DateOnly) != l.now().UTC().Format(time.DateOnly)
 	l.mu.Unlock()
 	if !due {
 		return nil
@@ -110,6 +110,9 @@ func (l *Log) forget(ctx context.Context, before time.Time, keep Keep) error {
 		if err != nil {
 			return fmt.Errorf("looking for old records: %w", err)
 		}
+		if r.Time.After(l.now()) {
+			continue // the clock was ahead: it is as old as what comes behind it
+		}
 		if !r.Time.Before(before) || r.Seq > keep.Signed() {
 			break
 		}
@@ -121,7 +124,7 @@ func (l *Log) forget(ctx context.Context, before time.Time, keep Keep) error {
 			}
 			unsent = missing // of the last to go, so of all
 		}
-		old, last = append(old, closed[i]), r.Seq
+		old, last = closed[:i+1], r.Seq
 	}
 	if len(old) == 0 {
 		return nil

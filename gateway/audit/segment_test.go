@@ -295,6 +295,40 @@ func TestOldRecordsAreRemoved(t *testing.T) {
 	}
 }
 
+// Records of a time when the clock was ahead go with what was written behind
+// them, and do not keep it.
+func TestRecordsOfTheFutureAreRemoved(t *testing.T) {
+	dir, c := t.TempDir(), newCalendar()
+	l := openDaily(t, dir, c)
+	const years = 10 * 365 * 24 * time.Hour
+	day := func() {
+		appendSome(t, l, 10)
+		c.forward(24 * time.Hour)
+		l.mustRotate(t)
+	}
+	day() // 1 to 10, of March 2
+	c.forward(years)
+	l.mustRotate(t)
+	appendSome(t, l, 10) // 11 to 20, years ahead
+	c.forward(-years)
+	l.mustRotate(t)
+	day() // 21 to 30, of March 3
+	day()
+	day()
+	keep := Keep{Signed: func() uint64 { return 1 << 62 }, Provable: func() error { return nil }}
+	for _, want := range []struct {
+		day   int
+		first uint64
+	}{{3, 11}, {4, 31}} {
+		if err := l.forget(t.Context(), time.Date(2026, 3, want.day, 0, 0, 0, 0, time.UTC), keep); err != nil {
+			t.Fatal(err)
+		}
+		if first, err := First(l.Path()); err != nil || first != want.first {
+			t.Errorf("on March %d it begins with %d, want %d, %v: %v", want.day, first, want.first, err, files(t, dir))
+		}
+	}
+}
+
 // What a sink has not got is kept for so much longer, and then goes: the record
 // of it names the sink.
 func TestRetentionWaitsForSinks(t *testing.T) {

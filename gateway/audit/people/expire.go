@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 )
 
@@ -32,7 +33,7 @@ func (k *Keys) Erase(id string) error {
 		k.remove(p)
 		k.mu.Unlock()
 	}
-	return syncDir(k.dir)
+	return k.syncDirs()
 }
 
 // Due lists the days before a time, and the people nothing was sealed of since.
@@ -152,7 +153,10 @@ func (k *Keys) remove(p *person) {
 }
 
 // destroy wipes a key's file. saving is held.
-func (k *Keys) destroy(name string) error { return wipe(k.path(name)) }
+func (k *Keys) destroy(name string) error {
+	k.changed[filepath.Dir(k.path(name))] = true
+	return wipe(k.path(name))
+}
 
 // wipe overwrites a file before it removes it: not every file system forgets
 // what was removed.

@@ -41,7 +41,8 @@ type Keys struct {
 	byID   map[string]*person
 	days   map[string]*day // of a day of which nothing is left there is none
 
-	saving sync.Mutex // held by who writes or destroys files; taken before mu
+	saving  sync.Mutex      // held by who writes or destroys files; taken before mu
+	changed map[string]bool // directories to sync; guarded by saving
 	// changes counts what has to be stored, stored how much of it was.
 	changes, stored atomic.Uint64
 }
@@ -98,7 +99,7 @@ type stored struct {
 // crash left half written. A file that holds
 // no key is an error: what was sealed under it would be taken for erased.
 func Open(dir string) (*Keys, error) {
-	k := &Keys{dir: dir, byName: map[string]*person{}, byID: map[string]*person{}, days: map[string]*day{}}
+	k := &Keys{dir: dir, byName: map[string]*person{}, byID: map[string]*person{}, days: map[string]*day{}, changed: map[string]bool{dir: true}} // new directories are in it
 	for f := range fields {
 		if err := os.MkdirAll(filepath.Join(dir, f.dir()), 0o700); err != nil {
 			return nil, fmt.Errorf("opening the keys of personal data: %w", err)
@@ -367,6 +368,7 @@ func (k *Keys) unsaved() (upTo uint64, changes []change, err error) {
 
 func (k *Keys) save(c change) error {
 	if c.text != nil {
+		k.changed[filepath.Dir(k.path(c.name))] = true
 		if err := renameio.WriteFile(k.path(c.name), c.text, 0o600, renameio.WithTempDir(k.dir)); err != nil {
 			return err
 		}
@@ -391,12 +393,14 @@ func (k *Keys) save(c change) error {
 
 func (k *Keys) path(name string) string { return filepath.Join(k.dir, name+fileEnding) }
 
-// syncDirs makes all names survive a crash of the machine.
+// syncDirs makes the names that were written or removed survive a crash of the
+// machine. saving is held.
 func (k *Keys) syncDirs() error {
-	for f := range fields {
-		if err := syncDir(filepath.Join(k.dir, f.dir())); err != nil {
+	for dir := range k.changed {
+		if err := syncDir(dir); err != nil {
 			return err
 		}
+		delete(k.changed, dir)
 	}
 	return nil
 }
