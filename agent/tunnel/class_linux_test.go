@@ -251,8 +251,27 @@ func setClass(t *testing.T, c net.Conn, class int) {
 	}
 }
 
+// talker is where datagrams go to and come from.
+type talker interface {
+	io.ReadWriter
+	SetReadDeadline(time.Time) error
+}
+
+// bound is one destination of a socket that may have many.
+type bound struct {
+	net.PacketConn
+	to net.Addr
+}
+
+func (b bound) Write(p []byte) (int, error) { return b.WriteTo(p, b.to) }
+
+func (b bound) Read(p []byte) (int, error) {
+	n, _, err := b.ReadFrom(p)
+	return n, err
+}
+
 // talk sends n datagrams and waits for the echo of each.
-func talk(t *testing.T, c net.Conn, n int, payload string) {
+func talk(t *testing.T, c talker, n int, payload string) {
 	t.Helper()
 	buf := make([]byte, 2000)
 	for i := range n {
@@ -305,6 +324,17 @@ func TestCallsAreMarkedOnTheWire(t *testing.T) {
 					expect("a call", rtp, 4, 1)
 					talk(t, off, 5, rtp)
 					expect("an app with off", rtp, 0, 5)
+					c, err := l.ListenUDP(i == 1, 0) // as a UDP association of SOCKS has it
+					if err != nil {
+						t.Fatal(err)
+					}
+					talk(t, bound{c, net.UDPAddrFromAddrPort(told[i])}, 5, rtp)
+					expect("a call of one socket for all", rtp, 4, 1)
+					talk(t, bound{c, net.UDPAddrFromAddrPort(at(quiet[i], 5004))}, 2, rtp)
+					expect("another app's datagrams on it", rtp, 0, 2)
+					if err := c.Close(); err != nil {
+						t.Error(err)
+					}
 					l.beside(t, at(app[i], 5004), at(app[i], 80), rtp, sealed(len(rtp)))
 					l.SetCalls(nil)
 					talk(t, call, 5, rtp)
@@ -332,7 +362,7 @@ func (l laptop) beside(t *testing.T, voice, bulk netip.AddrPort, rtp string, sea
 	}
 	c := l.dialTCP(t, bulk, class)
 	_ = c.SetDeadline(time.Now().Add(30 * time.Second))
-	const size = 4 << 20
+	const size = 1 << 20
 	var both sync.WaitGroup
 	both.Go(func() { _, _ = c.Write(make([]byte, size)) })
 	both.Go(func() {
