@@ -131,7 +131,7 @@ func (g *gateway) build() (err error) {
 	g.tunnel, err = tunnel.New(tunnel.Config{
 		PrivateKey: key, Listen: cfg.Tunnel.Listen, Addresses: own, MTU: cfg.Tunnel.MTU, Table: g.table,
 		Mode: tunnel.Mode(cfg.Tunnel.Mode),
-		TCP:  g.handleTCP, UDP: func(packet []byte) bool { return g.media.Take(packet) },
+		TCP:  g.handleTCP, UDP: func(packets [][]byte) { g.media.Take(packets) },
 		UDPGSOOff: cfg.Tunnel.UDPGSO == "off",
 		// Where a key is by then may be elsewhere than where it was seen.
 		OnEndpoint: func(key [32]byte, _ netip.AddrPort) { g.sessions.Endpoint(key, netip.AddrPort{}) },

@@ -161,14 +161,12 @@ func (r *Relay) release(f *flow) {
 	if cut {
 		return
 	}
+	b := batches.Get().(*batch)
 	for _, payload := range waiting {
-		if s.send(&f.target, payload, f.mark.Load() && f.up.Look(payload)) != nil {
-			r.drop(sending)
-			continue
-		}
-		f.in.Add(int64(len(payload)))
+		b.add(f, payload)
 	}
-	f.last.Store(r.clock.Load())
+	r.send(b, s)
+	batches.Put(b)
 }
 
 // giveUp ends an allowed flow that never got a socket.

@@ -21,20 +21,6 @@ type datagram struct {
 	payload  []byte
 }
 
-// isUDP says whether a packet claims to be UDP.
-func isUDP(packet []byte) bool {
-	if len(packet) < ip4Len {
-		return false
-	}
-	switch packet[0] >> 4 {
-	case 4:
-		return packet[9] == udpIP
-	case 6:
-		return packet[6] == udpIP
-	}
-	return false
-}
-
 // parse reads a packet that is exactly one whole UDP datagram without IP
 // options or extension headers. The segment filter lets no other pass; what a
 // packet is read by here is still only what is checked here.
@@ -43,7 +29,7 @@ func parse(packet []byte, d *datagram) cause {
 	var l4 []byte
 	var acc uint64
 	switch {
-	case len(packet) >= ip4Len+udpLen && packet[0] == 0x45:
+	case len(packet) >= ip4Len+udpLen && packet[0] == 0x45 && packet[9] == udpIP:
 		if int(binary.BigEndian.Uint16(packet[2:])) != len(packet) || binary.BigEndian.Uint16(packet[6:])&0xbfff != 0 {
 			return malformed
 		}
@@ -53,7 +39,7 @@ func parse(packet []byte, d *datagram) cause {
 		src, dst = netip.AddrFrom4([4]byte(packet[12:16])), netip.AddrFrom4([4]byte(packet[16:20]))
 		acc = ipsum.Add(0, packet[12:20])
 		l4 = packet[ip4Len:]
-	case len(packet) >= ip6Len+udpLen && packet[0]>>4 == 6:
+	case len(packet) >= ip6Len+udpLen && packet[0]>>4 == 6 && packet[6] == udpIP:
 		if int(binary.BigEndian.Uint16(packet[4:]))+ip6Len != len(packet) {
 			return malformed
 		}

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"testing"
 
+	"github.com/portvakt/portvakt/gateway/segment"
 	"github.com/portvakt/portvakt/internal/voice"
 )
 
@@ -116,8 +117,8 @@ func TestParse(t *testing.T) {
 		}
 	}
 	for name, b := range map[string][]byte{"nothing": nil, "a byte": {0x45}, "IPv4 TCP": change(v4, 9, 6), "IPv6 TCP": change(v6, 6, 6), "version 0": change(v4, 0, 5)} {
-		if isUDP(b) {
-			t.Errorf("%s passes for UDP", name)
+		if got := parse(b, &datagram{}); got != malformed || segment.IsUDP(b) {
+			t.Errorf("%s passes for UDP: %s", name, causeNames[got])
 		}
 	}
 }
@@ -158,15 +159,12 @@ func FuzzParse(f *testing.F) {
 		f.Add(packet(peers[i], apps[i], nil)[:ip4Len])
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if !isUDP(b) {
-			return
-		}
 		var d datagram
 		before := bytes.Clone(b)
 		if parse(b, &d) != passed {
 			return
 		}
-		if !d.src.IsValid() || !d.dst.IsValid() || d.src.Port() == 0 || d.dst.Port() == 0 || len(d.payload) > len(b)-ip4Len-udpLen {
+		if !segment.IsUDP(b) || !d.src.IsValid() || !d.dst.IsValid() || d.src.Port() == 0 || d.dst.Port() == 0 || len(d.payload) > len(b)-ip4Len-udpLen {
 			t.Errorf("%x reads %+v", b, d)
 		}
 		h := newHeader(d.src, d.dst)

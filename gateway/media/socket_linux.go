@@ -50,42 +50,47 @@ func (t *target) source() netip.AddrPort {
 	return netip.AddrPort{}
 }
 
-// send sends one datagram, of a call with the class of voice. The caller has
-// made sure that the descriptor stays. The runtime is not told: the call does
-// not wait, and there is one a datagram.
-func (s *socket) send(to *target, payload []byte, call bool) error {
-	if call {
-		return s.sendCall(to, payload)
-	}
-	var p unsafe.Pointer
-	if len(payload) > 0 {
-		p = unsafe.Pointer(&payload[0])
-	}
-	_, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(s.fd), uintptr(p), uintptr(len(payload)),
-		unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, uintptr(unsafe.Pointer(&to.b)), uintptr(to.len))
-	if errno != 0 {
-		return errno
-	}
-	return nil
+// vector is what sendmmsg(2) is told.
+type vector struct {
+	headers [batchSize]mmsghdr
+	iovecs  [batchSize]unix.Iovec
 }
 
-// sendCall sends one datagram of a call. The class goes with it and is none of
-// the socket's, on which what is no call goes to other apps.
-func (s *socket) sendCall(to *target, payload []byte) error {
-	iov := unix.Iovec{Base: unsafe.SliceData(payload)}
-	iov.SetLen(len(payload))
+// send sends datagrams of flows that have the socket, those of calls with the
+// class of voice, and returns how many the system did not take: their payloads
+// are nil then. The caller has made sure that the descriptor stays. The runtime
+// is not told: the calls do not wait. A class goes with its datagram and is none
+// of the socket's, on which what is no call goes to other apps.
+func (s *socket) send(flows []*flow, payloads [][]byte, v *vector) (failed int) {
 	class := &class4
 	if s.key.ip6 {
 		class = &class6
 	}
-	m := unix.Msghdr{Name: &to.b[0], Namelen: to.len, Iov: &iov, Control: (*byte)(unsafe.Pointer(class))}
-	m.SetIovlen(1)
-	m.SetControllen(int(unsafe.Sizeof(*class)))
-	_, _, errno := unix.RawSyscall(unix.SYS_SENDMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&m)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
-	if errno != 0 {
-		return errno
+	for i, f := range flows {
+		v.iovecs[i].Base = unsafe.SliceData(payloads[i])
+		v.iovecs[i].SetLen(len(payloads[i]))
+		h := &v.headers[i].hdr
+		*h = unix.Msghdr{Name: &f.target.b[0], Namelen: f.target.len, Iov: &v.iovecs[i]}
+		h.SetIovlen(1)
+		if f.mark.Load() && f.up.Look(payloads[i]) {
+			h.Control = (*byte)(unsafe.Pointer(class))
+			h.SetControllen(int(unsafe.Sizeof(*class)))
+		}
 	}
-	return nil
+	for at := 0; at < len(flows); {
+		n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&v.headers[at])), uintptr(len(flows)-at),
+			unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
+		if errno != 0 { // it is about the first of them
+			payloads[at] = nil
+			failed++
+			n = 1
+		}
+		at += int(n)
+	}
+	for i := range flows { // the payloads are others'
+		v.iovecs[i].Base, v.headers[i].hdr.Name = nil, nil
+	}
+	return failed
 }
 
 // classMessage is the control message that sets the TOS or traffic class byte of
@@ -157,8 +162,6 @@ func openFiles() int {
 }
 
 const (
-	// batchSize is how many datagrams a poller reads before it injects them.
-	batchSize = 64
 	// perSocket is how many of them one socket may fill in a round, so that a
 	// flood towards one device delays the others' calls by no more.
 	perSocket = 16

@@ -90,92 +90,57 @@ func (f *flow) peer() netip.AddrPort { return netip.AddrPortFrom(f.dev.addr, f.k
 
 func (f *flow) is(s flowState) bool { return flowState(f.state.Load()) == s }
 
-// Take consumes a UDP packet that came out of a device's tunnel and that the
-// device's segment allows, and reports whether the packet is UDP at all. It
-// does not keep the packet and never blocks.
-func (r *Relay) Take(packet []byte) bool {
-	if !isUDP(packet) {
-		return false
+// Take consumes UDP packets that came out of a device's tunnel together and that
+// the device's segment allows. It does not keep them and never blocks.
+func (r *Relay) Take(packets [][]byte) {
+	b := batches.Get().(*batch)
+	for _, p := range packets {
+		r.take(b, p)
 	}
+	r.flush(b)
+	b.dev, b.addr = nil, netip.Addr{}
+	batches.Put(b)
+}
+
+func (r *Relay) take(b *batch, packet []byte) {
 	var d datagram
 	if c := parse(packet, &d); c != passed {
 		r.drop(c)
-		return true
+		return
 	}
 	if !r.running.Load() {
 		r.drop(stopped)
-		return true
+		return
 	}
 	if a := d.dst.Addr(); a == r.cfg.Gateway[0] || a == r.cfg.Gateway[1] {
 		r.answer(&d)
-		return true
+		return
 	}
-	f := r.find(&d)
+	f := b.find(r, &d)
 	switch {
 	case f == nil && r.ending.Load():
 		r.drop(stopped)
 	case f == nil:
 		r.begin(&d)
-	case f.is(flowOpen):
-		r.forward(f, d.payload)
-	default:
-		r.hold(f, d.payload)
+	case f.is(flowOpen) || r.hold(f, d.payload):
+		r.forward(b, f, d.payload)
 	}
-	return true
 }
 
-// find looks for the flow of a datagram.
-func (r *Relay) find(d *datagram) *flow {
-	r.mu.RLock()
-	dev := r.devices[d.src.Addr()]
-	r.mu.RUnlock()
-	if dev == nil {
-		return nil
-	}
-	dev.mu.Lock()
-	f := dev.flows[flowKey{d.src.Port(), d.dst}]
-	dev.mu.Unlock()
-	return f
-}
-
-// forward sends a datagram of an open flow to its app.
-func (r *Relay) forward(f *flow, payload []byte) {
-	if f.session.Check() != nil {
-		r.drop(cut)
-		return
-	}
-	s := f.socket
-	s.mu.RLock()
-	// Whoever closes the flow takes the lock for writing: once that is done
-	// nothing is sent any more, and the descriptor is nobody else's meanwhile.
-	if !f.is(flowOpen) {
-		s.mu.RUnlock()
-		r.drop(cut)
-		return
-	}
-	err := s.send(&f.target, payload, f.mark.Load() && f.up.Look(payload))
-	s.mu.RUnlock()
-	if err != nil {
-		r.drop(sending)
-		return
-	}
-	f.used(r.clock.Load())
-	f.in.Add(int64(len(payload)))
-}
-
-// hold keeps a datagram of a flow that is being decided.
-func (r *Relay) hold(f *flow, payload []byte) {
+// hold keeps a datagram of a flow that is being decided. It reports whether the
+// flow is open after all.
+func (r *Relay) hold(f *flow, payload []byte) (open bool) {
 	f.dev.mu.Lock()
 	state := flowState(f.state.Load())
 	if state == flowOpening && len(f.queue) < maxQueued {
 		f.queue = append(f.queue, bytes.Clone(payload))
 		f.dev.mu.Unlock()
-		return
+		return false
 	}
 	f.dev.mu.Unlock()
 	switch state {
 	case flowOpen: // decided in between
-		r.forward(f, payload)
+		return true
 	case flowOpening:
 		r.drop(queued)
 	case flowRefused:
@@ -183,6 +148,7 @@ func (r *Relay) hold(f *flow, payload []byte) {
 	default:
 		r.drop(cut)
 	}
+	return false
 }
 
 // begin opens a flow with its first datagram.

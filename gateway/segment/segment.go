@@ -120,3 +120,17 @@ func text(to []byte, entries []Entry) []byte {
 	}
 	return to
 }
+
+// IsUDP says whether an IP packet claims to be UDP, without extension headers.
+func IsUDP(packet []byte) bool {
+	if len(packet) < 20 {
+		return false
+	}
+	switch packet[0] >> 4 {
+	case 4:
+		return packet[9] == ProtoUDP
+	case 6:
+		return packet[6] == ProtoUDP
+	}
+	return false
+}

@@ -18,7 +18,7 @@ func (t *Tunnel) filter(packet []byte) (overlay.Action, []byte) {
 	switch v, _ := t.cfg.Table.Filter(packet); v {
 	case segment.Pass:
 		t.narrow(packet)
-		if t.cfg.UDP != nil && t.cfg.UDP(packet) {
+		if t.cfg.UDP != nil && segment.IsUDP(packet) {
 			return overlay.Taken, nil
 		}
 		return overlay.Pass, nil

@@ -22,11 +22,11 @@ func TestFirstPacketAfterARoamIsFromThere(t *testing.T) {
 			known = ep
 		}
 		echo := cfg.UDP
-		cfg.UDP = func(p []byte) bool {
+		cfg.UDP = func(packets [][]byte) {
 			mu.Lock()
 			seen = known
 			mu.Unlock()
-			return echo(p)
+			echo(packets)
 		}
 	})
 	r := newRelay(t, in)

@@ -46,6 +46,7 @@ func (t *Tunnel) newStack() (stack, error) {
 			Gateway:   true,
 			TCP:       func(r *overlay.TCPRequest) { t.cfg.TCP(r) },
 			Filter:    t.filter,
+			Taken:     t.cfg.UDP,
 			Source:    t.known.first,
 			Refuse:    t.refuse,
 		})

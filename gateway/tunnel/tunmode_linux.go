@@ -10,6 +10,7 @@ func (t *Tunnel) newTUN() (stack, error) {
 		MTU:       t.cfg.MTU,
 		TCP:       func(r *hosttun.TCPRequest) { t.cfg.TCP(r) },
 		Filter:    t.filter,
+		Taken:     t.cfg.UDP,
 		Source:    t.known.first,
 		Refuse:    t.refuse,
 	})

@@ -67,10 +67,10 @@ type Config struct {
 	// TCP takes the connections the table lets through (see overlay.Options).
 	// Without it every connection is refused.
 	TCP func(TCPRequest)
-	// UDP is given every packet the table lets through and reports whether it
-	// is UDP and taken; it answers by Inject. It runs on the receiving goroutine
-	// of the packet's peer, must not block and must not keep the packet.
-	UDP func(packet []byte) bool
+	// UDP is given the UDP packets the table lets through, those of one peer that
+	// came together; it answers by Inject. It runs on that peer's receiving
+	// goroutine, must not block and must not keep the packets.
+	UDP func(packets [][]byte)
 	// OnEndpoint is told which outer address a peer uses once its first
 	// handshake is complete, and again whenever it changes: within about 10 ms
 	// of the peer's first packet from there, a second at the latest. It is called

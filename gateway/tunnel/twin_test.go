@@ -114,12 +114,12 @@ func startConfig(t testing.TB, cfg tunnel.Config, change func(*tunnel.Config)) *
 		_, _ = io.Copy(c, c)
 		_ = c.Close()
 	}
-	cfg.UDP = func(p []byte) bool {
-		back := turned(p)
-		if back != nil && in.Inject([][]byte{back}) != 1 {
-			t.Error("the stack did not take a datagram")
+	cfg.UDP = func(packets [][]byte) {
+		for _, p := range packets {
+			if back := turned(p); back == nil || in.Inject([][]byte{back}) != 1 {
+				t.Errorf("the stack did not take %x", p)
+			}
 		}
-		return back != nil
 	}
 	cfg.OnMove = func([32]byte, netip.AddrPort) {}
 	cfg.OnEndpoint = func(key [32]byte, ep netip.AddrPort) { in.located <- place{key, ep, time.Now()} }

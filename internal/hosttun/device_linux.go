@@ -182,11 +182,20 @@ func (d *device) Write(bufs [][]byte, offset int) (int, error) {
 		return 0, os.ErrClosed
 	}
 	pass := bufs[:0] // WireGuard gives its buffers back by another list
+	taken := takenPool.Get().(*[][]byte)
 	for _, b := range bufs {
-		if d.admit(b[offset:]) {
+		if d.admit(b[offset:], taken) {
 			pass = append(pass, b)
 		}
 	}
+	if len(*taken) > 0 {
+		if take := d.stack.opts.Taken; take != nil {
+			take(*taken)
+		}
+		clear(*taken)
+		*taken = (*taken)[:0]
+	}
+	takenPool.Put(taken)
 	if len(pass) > 0 {
 		if _, err := d.native.Write(pass, offset); err != nil {
 			return 0, err
@@ -195,8 +204,10 @@ func (d *device) Write(bufs [][]byte, offset int) (int, error) {
 	return len(bufs), nil
 }
 
-// admit reports whether the kernel gets a packet.
-func (d *device) admit(packet []byte) bool {
+var takenPool = sync.Pool{New: func() any { return new([][]byte) }}
+
+// admit reports whether the kernel gets a packet, or puts it with what is taken.
+func (d *device) admit(packet []byte, taken *[][]byte) bool {
 	if len(packet) == 0 {
 		d.stack.malformed.Add(1)
 		return false
@@ -208,6 +219,7 @@ func (d *device) admit(packet []byte) bool {
 	switch action {
 	case overlay.Pass:
 	case overlay.Taken:
+		*taken = append(*taken, packet)
 		return false
 	default:
 		d.stack.refused.Add(1)

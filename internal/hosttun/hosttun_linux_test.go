@@ -363,7 +363,7 @@ func FuzzAdmit(f *testing.F) {
 	s.pending.table = halfopen.New(1, nil)
 	f.Fuzz(func(t *testing.T, p []byte) {
 		before := bytes.Clone(p)
-		pass := len(p) > 0 && s.dev.admit(p)
+		pass := len(p) > 0 && s.dev.admit(p, new([][]byte))
 		if !bytes.Equal(p, before) {
 			t.Fatal("admit changed the packet")
 		}
@@ -392,7 +392,7 @@ func BenchmarkAdmit(b *testing.B) {
 	p := segment(at(laptop, 40000), at(app, 443), flagACK, 1, 1)
 	b.ReportAllocs()
 	for b.Loop() {
-		if !s.dev.admit(p) {
+		if !s.dev.admit(p, new([][]byte)) {
 			b.Fatal("refused")
 		}
 	}

@@ -31,6 +31,8 @@ type Options struct {
 	// Filter judges every packet that comes out of the tunnel, as
 	// [overlay.Options] say.
 	Filter func(packet []byte) (overlay.Action, []byte)
+	// Taken is given what the Filter says is its, as [overlay.Options] say.
+	Taken func(packets [][]byte)
 	// Refuse returns the reset that answers a TCP packet, nil for silence. It
 	// must not keep the packet.
 	Refuse func(packet []byte) []byte

@@ -114,17 +114,24 @@ func (d *device) Write(bufs [][]byte, offset int) (int, error) {
 	}
 	a := arrivalsPool.Get().(*arrivals)
 	for _, b := range bufs {
-		if p := b[offset:]; d.admits(p) && !a.add(p) {
+		if p := b[offset:]; d.admits(p, a) && !a.add(p) {
 			d.malformed.Add(1)
 		}
+	}
+	if len(a.taken) > 0 {
+		if take := d.stack.opts.Taken; take != nil {
+			take(a.taken)
+		}
+		clear(a.taken) // the buffers are WireGuard's
+		a.taken = a.taken[:0]
 	}
 	a.deliver(d.link)
 	arrivalsPool.Put(a)
 	return len(bufs), nil
 }
 
-// admits reports whether the stack may see packet.
-func (d *device) admits(packet []byte) bool {
+// admits reports whether the stack may see packet, or puts it with what is taken.
+func (d *device) admits(packet []byte, a *arrivals) bool {
 	if len(packet) == 0 {
 		d.malformed.Add(1)
 		return false
@@ -137,6 +144,7 @@ func (d *device) admits(packet []byte) bool {
 		switch action {
 		case Pass:
 		case Taken:
+			a.taken = append(a.taken, packet)
 			return false
 		default:
 			d.refused.Add(1)

@@ -25,6 +25,7 @@ const lookBack = 16
 type arrivals struct {
 	packets []arrival
 	units   []unit
+	taken   [][]byte // what is not the stack's
 }
 
 // arrival is a packet of a unit.

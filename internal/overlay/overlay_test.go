@@ -711,12 +711,20 @@ func TestFilter(t *testing.T) {
 		{"passed", overlay.Pass, nil, 1, 0},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			var taken [][]byte
 			got, stats := answers(t, overlay.Options{Filter: func(b []byte) (overlay.Action, []byte) {
 				if !bytes.Equal(b, packet) {
 					t.Errorf("the filter saw %x", b)
 				}
 				return tc.action, tc.reply
+			}, Taken: func(packets [][]byte) {
+				for _, p := range packets {
+					taken = append(taken, bytes.Clone(p))
+				}
 			}}, packet)
+			if took := len(taken) == 1 && bytes.Equal(taken[0], packet); took != (tc.action == overlay.Taken) || len(taken) > 1 {
+				t.Errorf("taken: %x", taken)
+			}
 			if len(got) != tc.want || stats.Refused != tc.refused {
 				t.Fatalf("%d answers, %d refused; want %d, %d", len(got), stats.Refused, tc.want, tc.refused)
 			}

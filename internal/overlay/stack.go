@@ -81,6 +81,10 @@ type Options struct {
 	// A reply that is not nil, a whole IP packet, goes back into the tunnel; it
 	// belongs to the Stack then.
 	Filter func(packet []byte) (Action, []byte)
+	// Taken is given the packets of one writing that the Filter says are its, in
+	// their order, when all were judged. It must not keep them and must not
+	// block. Without it nobody gets them.
+	Taken func(packets [][]byte)
 	// Refuse returns the reset that answers a SYN of a source that may ask for
 	// no more, nil for silence. It must not keep the packet. Without it the stack
 	// resets.
@@ -99,7 +103,7 @@ type Action uint8
 const (
 	Drop  Action = iota // it is refused, and counted in [Stats]
 	Pass                // the stack gets it
-	Taken               // the filter has dealt with it itself
+	Taken               // [Options.Taken] gets it
 )
 
 // ErrClosed is returned by everything after Close. It is [net.ErrClosed].
