@@ -30,6 +30,19 @@ func (e *evidence) flags(c *cobra.Command) {
 func (e *evidence) log() string  { return filepath.Join(e.dir, "audit.jsonl") }
 func (e *evidence) tree() string { return filepath.Join(e.dir, "tree") }
 
+// mark reads what the gateway itself signed last, if that is here: nothing, or a
+// checkpoint.
+func (e *evidence) mark() ([][]byte, error) {
+	msg, err := os.ReadFile(filepath.Join(filepath.Dir(e.dir), "keys", notary.FileMark))
+	if err == nil && len(msg) == 0 || errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading what was signed last: %w", err)
+	}
+	return [][]byte{msg}, nil
+}
+
 // open finds the directory and reads the key.
 func (e *evidence) open(opt *options) (note.Verifier, error) {
 	if e.dir == "" {
@@ -93,7 +106,10 @@ With --proof check one record's proof, made by "audit prove", and nothing else.`
 			if err != nil {
 				return err
 			}
-			var kept [][]byte
+			kept, err := where.mark()
+			if err != nil {
+				return err
+			}
 			for _, name := range earlier {
 				msg, err := os.ReadFile(name)
 				if err != nil {

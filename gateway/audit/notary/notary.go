@@ -33,6 +33,10 @@ const (
 // every is how often new records are signed: well within the promised 10 s.
 const every = 4 * time.Second
 
+// again is how often a log that is not the one that was signed is looked at: all
+// of a file is read for it.
+const again = time.Minute
+
 // Config of a Notary. All but Now and Log are required.
 type Config struct {
 	// LogFile is the decision log: the file that is written to.
@@ -64,7 +68,8 @@ type Notary struct {
 // ErrChanged says that the log is not the one that was signed.
 var ErrChanged = errors.New("the decision log is not the one that was signed")
 
-// New reads or makes the key. It reads no record.
+// New reads or makes the key, and with a new key the mark that nothing was signed
+// with it. It reads no record.
 func New(cfg Config) (*Notary, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -75,12 +80,12 @@ func New(cfg Config) (*Notary, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("preparing the audit tree: %w", err)
 	}
+	if err := founded(cfg.KeyFile); err != nil {
+		return nil, err
+	}
 	signer, public, err := openKey(cfg.KeyFile)
 	if err != nil {
 		return nil, err
-	}
-	if err := writeWhole(filepath.Join(cfg.Dir, FileVerifier), []byte(public+"\n"), 0o644); err != nil {
-		return nil, fmt.Errorf("writing the verifier key: %w", err)
 	}
 	return &Notary{cfg: cfg, signer: signer, public: public, tree: tiles{dir: cfg.Dir}}, nil
 }
@@ -103,26 +108,30 @@ func (n *Notary) Healthy() error {
 // ends only with ctx: a log that cannot be signed is said by Healthy and in the
 // process's log, and tried again.
 func (n *Notary) Run(ctx context.Context) error {
-	tick := time.NewTicker(every)
-	defer tick.Stop()
 	resumed := false
 	for {
 		var err error
+		wait := every
 		if !resumed {
 			err = n.resume()
 			resumed = err == nil
+			if errors.Is(err, ErrChanged) {
+				wait = again
+			}
 		}
 		if resumed {
 			err = n.Sign()
 		}
 		n.tell(err)
+		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
+			timer.Stop()
 			if resumed {
 				n.tell(n.Sign())
 			}
 			return nil
-		case <-tick.C:
+		case <-timer.C:
 		}
 	}
 }
@@ -138,99 +147,6 @@ func (n *Notary) tell(err error) {
 	case err == nil && was != nil:
 		n.cfg.Log.Info("the decision log is signed again")
 	}
-}
-
-// resume goes on behind the last checkpoint. Tiles that are missing or wrong,
-// as after a power failure, are made anew from the log; the log itself must then
-// have the root that was signed.
-func (n *Notary) resume() error {
-	msg, err := os.ReadFile(filepath.Join(n.cfg.Dir, FileCheckpoint))
-	if errors.Is(err, os.ErrNotExist) {
-		if first, err := audit.First(n.cfg.LogFile); err != nil || first > 1 {
-			return errors.Join(err, fmt.Errorf("the log begins with record %d, and the checkpoint that signed those before is gone: restore %s from a backup", first, n.cfg.Dir))
-		}
-		n.at = audit.Place{}
-		return n.tree.clear()
-	}
-	if err != nil {
-		return fmt.Errorf("reading the checkpoint: %w", err)
-	}
-	v, err := ParseVerifier(n.public)
-	if err != nil {
-		return err
-	}
-	c, err := OpenCheckpoint(msg, v)
-	if err != nil {
-		return err
-	}
-	n.at = audit.Place{}
-	if n.tree.load(c.Size) == nil {
-		if root, err := n.tree.root(); err == nil && root == c.Root {
-			err := n.find(c)
-			if err == nil {
-				n.set(c)
-			}
-			if !errors.Is(err, errTile) {
-				return err
-			}
-			n.at = audit.Place{}
-		}
-	}
-	n.cfg.Log.Warn("the audit tree is damaged; making it anew from the decision log")
-	if first, err := audit.First(n.cfg.LogFile); err != nil || first > 1 {
-		return errors.Join(err, fmt.Errorf("the audit tree is damaged, and the records before %d, which retention removed, are not there to make it anew: restore %s from a backup", first, n.cfg.Dir))
-	}
-	if err := n.tree.clear(); err != nil {
-		return err
-	}
-	if err := n.read(c.Size); err != nil {
-		return err
-	}
-	root, err := n.tree.root()
-	if err == nil && (n.tree.size != c.Size || root != c.Root) {
-		err = fmt.Errorf("%w: its first %d records; run: portvakt-gateway audit verify", ErrChanged, c.Size)
-	}
-	if err != nil {
-		return err
-	}
-	n.set(c)
-	return nil
-}
-
-// find goes behind the last record that is signed. The file that it is in must
-// hold what was signed from its beginning: a number alone is easily given to
-// another record. (What is in the files before is for [Verify].)
-func (n *Notary) find(c Checkpoint) error {
-	if c.Size == 0 {
-		return nil
-	}
-	signed := signedHashes(treeReader(n.cfg.Dir, c), c)
-	if signed == nil {
-		return errTile
-	}
-	begin, err := audit.FileOf(n.cfg.LogFile, uint64(c.Size))
-	if err != nil {
-		return changed(err)
-	}
-	next := int64(begin)
-	err = n.lines(next-1, func(line []byte) (bool, error) {
-		if next > c.Size {
-			return false, nil
-		}
-		was, err := signed(next - 1)
-		if err != nil {
-			return false, errors.Join(errTile, err)
-		}
-		if tlog.RecordHash(line) != was {
-			return false, fmt.Errorf("%w; run: portvakt-gateway audit verify", &BadRecord{next, "is not the one that was signed"})
-		}
-		next++
-		return true, nil
-	})
-	if err == nil && next <= c.Size {
-		err = fmt.Errorf("%w: record %d was signed and is not there", ErrChanged, next)
-	}
-	return err
 }
 
 // lines reads on behind the record numbered after, which was the last.
@@ -279,7 +195,11 @@ func (n *Notary) Sign() error {
 	if err := writeWhole(filepath.Join(n.cfg.Dir, FileCheckpoint), msg, 0o644); err != nil {
 		return fmt.Errorf("writing a checkpoint: %w", err)
 	}
+	if err := n.keepMark(msg); err != nil {
+		return err
+	}
 	n.set(c)
+	n.tree.prune() // the checkpoint before needed these
 	return nil
 }
 

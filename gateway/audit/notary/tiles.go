@@ -24,6 +24,7 @@ type tiles struct {
 	size    int64 // records in the tree
 	edge    [][]tlog.Hash
 	partial []string // partial tiles on disk, as of the last save
+	old     []string // and those that it replaced
 }
 
 // add appends a record's hash to the tree. A tile that becomes full is written.
@@ -60,7 +61,7 @@ func perfect(hs []tlog.Hash) tlog.Hash {
 	return row[0]
 }
 
-// save writes the partial tiles and removes those of before.
+// save writes the partial tiles. Those of before stay until [tiles.prune].
 func (t *tiles) save() error {
 	var now []string
 	for level, hs := range t.edge {
@@ -73,15 +74,21 @@ func (t *tiles) save() error {
 		}
 		now = append(now, tile.Path())
 	}
-	for _, p := range t.partial {
-		if !slices.Contains(now, p) {
-			// What stays behind is only litter: no tree of this size names it.
+	t.old = append(t.old, t.partial...)
+	t.partial = now
+	return nil
+}
+
+// prune removes the partial tiles that only trees before the last saved one
+// need. What stays behind is litter: no tree names it.
+func (t *tiles) prune() {
+	for _, p := range t.old {
+		if !slices.Contains(t.partial, p) {
 			_ = os.Remove(filepath.Join(t.dir, p))
 			_ = os.Remove(filepath.Dir(filepath.Join(t.dir, p)))
 		}
 	}
-	t.partial = now
-	return nil
+	t.old = nil
 }
 
 func (t *tiles) write(tile tlog.Tile, hs []tlog.Hash) error {
@@ -102,7 +109,7 @@ func (t *tiles) write(tile tlog.Tile, hs []tlog.Hash) error {
 
 // load reads the edge of a tree of that size.
 func (t *tiles) load(size int64) error {
-	t.size, t.edge, t.partial = size, nil, nil
+	*t = tiles{dir: t.dir, size: size}
 	for level := 0; size>>(tileHeight*level) > 0; level++ {
 		count := size >> (tileHeight * level)
 		hs := make([]tlog.Hash, 0, tileWidth)
@@ -178,10 +185,15 @@ func (t *tiles) root() (tlog.Hash, error) {
 	return h, nil
 }
 
+// top is the directory that all tiles are in.
+func (t *tiles) top() string {
+	return filepath.Join(t.dir, strings.Split(tlog.Tile{H: tileHeight, W: 1}.Path(), "/")[0])
+}
+
 // clear removes every tile.
 func (t *tiles) clear() error {
-	t.size, t.edge, t.partial = 0, nil, nil
-	if err := os.RemoveAll(filepath.Join(t.dir, strings.Split(tlog.Tile{H: tileHeight, W: 1}.Path(), "/")[0])); err != nil {
+	*t = tiles{dir: t.dir}
+	if err := os.RemoveAll(t.top()); err != nil {
 		return fmt.Errorf("clearing the audit tree: %w", err)
 	}
 	return nil

@@ -369,18 +369,14 @@ func TestWitnessRefusesAnotherHistory(t *testing.T) {
 			}
 			rewrite(o)
 			for _, forget := range []bool{false, true} { // and what was cosigned
-				if err := os.RemoveAll(filepath.Join(o.tree, "tile")); err != nil {
-					t.Fatal(err)
-				}
-				if err := os.Remove(filepath.Join(o.tree, notary.FileCheckpoint)); err != nil {
-					t.Fatal(err)
-				}
-				if forget {
-					if err := os.Remove(filepath.Join(o.tree, notary.FileCosigned)); err != nil {
+				o.takeOver()
+				o.mustSign() // it signs the new history with its key
+				if !forget {
+					if err := os.WriteFile(filepath.Join(o.tree, notary.FileCosigned), kept, 0o600); err != nil {
 						t.Fatal(err)
 					}
 				}
-				c = o.witnessed(w) // it signs the new history with its key
+				c = o.witnessed(w)
 				until(t, "the refusal", func() bool { return c.Healthy() != nil })
 				if err := c.Healthy(); !errors.Is(err, notary.ErrChanged) {
 					t.Errorf("it says %v", err)
