@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"encoding/binary"
 	"net"
+	"net/http"
 	"sync/atomic"
 
 	"golang.org/x/net/http2"
@@ -18,7 +19,7 @@ import (
 // that ends for a fault of the device's is noted as any refused request is.
 //
 // net/http lets nobody between itself and a [tls.Conn], but takes HTTP/2 from
-// what is none: so this must not look like one.
+// what is none: so this must not look like one until HTTP/2 has begun; see shaken.
 type framing struct {
 	net.Conn // under TLS
 	p        *Proxy
@@ -50,6 +51,35 @@ func newFraming(p *Proxy, tc *tls.Conn, c *conn) *framing {
 		f.tooBig = f.tooBig || field.Name == ":status" && field.Value == "431"
 	})
 	return f
+}
+
+// shaken is a framing that says it is over TLS.
+type shaken struct{ *framing }
+
+// ConnectionState is what net/http's HTTP/2 looks for.
+func (s shaken) ConnectionState() tls.ConnectionState { return s.Conn.(*tls.Conn).ConnectionState() }
+
+// UnencryptedNetConn is what it asks for the connection that was handed to it.
+func (s shaken) UnencryptedNetConn() net.Conn { return s }
+
+// tellScheme has requests over HTTP/2 tell their :scheme: Request.TLS is there
+// for https alone, and on a connection over TLS alone. That ours are is said
+// where net/http hands them to its HTTP/2, by the name that has in TLSNextProto.
+// If a later net/http has another, every such request is refused.
+func tellScheme(srv *http.Server) {
+	const key = "unencrypted_http2"
+	begin := srv.TLSNextProto[key]
+	if begin == nil {
+		return
+	}
+	srv.TLSNextProto[key] = func(srv *http.Server, c *tls.Conn, h http.Handler) {
+		if handed, ok := c.NetConn().(interface{ UnencryptedNetConn() net.Conn }); ok {
+			if f, ok := handed.UnencryptedNetConn().(*framing); ok {
+				c = tls.Client(shaken{f}, nil)
+			}
+		}
+		begin(srv, c, h)
+	}
 }
 
 type framingKey struct{}

@@ -92,6 +92,11 @@ func examine(r *http.Request, name string, app *policy.App) (request, *rejection
 		// HTTP/1.0 with Transfer-Encoding is read differently by nearly everyone.
 		return req, badRequest(http.StatusBadRequest, "protocol", r.Proto, "HTTP/1.1 or HTTP/2")
 	}
+	// RFC 9110, 7.4: another scheme is another origin; see tellScheme. HTTP/1.1
+	// says one in absolute-form targets alone.
+	if r.ProtoMajor == 2 && r.TLS == nil {
+		return req, otherScheme()
+	}
 	// RFC 9113, 8.1.1: HTTP/2 ends a body by itself, and a length that says
 	// otherwise is malformed.
 	if cl := r.Header["Content-Length"]; len(cl) > 0 {
@@ -152,8 +157,11 @@ func originForm(uri string, app *policy.App) (string, *rejection) {
 	if end < 0 || rest[end] != '/' {
 		return "", badRequest(http.StatusBadRequest, "request target", uri, "a path that begins with /")
 	}
-	if _, ok := appHost(rest[:end], app); !ok || !strings.EqualFold(scheme, "https") {
+	if _, ok := appHost(rest[:end], app); !ok {
 		return "", misdirected("host", rest[:end], app)
+	}
+	if !strings.EqualFold(scheme, "https") {
+		return "", otherScheme()
 	}
 	return rest[end:], nil
 }
@@ -169,6 +177,13 @@ func misdirected(what, host string, app *policy.App) *rejection {
 	return &rejection{
 		status:   http.StatusMisdirectedRequest,
 		decision: policy.NewDecision(policy.ReasonMisdirected, &policy.Fact{Name: what, Value: printable(host), Wanted: strings.Join(app.Hosts, ", ")}),
+	}
+}
+
+func otherScheme() *rejection {
+	return &rejection{
+		status:   http.StatusMisdirectedRequest,
+		decision: policy.NewDecision(policy.ReasonMisdirected, &policy.Fact{Name: "scheme", Value: "http", Wanted: "https"}),
 	}
 }
 

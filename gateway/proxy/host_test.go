@@ -2,12 +2,16 @@ package proxy_test
 
 import (
 	"bytes"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+
+	"github.com/portvakt/portvakt/gateway/audit"
 )
 
 // A request that names two hosts names none, also when one of them is the
@@ -51,6 +55,36 @@ func TestTwoHostsAreRefused(t *testing.T) {
 	}
 	if n := len(e.requests()); n != 2 {
 		t.Errorf("the app saw %d requests", n)
+	}
+}
+
+// A request for the app by plain http is not the one that is served, also when
+// it comes over TLS; its record says so and has no hash.
+func TestAnotherSchemeIsRefused(t *testing.T) {
+	for name, start := range map[string]func(*testing.T) witness{"http": witnesses["go"], "h2": witnesses["h2"]} {
+		t.Run(name, func(t *testing.T) {
+			app := start(t)
+			w := newWorld(t, []string{crmYAML + app.yaml}, map[string]string{"crm": app.url})
+			h := newRawH2(t, w)
+			for i, c := range []struct{ scheme, want string }{{"https", "200"}, {"http", "421"}, {"https", "200"}, {"ftp", "reset"}} {
+				got := h.send(nil, nil, [2]string{":method", "GET"}, [2]string{":scheme", c.scheme}, [2]string{":authority", "crm.test"}, [2]string{":path", "/" + strconv.Itoa(i)})
+				if got != c.want {
+					t.Errorf("request %d, %s: %s, want %s", i, c.scheme, got, c.want)
+				}
+			}
+			var uris []string
+			for _, s := range app.requests() {
+				uris = append(uris, s.URI)
+			}
+			if want := []string{"/0", "/2"}; !slices.Equal(uris, want) {
+				t.Errorf("the app saw %q, want %q", uris, want)
+			}
+			for _, r := range w.records(audit.KindDecision, 4) {
+				if r.Reason == "misdirected" && (r.Fact == nil || r.Fact.Name != "scheme" || r.Fact.Value != "http" || r.RequestHash != "") {
+					t.Errorf("recorded as %+v with fact %+v", r, r.Fact)
+				}
+			}
+		})
 	}
 }
 

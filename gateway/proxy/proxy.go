@@ -284,7 +284,7 @@ func (p *Proxy) server1(h http1.Handler) *http1.Server {
 func (p *Proxy) server2(ctx context.Context) *http.Server {
 	var two http.Protocols
 	two.SetUnencryptedHTTP2(true)
-	return &http.Server{
+	srv := &http.Server{
 		Handler:                      p.counting(func(w http.ResponseWriter, r *http.Request) { p.serveHTTP(w, r, nil) }),
 		Protocols:                    &two, // it sees no [tls.Conn]: handshakes are done before
 		HTTP2:                        &http.HTTP2Config{MaxConcurrentStreams: p.cfg.Limits.Streams},
@@ -293,12 +293,16 @@ func (p *Proxy) server2(ctx context.Context) *http.Server {
 		MaxHeaderBytes:               p.cfg.Limits.HeaderBytes,
 		DisableGeneralOptionsHandler: true,
 		ErrorLog:                     log.New(debugWriter{p.log}, "", 0),
-		BaseContext:                  func(net.Listener) context.Context { return ctx },
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			f, _ := c.(*framing)
 			return context.WithValue(context.WithValue(ctx, connKey{}, ownConn(c)), framingKey{}, f)
 		},
 	}
+	srv.BaseContext = func(net.Listener) context.Context { // Serve has made ready for HTTP/2
+		tellScheme(srv)
+		return ctx
+	}
+	return srv
 }
 
 // debugWriter carries net/http's own remarks, which are about clients, at a
