@@ -228,6 +228,8 @@ func (f *Facts) grant(r *Revision, key asked, d Decision) {
 	if f.granted == nil || len(f.granted) >= maxGranted {
 		f.granted = map[asked]Decision{}
 	}
+	// As they came they may hold a whole request in memory.
+	key.host, key.path = strings.Clone(key.host), strings.Clone(key.path)
 	f.granted[key] = d
 }
 

@@ -117,9 +117,25 @@ var mutants = []mutant{
 		name: "canonical_skipped", breaks: "dot segments and // pass",
 		edit: edit{
 			"gateway/proxy/canonical.go",
-			"	if err := checkPath(path); err != nil {", "	if err := checkPath(\"/\"); err != nil {",
+			"	if err := checkSegments(t.path); err != nil {", "	if err := checkSegments(\"/\"); err != nil {",
 		},
 		pkg: "./gateway/proxy", test: "TestCorpora/go",
+	},
+	{
+		name: "delimiters_decoded", breaks: "%2B reaches the app as +",
+		edit: edit{
+			"gateway/proxy/canonical.go",
+			"kind == unreserved || !encoded && kind&bare != 0 {", "kind&bare != 0 {",
+		},
+		pkg: "./gateway/proxy", test: "TestKept/go",
+	},
+	{
+		name: "any_scheme", breaks: "a request by plain http may come over HTTP/2",
+		edit: edit{
+			"gateway/proxy/front.go",
+			"	if r.ProtoMajor == 2 && r.TLS == nil {", "	if r.ProtoMajor == 3 && r.TLS == nil {",
+		},
+		pkg: "./gateway/proxy", test: "TestAnotherSchemeIsRefused",
 	},
 	{
 		name: "forwarded_as_it_came", breaks: "the app gets another target than policy saw",
@@ -133,7 +149,7 @@ var mutants = []mutant{
 		name: "lane_target", breaks: "an https app gets another target than policy saw",
 		edit: edit{
 			"gateway/proxy/forward.go",
-			"Path: x.req.target.path, RawPath: x.req.target.escaped,", "Path: pr.In.URL.Path, RawPath: pr.In.URL.RawPath,",
+			"Opaque: x.req.target.escaped + x.req.target.query}", "Opaque: pr.In.URL.RequestURI()}",
 		},
 		pkg: "./gateway/proxy", test: "TestCorpora/https",
 	},
@@ -229,7 +245,7 @@ var mutants = []mutant{
 		name: "query_unhashed", breaks: "the record's hash is of a part of the request",
 		edit: edit{
 			"gateway/proxy/front.go",
-			"	if r.target.query != \"\" {\n		dst = append(dst, '?')", "	if r.target.query == \"?\" {\n		dst = append(dst, '?')",
+			"r.target.escaped, r.target.query, \"\\n\"} {", "r.target.escaped, \"\\n\"} {",
 		},
 		pkg: "./gateway/proxy", test: "TestCorpora/go",
 	},

@@ -11,12 +11,13 @@ import (
 )
 
 // target is a request target that can be read in one way only. The path that
-// policy sees and the path the app receives are both made from it: segments,
-// none of them empty but perhaps the last, joined by "/".
+// policy sees and the path the app receives have the same segments, none of
+// them empty but perhaps the last, joined by "/". Whoever decodes the second
+// once has the first.
 type target struct {
 	path    string // decoded, but for a kept %2F; what policy sees
-	escaped string // path, encoded again in one way; what the app receives
-	query   string // pairs joined by "&", without "?", as they came; policy never sees it
+	escaped string // in its one spelling; what the app receives
+	query   string // from "?" on, as it came; "" for none; policy never sees it
 }
 
 // kept is what an app takes besides what every parser reads alike.
@@ -37,34 +38,57 @@ const maxQueryParams = 1000
 // what two parsers could read differently instead of mending it: a mended path
 // is one that the client did not ask for.
 func canonical(raw string, keep kept) (target, error) {
-	pathPart, query, _ := strings.Cut(raw, "?")
-	path, err := decodePath(pathPart, keep)
-	if err != nil {
+	t := target{path: raw}
+	if i := strings.IndexByte(raw, '?'); i >= 0 {
+		t.path, t.query = raw[:i], raw[i:]
+	}
+	if !strings.HasPrefix(raw, "/") {
+		return target{}, errors.New("the target does not begin with /")
+	}
+	if t.escaped = t.path; !asItIs(t.path, keep) {
+		var err error
+		if t.path, t.escaped, err = decodePath(t.path, keep); err != nil {
+			return target{}, err
+		}
+		if err := checkCharacters(t.path); err != nil {
+			return target{}, err
+		}
+	}
+	if err := checkSegments(t.path); err != nil {
 		return target{}, err
 	}
-	if err := checkPath(path); err != nil {
+	if err := checkQuery(t.query); err != nil {
 		return target{}, err
 	}
-	if err := checkQuery(query); err != nil {
-		return target{}, err
-	}
-	t := target{path: path, escaped: escapePath(path), query: query}
 	if keep.slash {
 		// What is encoded twice was refused, so that %2F can be nothing else here.
-		t.path = strings.ReplaceAll(path, slashMark, "%2F")
+		t.path = strings.ReplaceAll(t.path, slashMark, "%2F")
 	}
 	return t, nil
+}
+
+// asItIs says that a path has nothing to decode and nothing to refuse but, maybe,
+// a segment.
+func asItIs(path string, keep kept) bool {
+	for i := range len(path) {
+		if c := path[i]; pathBytes[c]&bare == 0 || c == ';' && !keep.params {
+			return false
+		}
+	}
+	return true
 }
 
 // slashMark stands for a kept %2F while a path is checked. NUL itself is refused.
 const slashMark = "\x00"
 
-func decodePath(raw string, keep kept) (string, error) {
-	if !strings.HasPrefix(raw, "/") {
-		return "", errors.New("the target does not begin with /")
-	}
-	var b strings.Builder
-	b.Grow(len(raw))
+// decodePath returns a path decoded, and in its one spelling: what is unreserved
+// stands for itself, and what else was encoded stays so, in capitals. An encoded
+// reserved character is another one than the bare one (RFC 3986, 2.2 and
+// 6.2.2.2), and some apps do tell %2B from +.
+func decodePath(raw string, keep kept) (path, escaped string, err error) {
+	var p, e strings.Builder
+	p.Grow(len(raw))
+	e.Grow(len(raw) + 8)
 	for i := 0; i < len(raw); i++ {
 		c := raw[i]
 		encoded := c == '%'
@@ -74,33 +98,41 @@ func decodePath(raw string, keep kept) (string, error) {
 				hi, lo = unhex(raw[i+1]), unhex(raw[i+2])
 			}
 			if hi < 0 || lo < 0 {
-				return "", errors.New("a percent sign without two hexadecimal digits in the path")
+				return "", "", errors.New("a percent sign without two hexadecimal digits in the path")
 			}
 			c = byte(hi<<4 | lo)
 			i += 2
 			if c == '/' && keep.slash {
-				b.WriteString(slashMark)
+				p.WriteString(slashMark)
+				e.WriteString("%2F")
 				continue
 			}
 			if c == '/' || c == '\\' {
-				return "", fmt.Errorf("an encoded %q in the path", c)
+				return "", "", fmt.Errorf("an encoded %q in the path", c)
 			}
 		} else if c >= utf8.RuneSelf || strings.IndexByte("#\\ \"<>", c) >= 0 {
-			return "", fmt.Errorf("a raw %q in the path", c)
+			return "", "", fmt.Errorf("a raw %q in the path", c)
 		}
 		switch {
 		case c < 0x20 || c == 0x7f:
-			return "", errors.New("a control character in the path")
+			return "", "", errors.New("a control character in the path")
 		case c == ';' && (encoded || !keep.params):
-			return "", errors.New("a path parameter (;)")
+			return "", "", errors.New("a path parameter (;)")
 		}
-		b.WriteByte(c)
+		p.WriteByte(c)
+		if kind := pathBytes[c]; kind == unreserved || !encoded && kind&bare != 0 {
+			e.WriteByte(c)
+			continue
+		}
+		e.WriteByte('%') // also what no URI may hold, such as |
+		e.WriteByte(upperHex[c>>4])
+		e.WriteByte(upperHex[c&15])
 	}
-	return b.String(), nil
+	return p.String(), e.String(), nil
 }
 
-// checkPath takes a decoded path.
-func checkPath(path string) error {
+// checkCharacters takes a decoded path.
+func checkCharacters(path string) error {
 	if !utf8.ValidString(path) {
 		return errors.New("the path is not valid UTF-8")
 	}
@@ -113,6 +145,11 @@ func checkPath(path string) error {
 			return errors.New("a path that is encoded twice")
 		}
 	}
+	return nil
+}
+
+// checkSegments takes a decoded path.
+func checkSegments(path string) error {
 	if len(path) > 1 && path[1] == slashMark[0] {
 		return errors.New("an encoded '/' that begins the path") // decoded, //HOST is another host
 	}
@@ -141,15 +178,20 @@ func dotOrSpace(r rune) bool { return r == '.' || unicode.IsSpace(r) }
 // lookalikes become one of / \ ; % or dots in apps that normalise Unicode (NFKC).
 const lookalikes = "\u037e\ufe14\ufe19\ufe30\uff0f\uff3c\uff0e\uff1b\uff05\ufe68\ufe52\ufe54\ufe6a\u2024\u2025\u2026\u2100\u2101\u2105\u2106"
 
+// checkQuery takes a query with its "?". Only the app reads it, whose data may
+// be lines (%0D%0A) and of any character set; but many end it at a NUL.
 func checkQuery(q string) error {
 	params := 1
-	for i := 0; i < len(q); i++ {
+	for i := 1; i < len(q); i++ {
 		switch c := q[i]; {
 		case c == '&':
 			params++
 		case c == '%':
 			if i+2 >= len(q) || unhex(q[i+1]) < 0 || unhex(q[i+2]) < 0 {
 				return errors.New("a percent sign without two hexadecimal digits in the query")
+			}
+			if q[i+1] == '0' && q[i+2] == '0' {
+				return errors.New("an encoded NUL in the query")
 			}
 			i += 2
 		case c == ';':
@@ -166,42 +208,24 @@ func checkQuery(q string) error {
 
 const upperHex = "0123456789ABCDEF"
 
-// escapePath encodes a decoded path. Every byte that is not plainly a path
-// character (RFC 3986, pchar) becomes %XX.
-func escapePath(path string) string {
-	if allPlain(path) {
-		return path
-	}
-	var b strings.Builder
-	b.Grow(len(path))
-	for i := 0; i < len(path); i++ {
-		c := path[i]
-		if c == slashMark[0] {
-			c = '/'
-		} else if plain(c) {
-			b.WriteByte(c)
-			continue
-		}
-		b.WriteByte('%')
-		b.WriteByte(upperHex[c>>4])
-		b.WriteByte(upperHex[c&15])
-	}
-	return b.String()
-}
+// bare bytes may stand in a path as they are (RFC 3986, 3.3); those that are
+// unreserved mean the same when they are encoded (2.3).
+const (
+	bare       = 1
+	unreserved = 2 | bare
+)
 
-func allPlain(path string) bool {
-	for i := range len(path) {
-		if !plain(path[i]) {
-			return false
+var pathBytes = func() (t [256]byte) {
+	for c := range t {
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', strings.IndexByte("-._~", byte(c)) >= 0:
+			t[c] = unreserved
+		case strings.IndexByte("/!$&'()*+,;=:@", byte(c)) >= 0:
+			t[c] = bare
 		}
 	}
-	return true
-}
-
-func plain(c byte) bool {
-	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' ||
-		strings.IndexByte("/-._~!$&'()*+,;=:@", c) >= 0
-}
+	return t
+}()
 
 func unhex(c byte) int {
 	switch {

@@ -329,10 +329,7 @@ func (x *exchange) appendHead(dst []byte, r *http.Request, length int64) ([]byte
 	dst = append(dst, x.req.method...)
 	dst = append(dst, ' ')
 	dst = append(dst, x.req.target.escaped...)
-	if x.req.target.query != "" {
-		dst = append(dst, '?')
-		dst = append(dst, x.req.target.query...)
-	}
+	dst = append(dst, x.req.target.query...)
 	dst = append(dst, " HTTP/1.1\r\n"...)
 	dst = appendField(dst, "Host", x.req.host)
 	named := r.Header["Connection"]

@@ -72,10 +72,9 @@ func rewrite(pr *httputil.ProxyRequest) {
 	x := exchangeOf(pr.In)
 	out := pr.Out
 	out.Method = x.req.method
-	out.URL = &url.URL{
-		Scheme: x.upstream.scheme, Host: x.upstream.host,
-		Path: x.req.target.path, RawPath: x.req.target.escaped, RawQuery: x.req.target.query,
-	}
+	// Opaque, because package url would encode a path once more whose decoded
+	// form it does not find in the encoded one, such as one with a kept %2F.
+	out.URL = &url.URL{Scheme: x.upstream.scheme, Host: x.upstream.host, Opaque: x.req.target.escaped + x.req.target.query}
 	out.Host = x.req.host
 	dropReserved(out.Header)
 	dropReserved(out.Trailer)

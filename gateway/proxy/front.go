@@ -24,7 +24,7 @@ type request struct {
 }
 
 // canonicalForm names the bytes that are hashed, so that others can follow.
-const canonicalForm = "portvakt-request-1"
+const canonicalForm = "portvakt-request-2"
 
 // appendCanonical appends the one byte form of the request, from which
 // docs/audit.md lets others compute its hash. No part of it can hold a newline.
@@ -33,14 +33,10 @@ func (r request) appendCanonical(dst []byte) []byte {
 	if r.upgrade != "" {
 		scheme = "wss" // RFC 6455, section 3
 	}
-	for _, part := range [...]string{canonicalForm, "\n", r.app, "\n", r.method, "\n", scheme, "://", r.host, ":443", r.target.escaped} {
+	for _, part := range [...]string{canonicalForm, "\n", r.app, "\n", r.method, "\n", scheme, "://", r.host, ":443", r.target.escaped, r.target.query, "\n"} {
 		dst = append(dst, part...)
 	}
-	if r.target.query != "" {
-		dst = append(dst, '?')
-		dst = append(dst, r.target.query...)
-	}
-	return append(dst, '\n')
+	return dst
 }
 
 // hash is the SHA-256 of the canonical form, in hex; empty for what could not
@@ -84,10 +80,11 @@ var methods = []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS
 // It returns what it could read even when it refuses, for the record.
 func examine(r *http.Request, name string, app *policy.App) (request, *rejection) {
 	req := request{app: app.Name, method: printable(r.Method), host: printable(r.Host), target: target{path: printable(r.RequestURI)}}
-	if !slices.Contains(methods, r.Method) {
-		rej := badRequest(http.StatusMethodNotAllowed, "method", r.Method, strings.Join(methods, ", "))
-		return req, rej
+	method := slices.Index(methods, r.Method)
+	if method < 0 {
+		return req, badRequest(http.StatusMethodNotAllowed, "method", r.Method, strings.Join(methods, ", "))
 	}
+	req.method = methods[method] // that of r holds all it came with in memory, and grants are kept by method
 	if !r.ProtoAtLeast(1, 1) {
 		// HTTP/1.0 with Transfer-Encoding is read differently by nearly everyone.
 		return req, badRequest(http.StatusBadRequest, "protocol", r.Proto, "HTTP/1.1 or HTTP/2")

@@ -267,12 +267,8 @@ func (p *Proxy) redirect(w http.ResponseWriter, r *http.Request, why *http1.Malf
 		p.refuse(w, r, rej.status, app, d, rej.close)
 		return
 	}
-	to := "https://" + req.host + req.target.escaped
-	if req.target.query != "" {
-		to += "?" + req.target.query
-	}
 	h := w.Header()
-	h.Set("Location", to)
+	h.Set("Location", "https://"+req.host+req.target.escaped+req.target.query)
 	h.Set("Cache-Control", "no-store")
 	h.Set("Content-Length", "0")
 	w.WriteHeader(http.StatusPermanentRedirect)

@@ -234,7 +234,7 @@ func TestWebSocketEcho(t *testing.T) {
 	if r := w.records(audit.KindFlowClose, 1)[0]; r.BytesIn < 500_000 || r.BytesOut < 500_000 || r.Status != 101 {
 		t.Errorf("closed with %+v", r)
 	}
-	sum := sha256.Sum256([]byte("portvakt-request-1\ncrm\nGET\nwss://crm.test:443/\n"))
+	sum := sha256.Sum256([]byte("portvakt-request-2\ncrm\nGET\nwss://crm.test:443/\n"))
 	if r := w.records(audit.KindFlowOpen, 1)[0]; r.RequestHash != hex.EncodeToString(sum[:]) {
 		t.Errorf("opened with %q", r.RequestHash)
 	}

@@ -48,7 +48,7 @@ func newSecureEcho(t *testing.T, h2 bool) witness {
 
 // requestHash is what docs/audit.md tells an app to compute of what it sees.
 func (s seen) requestHash(app string) string {
-	sum := sha256.Sum256(fmt.Appendf(nil, "portvakt-request-1\n%s\n%s\nhttps://%s:443%s\n", app, s.Method, s.Host, s.URI))
+	sum := sha256.Sum256(fmt.Appendf(nil, "portvakt-request-2\n%s\n%s\nhttps://%s:443%s\n", app, s.Method, s.Host, s.URI))
 	return hex.EncodeToString(sum[:])
 }
 
