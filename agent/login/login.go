@@ -18,6 +18,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/portvakt/portvakt/internal/page"
 	"github.com/portvakt/portvakt/internal/wire"
 )
 
@@ -193,7 +194,7 @@ func (h *handler) take() bool {
 // ServeHTTP takes the identity provider's answer.
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	io.Copy(io.Discard, io.LimitReader(r.Body, 1<<10))
-	lang := languageOf(h.cfg.Language)
+	lang := page.Language(h.cfg.Language)
 	say := languages[lang]
 	elsewhere := answer(lang, say.NotHere, say.UnderWay, say.Back, "")
 	switch {

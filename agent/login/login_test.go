@@ -16,6 +16,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/portvakt/portvakt/agent/login"
+	"github.com/portvakt/portvakt/internal/page"
 	"github.com/portvakt/portvakt/internal/wire"
 )
 
@@ -144,7 +145,8 @@ func TestThePageSpeaksTheLanguage(t *testing.T) {
 
 // No language lacks a word.
 func TestWordsInEveryLanguage(t *testing.T) {
-	for lang, words := range login.Languages {
+	for _, lang := range page.Languages {
+		words := login.Languages[lang]
 		for name, v := range reflect.ValueOf(words).Fields() {
 			if v.String() == "" {
 				t.Errorf("%s has no %s", lang, name.Name)

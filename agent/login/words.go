@@ -1,7 +1,5 @@
 package login
 
-import "strings"
-
 // words are what this package says to the person in the browser. What the
 // gateway says of a refusal comes from the gateway, in the same language where
 // it has it.
@@ -14,6 +12,7 @@ type words struct {
 	Used, Once, Unless                       string
 }
 
+// languages has an entry for each of page.Languages.
 var languages = map[string]words{
 	"en": {
 		LoggedIn:     "You are logged in",
@@ -129,20 +128,4 @@ var languages = map[string]words{
 		Once:         "Een inloglink werkt één keer.",
 		Unless:       "Bent u niet ingelogd, begin dan opnieuw met: portvakt-agent login",
 	},
-}
-
-// languageOf picks the first language of an Accept-Language that there is, in
-// the order it is written in; English when there is none.
-func languageOf(accept string) string {
-	for tag := range strings.SplitSeq(accept, ",") {
-		tag, _, _ = strings.Cut(strings.TrimSpace(tag), ";")
-		base, _, _ := strings.Cut(strings.ToLower(tag), "-")
-		if base == "no" || base == "nn" {
-			base = "nb" // as the gateway does
-		}
-		if _, ok := languages[base]; ok {
-			return base
-		}
-	}
-	return "en"
 }

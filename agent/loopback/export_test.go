@@ -69,3 +69,6 @@ func SplitAuthority(s string, byDefault uint16) (string, uint16, error) {
 
 // NormalHost is normalHost.
 func NormalHost(s string) (string, bool) { return normalHost(s) }
+
+// Languages is languages.
+var Languages = languages

@@ -80,7 +80,7 @@ func newProxyHTTP(s *Server, ctx context.Context) *proxyHTTP {
 		},
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
 			t, _ := r.Context().Value(targetOf{}).(*target)
-			h.unreachable(w, t, err)
+			h.unreachable(w, r, t, err)
 		},
 		ErrorLog:      slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 		FlushInterval: -1,
@@ -166,7 +166,7 @@ func (h *proxyHTTP) connect(w http.ResponseWriter, r *http.Request, p *peer) {
 	}
 	remote, err := h.s.dial(r.Context(), t)
 	if err != nil {
-		h.unreachable(w, t, err)
+		h.unreachable(w, r, t, err)
 		return
 	}
 	conn, buffered, err := http.NewResponseController(w).Hijack()
@@ -251,13 +251,9 @@ func (c *pooledConn) Close() error {
 	return c.Conn.Close()
 }
 
-func (h *proxyHTTP) unreachable(w http.ResponseWriter, t *target, err error) {
+func (h *proxyHTTP) unreachable(w http.ResponseWriter, r *http.Request, t *target, err error) {
 	h.s.log.Info("app not reached", "app", t.key.app, "err", err)
-	text := "The gateway refused the connection to %[1]s. The reason: portvakt-agent why %[1]s"
-	if timedOut(err) {
-		text = "The gateway did not answer for %[1]s in time. Whether the tunnel is up: portvakt-agent status"
-	}
-	refuse(w, http.StatusBadGateway, fmt.Sprintf(text, t.key.app))
+	unreachable(w, r, t.key.app, err)
 }
 
 func timedOut(err error) bool {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -18,6 +19,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/net/html"
 
+	"github.com/portvakt/portvakt/internal/page"
 	"github.com/portvakt/portvakt/policy"
 )
 
@@ -49,10 +51,10 @@ func TestPageGolden(t *testing.T) {
 		}
 		head, rest, _ := strings.Cut(got.String(), "<style>")
 		_, rest, _ = strings.Cut(rest, "</style>") // it is internal/page's
-		page := head + rest
+		shown := head + rest
 		file := filepath.Join("testdata", name+".html")
 		if *update {
-			if err := os.WriteFile(file, []byte(page), 0o644); err != nil {
+			if err := os.WriteFile(file, []byte(shown), 0o644); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -60,7 +62,7 @@ func TestPageGolden(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if d := cmp.Diff(string(want), page); d != "" {
+		if d := cmp.Diff(string(want), shown); d != "" {
 			t.Errorf("%s (-want +got; -update rewrites):\n%s", name, d)
 		}
 	}
@@ -123,6 +125,9 @@ func visible(t *testing.T, page string) string {
 
 // No language lacks a word, nor has one that the others lack.
 func TestWordsAreWhole(t *testing.T) {
+	if !slices.Equal(policy.Languages, page.Languages) {
+		t.Errorf("the agent's pages are in %v, the gateway's in %v", page.Languages, policy.Languages)
+	}
 	for _, lang := range policy.Languages {
 		for field, v := range reflect.ValueOf(words[lang]).Fields() {
 			if v.IsZero() {

@@ -12,6 +12,7 @@ import (
 	"io"
 	"net/http"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -99,4 +100,24 @@ func prose(s string) []piece {
 		m[1] = m[0] + len(name)
 	}
 	return append([]piece{{Text: s[:m[0]]}, {Text: strings.Trim(found, "`"), Code: true}}, prose(s[m[1]:])...)
+}
+
+// Languages are those a page can be in. They are policy.Languages, which the
+// agent does not hold.
+var Languages = []string{"en", "sv", "nb", "da", "fi", "nl"}
+
+// Language picks the first of [Languages] in an Accept-Language, in the order
+// it is written in; English when there is none.
+func Language(accept string) string {
+	for tag := range strings.SplitSeq(accept, ",") {
+		tag, _, _ = strings.Cut(strings.TrimSpace(tag), ";")
+		base, _, _ := strings.Cut(strings.ToLower(tag), "-")
+		if base == "no" || base == "nn" {
+			base = "nb" // as the gateway does
+		}
+		if slices.Contains(Languages, base) {
+			return base
+		}
+	}
+	return Languages[0]
 }

@@ -58,7 +58,7 @@ var (
 // on says which screens a page is seen on: all of them once in English and once
 // in each language, else where its words have least room, and by night.
 func (s shot) on() []screen {
-	if s.lang == "en" || s.name == string(policy.ReasonPostureFailed) || s.name == "logged-in" {
+	if s.lang == "en" || s.name == string(policy.ReasonPostureFailed) || s.name == "logged-in" || s.name == "offline" {
 		return screens
 	}
 	return slices.DeleteFunc(slices.Clone(screens), func(c screen) bool { return !slices.Contains([]string{"telephone", "zoom", "laptop-dark"}, c.name) })
@@ -91,7 +91,7 @@ func want(t *testing.T) (chromium, axe string) {
 
 func TestPages(t *testing.T) {
 	chromium, axe := want(t)
-	shots := append(refusals(t), logins(t)...)
+	shots := slices.Concat(refusals(t), logins(t), unreached(t))
 	// What was answered is shown as it was answered, from a server that does
 	// nothing else.
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

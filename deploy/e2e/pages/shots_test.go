@@ -2,16 +2,20 @@ package pages_test
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/portvakt/portvakt/agent/login"
+	"github.com/portvakt/portvakt/agent/loopback"
 	"github.com/portvakt/portvakt/gateway/refusal"
 	"github.com/portvakt/portvakt/internal/wire"
 	"github.com/portvakt/portvakt/policy"
@@ -134,7 +138,49 @@ func ending(t *testing.T, name, lang, query string, state *wire.State, refused e
 	if err != nil {
 		t.Fatal(err)
 	}
-	res, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Do(req)
+	return answered(t, &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}, req, name, lang, says...)
+}
+
+// unreached are what the agent's proxy says of an app that it cannot reach.
+func unreached(t *testing.T) (shots []shot) {
+	t.Helper()
+	app := wire.App{Name: "crm-for-everybody-who-answers-calls-in-the-evening-and-nights", Protocol: "http", Hosts: []string{"crm.demo.example"}, Ports: []uint16{443, 80}, Addresses: []netip.Addr{netip.MustParseAddr("10.99.0.16")}}
+	for name, why := range map[string]error{"offline": &wire.Error{Code: "dns", Message: "no name"}, "silent": context.DeadlineExceeded, "reset": errors.New("connection refused")} {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		s := loopback.New(loopback.Config{
+			ProxyAddr: "127.0.0.1:0", UserAllowed: func(uint32) bool { return true }, AllowAnyLocalUser: true,
+			Dial: func(context.Context, string, netip.AddrPort) (net.Conn, error) { return nil, why },
+		})
+		s.SetApps([]wire.App{app})
+		ended := make(chan error, 1)
+		go func() { ended <- s.Run(ctx) }()
+		select {
+		case <-s.Ready():
+		case err := <-ended:
+			t.Fatal(err)
+		}
+		proxy, _ := s.Addresses()
+		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, Proxy: http.ProxyURL(&url.URL{Scheme: "http", Host: proxy.String()})}}
+		for _, lang := range policy.Languages {
+			req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://crm.demo.example/", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header.Set("Accept", "text/html,*/*;q=0.8")
+			req.Header.Set("Accept-Language", lang)
+			shots = append(shots, answered(t, client, req, name, lang, app.Name))
+		}
+		cancel()
+		<-ended
+	}
+	slices.SortStableFunc(shots, func(a, b shot) int { return strings.Compare(a.name, b.name) })
+	return shots
+}
+
+// answered is the page that a request is answered with.
+func answered(t *testing.T, client *http.Client, req *http.Request, name, lang string, says ...string) shot {
+	t.Helper()
+	res, err := client.Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}
