@@ -221,9 +221,42 @@ var mutants = []mutant{
 		name: "direct_lease", breaks: "a gateway that stood still passes a piece of an http app's answer",
 		edit: edit{
 			"gateway/proxy/direct.go",
-			"		if cut := x.flow.Check(); cut != nil {\n			return cut\n		}\n		if err != nil {\n			if gone", "		if err != nil {\n			if gone",
+			"		if cut := x.flow.Check(); cut != nil {\n			return cut\n		}\n		if errors.Is(err, io.EOF) {", "		if errors.Is(err, io.EOF) {",
 		},
 		pkg: "./gateway/proxy", test: "TestNothingPassesAfterALapse",
+	},
+	{
+		name: "direct_end", breaks: "a gateway that stood still passes the trailers of an http app's answer, and its end",
+		edit: edit{
+			"gateway/proxy/direct.go",
+			"		if cut := x.flow.Check(); cut != nil {\n			return cut\n		}\n		if errors.Is(err, io.EOF) {\n			break\n		}\n",
+			"		if errors.Is(err, io.EOF) {\n			break\n		}\n		if cut := x.flow.Check(); cut != nil {\n			return cut\n		}\n",
+		},
+		pkg: "./gateway/proxy", test: "TestNoAnswerPassesAfterALapse",
+	},
+	{
+		name: "lane_head", breaks: "a gateway that stood still passes the head of an https app's answer",
+		edit: edit{
+			"gateway/proxy/forward.go",
+			"	if cut := x.flow.Check(); cut != nil {\n		return cut\n	}\n	dropOurs(res.Header)", "	dropOurs(res.Header)",
+		},
+		pkg: "./gateway/proxy", test: "TestNoAnswerPassesAfterALapse",
+	},
+	{
+		name: "lane_interim", breaks: "a gateway that stood still passes what an https app says before its answer",
+		edit: edit{
+			"gateway/proxy/forward.go",
+			"		if c.x.flow.Check() != nil {\n			return\n		}\n", "",
+		},
+		pkg: "./gateway/proxy", test: "TestNoAnswerPassesAfterALapse",
+	},
+	{
+		name: "direct_interim", breaks: "a gateway that stood still passes what an http app says before its answer",
+		edit: edit{
+			"gateway/proxy/direct.go",
+			"	if err := x.flow.Check(); err != nil {\n		return err\n	}\n	h := w.Header()\n	pass(h, head.Fields)\n", "	h := w.Header()\n	pass(h, head.Fields)\n",
+		},
+		pkg: "./gateway/proxy", test: "TestNoAnswerPassesAfterALapse",
 	},
 	{
 		name: "socket_lease_down", breaks: "a gateway that stood still passes a message of the app's",

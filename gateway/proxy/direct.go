@@ -454,11 +454,11 @@ func (x *exchange) answer(w http.ResponseWriter, c *http1.Conn, head http1.Head)
 	for {
 		b, err := c.Next(flush)
 		err = x.awaited.done(err)
-		if errors.Is(err, io.EOF) {
-			break
-		}
 		if cut := x.flow.Check(); cut != nil {
 			return cut
+		}
+		if errors.Is(err, io.EOF) {
+			break
 		}
 		if err != nil {
 			if gone == nil && !x.held.over() {

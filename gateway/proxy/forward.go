@@ -109,6 +109,9 @@ func dropOurs(h http.Header) {
 // response looks at an app's answer before any of it reaches the device.
 func (p *Proxy) response(res *http.Response) error {
 	x := exchangeOf(res.Request)
+	if cut := x.flow.Check(); cut != nil {
+		return cut
+	}
 	dropOurs(res.Header)
 	if res.StatusCode == http.StatusSwitchingProtocols {
 		back, ok := res.Body.(io.ReadWriteCloser)
@@ -134,9 +137,9 @@ func (p *Proxy) fault(w http.ResponseWriter, r *http.Request, x *exchange, err e
 	clientErr, gaveUp := x.clientErr, x.stalled || x.backend.spent
 	stalled := x.stalled
 	x.mu.Unlock()
-	// A cut is known to the Flow before its context ends; a body that was
-	// refused a chunk in between is no fault of the app's either.
-	if _, cut := x.flow.Cut(); cut || x.flow.Context().Err() != nil || !gaveUp && (r.Context().Err() != nil || x.severed()) || clientErr != nil {
+	// A cut is known to the Flow before anybody else learns of it; a body that
+	// was refused a chunk in between is no fault of the app's either.
+	if _, cut := x.flow.Cut(); cut || x.flow.Check() != nil || !gaveUp && (r.Context().Err() != nil || x.severed()) || clientErr != nil {
 		x.note(0, outcomeDone) // cut, or the device went away: no fault of the app's
 		panic(http.ErrAbortHandler)
 	}
