@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -72,7 +73,7 @@ func Run(ctx context.Context, cfg HelperConfig) (err error) {
 		return err
 	}
 	defer release()
-	if err := errors.Join(undoRoutes(), dns.Recover(ctx, dns.Config{Log: cfg.Log})); err != nil {
+	if err := errors.Join(undoRoutes(), undoGuard(), dns.Recover(ctx, dns.Config{Log: cfg.Log})); err != nil {
 		return fmt.Errorf("undoing what a former helper left: %w", err)
 	}
 	l, err := helpersock.Listen("unixpacket", cfg.Socket, cfg.AllowUID)
@@ -158,7 +159,7 @@ type session struct {
 	agent  uint32
 	routes *routes // nil until open
 	dns    *dns.Manager
-	quiet  func() // ends the manager's Run
+	quiet  func() // ends what keeps DNS and the guard in force
 }
 
 // serve answers one agent and undoes everything in the end.
@@ -260,26 +261,34 @@ func (s *session) open(r openRequest) (tun int, err error) {
 			return -1, err
 		}
 	}
+	g := guard{link: r.name, own: r.addrs}
+	if err := g.set(); err != nil { // before there is an address to speak to
+		return -1, err
+	}
 	tun, index, own, err := makeTUN(r.name, r.mtu, r.addrs)
 	if err != nil {
-		return -1, err
+		return -1, errors.Join(err, undoGuard())
 	}
 	if s.routes, err = newRoutes(index, s.agent, own); err != nil {
 		unix.Close(tun)
-		return -1, err
+		return -1, errors.Join(err, undoGuard())
 	}
 	s.dns = dns.New(dns.Config{Link: r.name, Index: index, Log: s.cfg.Log})
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
+	var keepers sync.WaitGroup
+	keepers.Go(func() {
 		if err := s.dns.Run(ctx); err != nil {
 			s.cfg.Log.Error("the network helper does not follow the laptop's DNS", "err", err)
 		}
-	}()
+	})
+	keepers.Go(func() {
+		if err := g.keep(ctx, s.cfg.Log); ctx.Err() == nil {
+			s.cfg.Log.Error("the network helper does not follow the laptop's packet filter", "err", err)
+		}
+	})
 	s.quiet = func() {
 		cancel()
-		<-done
+		keepers.Wait()
 	}
 	s.cfg.Log.Info("the network helper opened "+r.name, "addresses", r.addrs)
 	return tun, nil
@@ -337,7 +346,7 @@ func (s *session) undo() {
 	}
 	s.routes = nil
 	s.quiet()
-	if err := errors.Join(s.dns.Undo(context.Background()), undoRoutes()); err != nil {
+	if err := errors.Join(s.dns.Undo(context.Background()), undoRoutes(), undoGuard()); err != nil {
 		s.cfg.Log.Error("the network helper could not undo everything", "err", err)
 		return
 	}

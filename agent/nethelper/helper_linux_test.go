@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
@@ -33,7 +34,7 @@ const caseEnv = "NETHELPER_CASE"
 // home network on the interface lan: 192.168.1.0/24 and fd05::/64.
 var cases = map[string]func(*bench){
 	"routes": routesCase, "refusals": refusalsCase, "endings": endingsCase, "leftovers": leftoversCase, "strangers": strangersCase,
-	"names": namesCase,
+	"names": namesCase, "neighbour": neighbourCase, "flushed": flushedCase,
 }
 
 func TestMain(m *testing.M) {
@@ -181,6 +182,11 @@ func (b *bench) left() string {
 	}
 	if _, err := netlink.LinkByName("portvakt0"); err == nil {
 		out = append(out, "portvakt0")
+	}
+	for _, t := range b.tables() {
+		if t.Name == "portvakt-laptop" {
+			out = append(out, t.Name)
+		}
 	}
 	return strings.Join(out, "\n")
 }
@@ -434,7 +440,22 @@ func leftoversCase(b *bench) {
 	foreign := netlink.NewRule()
 	foreign.Family, foreign.Priority, foreign.Table = netlink.FAMILY_V4, 5109, unix.RT_TABLE_MAIN
 	b.must(netlink.RuleAdd(foreign))
+	c, err := nftables.New()
+	b.must(err)
+	for _, name := range []string{"portvakt-laptop", "firewalld"} {
+		c.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: name})
+	}
+	b.must(c.Flush())
+	// The agent has not ended yet and holds the interface.
+	b.must(netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "portvakt7"}, PeerName: "peer7"}))
+	b.must(netlink.AddrAdd(b.link("portvakt7"), &netlink.Addr{IPNet: &net.IPNet{IP: net.ParseIP("100.96.0.9"), Mask: net.CIDRMask(32, 32)}}))
 	b.helper(nethelper.HelperConfig{AllowUID: 0})()
+	if list, err := netlink.AddrList(b.link("portvakt7"), netlink.FAMILY_ALL); err != nil || len(list) != 0 {
+		b.fail("an address stays without its guard: %v %v", list, err)
+	}
+	if tables := b.tables(); len(tables) != 1 || tables[0].Name != "firewalld" {
+		b.fail("somebody else's table is gone: %v", tables)
+	}
 	if left := b.left(); left != "" {
 		b.fail("left is\n%s", left)
 	}

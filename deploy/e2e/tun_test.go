@@ -249,6 +249,9 @@ func (l *tunLaptop) leftovers() string {
 	if out, err := exec.Command("ip", "-n", l.laptop, "link", "show", "portvakt0").CombinedOutput(); err == nil {
 		left = append(left, string(out))
 	}
+	if out, err := exec.Command("ip", "netns", "exec", l.laptop, "nft", "list", "tables").CombinedOutput(); err != nil || len(out) != 0 {
+		left = append(left, fmt.Sprintf("nftables %v: %s", err, out))
+	}
 	if text, err := os.ReadFile(l.resolvConf()); err != nil || string(text) != homeDNS {
 		left = append(left, fmt.Sprintf("resolv.conf %v: %s", err, text))
 	}
@@ -267,7 +270,7 @@ func (l *tunLaptop) clean(after string) {
 
 // TestTUN is a laptop in TUN mode from enrolment to its crashes.
 func TestTUN(t *testing.T) {
-	need(t, "ip", "curl", "setpriv")
+	need(t, "ip", "curl", "setpriv", "nft")
 	l := newTUNLaptop(t)
 	if st := l.status(); st.Mode != "tun" {
 		t.Errorf("the mode is %q", st.Mode)
@@ -377,6 +380,20 @@ func TestTUN(t *testing.T) {
 			t.Errorf("a packet that left on the LAN does not show: %s", out)
 		}
 		l.ip("route", "del", nobodys+"/32", "dev", "wan")
+	})
+	t.Run("a neighbour finds nothing", func(t *testing.T) {
+		own := l.status().Tunnel.Addresses[0]
+		run(t, "ip", "-n", l.company, "route", "add", own+"/32", "via", laptopAddr)
+		ask := func(addr string) string {
+			out, _ := exec.Command("ip", "netns", "exec", l.company, "curl", "-sS", "-m", "2", "http://"+addr+":1/").CombinedOutput()
+			return string(out)
+		}
+		if out := ask(own); !strings.Contains(out, "timed out") {
+			t.Errorf("from the LAN the laptop's own address answers %s", out)
+		}
+		if out := ask(laptopAddr); strings.Contains(out, "timed out") {
+			t.Errorf("no answer at all from the LAN shows nothing: %s", out)
+		}
 	})
 	t.Run("another account is refused", func(t *testing.T) {
 		for _, uid := range []int{otherUID, 0} {

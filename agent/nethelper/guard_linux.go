@@ -1,0 +1,172 @@
+package nethelper
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"slices"
+	"syscall"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// guardTable is the laptop's nftables table. Linux takes a packet to any of its
+// addresses on any interface, so that without it whoever shares a network with
+// the laptop could speak into its calls (CVE-2019-14899). nftables asks every
+// table: one of firewalld's or ufw's can only drop more.
+const guardTable = "portvakt-laptop"
+
+func newGuardTable() *nftables.Table {
+	return &nftables.Table{Family: nftables.TableFamilyINet, Name: guardTable}
+}
+
+// errNoTables is a kernel without what the guard needs.
+var errNoTables = errors.New("the kernel has no nf_tables, without which the laptop's neighbours could speak into its calls; load the module nf_tables, or run without --tun")
+
+// guard drops what comes to the device's own addresses from anywhere but the
+// tunnel and the laptop itself. It stays without its process.
+type guard struct {
+	link string
+	own  []netip.Addr
+}
+
+// set puts the guard in force, in the place of any former one, in one step.
+func (g guard) set() error {
+	c, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("guarding the device's addresses: %w", err)
+	}
+	c.AddTable(newGuardTable()) // so that there is one to delete
+	c.DelTable(newGuardTable())
+	table := c.AddTable(newGuardTable())
+	// Before connections are tracked, and so before any rule that accepts what
+	// belongs to one.
+	chain := c.AddChain(&nftables.Chain{
+		Table: table, Name: "prerouting", Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw,
+	})
+	for _, a := range g.own {
+		c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: g.drop(a)})
+	}
+	if err := c.Flush(); noTables(err) {
+		return errNoTables
+	} else if err != nil {
+		return fmt.Errorf("guarding the device's addresses: %w", err)
+	}
+	return nil
+}
+
+// drop is: iifname != LINK iifname != "lo" ip daddr A drop.
+func (g guard) drop(a netip.Addr) []expr.Any {
+	version, offset := byte(unix.NFPROTO_IPV4), uint32(16)
+	if a.Is6() {
+		version, offset = unix.NFPROTO_IPV6, 24
+	}
+	var out []expr.Any
+	for _, name := range []string{g.link, "lo"} {
+		padded := make([]byte, unix.IFNAMSIZ)
+		copy(padded, name)
+		out = append(out, &expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}, &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: padded})
+	}
+	return append(out,
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{version}},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: uint32(a.BitLen() / 8)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: a.AsSlice()},
+		&expr.Verdict{Kind: expr.VerdictDrop})
+}
+
+// stands says whether every rule is there.
+func (g guard) stands() (bool, error) {
+	c, err := nftables.New()
+	if err != nil {
+		return false, err
+	}
+	rules, err := c.GetRules(newGuardTable(), &nftables.Chain{Name: "prerouting"})
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	return len(rules) == len(g.own), err
+}
+
+// keep puts the guard back whenever somebody took it away, as `nft flush
+// ruleset` does, until ctx is done.
+func (g guard) keep(ctx context.Context, log *slog.Logger) error {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
+	if err != nil {
+		return err
+	}
+	f := os.NewFile(uintptr(fd), "netlink")
+	defer f.Close()
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1 << (unix.NFNLGRP_NFTABLES - 1)}); err != nil {
+		return err
+	}
+	defer context.AfterFunc(ctx, func() { f.Close() })()
+	buf := make([]byte, 64<<10)
+	for {
+		if ok, err := g.stands(); err != nil || !ok {
+			if err := g.set(); err != nil {
+				log.Error("another program took the guard of the tunnel's addresses away", "err", err)
+			} else {
+				log.Warn("the guard of the tunnel's addresses was set again, since another program took it away")
+			}
+		}
+		// What was changed does not matter, nor how much of it was missed.
+		if _, err := f.Read(buf); err != nil && !errors.Is(err, unix.ENOBUFS) {
+			return err
+		}
+	}
+}
+
+// undoGuard takes the guard away, whoever set it. The addresses go first.
+func undoGuard() error {
+	if err := undoAddresses(); err != nil {
+		return err
+	}
+	c, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("removing the guard of the device's addresses: %w", err)
+	}
+	c.AddTable(newGuardTable()) // so that there is one to delete
+	c.DelTable(newGuardTable())
+	if err := c.Flush(); err != nil && !noTables(err) {
+		return fmt.Errorf("removing the guard of the device's addresses: %w", err)
+	}
+	return nil
+}
+
+// undoAddresses takes the addresses from our interfaces: an agent that has not
+// ended yet still holds its own.
+func undoAddresses() error {
+	ours, err := ourLinks()
+	if err != nil {
+		return err
+	}
+	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return fmt.Errorf("listing the machine's addresses: %w", err)
+	}
+	var errs []error
+	for _, a := range addrs {
+		if !slices.Contains(ours, a.LinkIndex) {
+			continue
+		}
+		link := &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: a.LinkIndex}}
+		err := netlink.AddrDel(link, &netlink.Addr{IPNet: a.IPNet})
+		if err != nil && !errors.Is(err, syscall.EADDRNOTAVAIL) && !errors.Is(err, syscall.ENODEV) {
+			errs = append(errs, fmt.Errorf("removing the address %v: %w", a.IPNet, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// noTables says whether err is a kernel's that was built or runs without
+// nf_tables, where there is nothing of ours either.
+func noTables(err error) bool {
+	return errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP)
+}

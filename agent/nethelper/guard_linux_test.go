@@ -1,0 +1,230 @@
+package nethelper_test
+
+import (
+	"encoding/binary"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/portvakt/portvakt/agent/nethelper"
+)
+
+func (b *bench) tables() []*nftables.Table {
+	c, err := nftables.New()
+	b.must(err)
+	tables, err := c.ListTables()
+	b.must(err)
+	return tables
+}
+
+const (
+	udp, tcp = unix.IPPROTO_UDP, unix.IPPROTO_TCP
+	synFlag  = 2
+	rstFlag  = 4
+)
+
+// packet is a UDP datagram, or a TCP SYN without a body.
+func packet(proto byte, from, to netip.AddrPort, body string) []byte {
+	var l4 []byte
+	ports := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, from.Port()), to.Port())
+	sum := 6
+	if proto == udp {
+		l4 = append(binary.BigEndian.AppendUint16(ports, uint16(8+len(body))), 0, 0)
+	} else {
+		l4 = append(ports, 0, 0, 0, 1, 0, 0, 0, 0, 5<<4, synFlag, 0xff, 0xff, 0, 0, 0, 0)
+		sum = 16
+	}
+	l4 = append(l4, body...)
+	pseudo := slices.Concat(from.Addr().AsSlice(), to.Addr().AsSlice(), []byte{0, proto}, binary.BigEndian.AppendUint16(nil, uint16(len(l4))), l4)
+	binary.BigEndian.PutUint16(l4[sum:], checksum(pseudo))
+	var ip []byte
+	if from.Addr().Is4() {
+		ip = []byte{0x45, 0, 0, byte(20 + len(l4)), 0, 0, 0, 0, 64, proto, 0, 0}
+		ip = slices.Concat(ip, from.Addr().AsSlice(), to.Addr().AsSlice())
+		binary.BigEndian.PutUint16(ip[10:], checksum(ip))
+	} else {
+		ip = []byte{0x60, 0, 0, 0, 0, byte(len(l4)), proto, 64}
+		ip = slices.Concat(ip, from.Addr().AsSlice(), to.Addr().AsSlice())
+	}
+	return append(ip, l4...)
+}
+
+func checksum(b []byte) uint16 {
+	var sum uint32
+	for len(b) > 1 {
+		sum += uint32(binary.BigEndian.Uint16(b))
+		b = b[2:]
+	}
+	if len(b) == 1 {
+		sum += uint32(b[0]) << 8
+	}
+	for sum>>16 != 0 {
+		sum = sum&0xffff + sum>>16
+	}
+	return ^uint16(sum)
+}
+
+// lan is the network as a neighbour has it.
+type lan struct {
+	b     *bench
+	fd    int
+	index int
+	mac   net.HardwareAddr
+}
+
+func (b *bench) neighbour() *lan {
+	l := b.link("neighbour").Attrs()
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, int(htons(unix.ETH_P_ALL)))
+	b.must(err)
+	b.must(unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_ALL), Ifindex: l.Index}))
+	b.must(unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 10}))
+	return &lan{b: b, fd: fd, index: l.Index, mac: l.HardwareAddr}
+}
+
+func htons(n uint16) uint16 { return n<<8 | n>>8 }
+
+func (l *lan) send(p []byte) {
+	kind := []byte{0x08, 0x00}
+	if p[0]>>4 == 6 {
+		kind = []byte{0x86, 0xdd}
+	}
+	frame := slices.Concat(l.b.link("lan").Attrs().HardwareAddr, l.mac, kind, p)
+	l.b.must(unix.Sendto(l.fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: l.index}))
+}
+
+// resetFrom waits for the next reset and returns who sent it.
+func (l *lan) resetFrom() netip.Addr {
+	frame := make([]byte, 2048)
+	for {
+		n, _, err := unix.Recvfrom(l.fd, frame, 0)
+		l.b.must(err)
+		p := frame[14:max(14, n)]
+		switch {
+		case len(p) >= 40 && p[0] == 0x45 && p[9] == tcp && p[20+13]&rstFlag != 0:
+			a, _ := netip.AddrFromSlice(p[12:16])
+			return a
+		case len(p) >= 60 && p[0]>>4 == 6 && p[6] == tcp && p[40+13]&rstFlag != 0:
+			a, _ := netip.AddrFromSlice(p[8:24])
+			return a
+		}
+	}
+}
+
+// A neighbour of the laptop's on the home network, who knows all addresses and
+// ports, neither speaks into a call nor learns that an address is the laptop's.
+func neighbourCase(b *bench) {
+	for _, dev := range []string{"all", "default", "lan"} {
+		b.must(os.WriteFile("/proc/sys/net/ipv4/conf/"+dev+"/rp_filter", []byte("0"), 0o644))
+	}
+	defer b.helper(nethelper.HelperConfig{AllowUID: 0})()
+	n := b.open()
+	b.must(n.Set(0, addrs("100.96.1.1", "fd70::1:1")))
+	tun, err := n.Dup()
+	b.must(err)
+	l := b.neighbour()
+	for _, c := range []struct{ own, app, home, neighbour string }{
+		{"100.96.0.9", "100.96.1.1", "192.168.1.50", "192.168.1.7"},
+		{"fd70::9", "fd70::1:1", "fd05::50", "fd05::7"},
+	} {
+		at := func(a string, port uint16) netip.AddrPort { return netip.AddrPortFrom(netip.MustParseAddr(a), port) }
+		own, app := at(c.own, 40000), at(c.app, 5004)
+		b.must(netlink.NeighAdd(&netlink.Neigh{LinkIndex: b.link("lan").Attrs().Index, IP: net.ParseIP(c.neighbour), HardwareAddr: l.mac, State: netlink.NUD_PERMANENT}))
+		call, err := net.DialUDP("udp", net.UDPAddrFromAddrPort(own), net.UDPAddrFromAddrPort(app))
+		b.must(err)
+		other, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at(c.home, 40000)))
+		b.must(err)
+		hear := func(s *net.UDPConn) string {
+			buf := make([]byte, 100)
+			b.must(s.SetReadDeadline(time.Now().Add(10 * time.Second)))
+			n, err := s.Read(buf)
+			b.must(err)
+			return string(buf[:n])
+		}
+		l.send(packet(udp, app, own, "injected"))
+		// What was sent after it has arrived.
+		l.send(packet(udp, at(c.neighbour, 5004), at(c.home, 40000), "the home network"))
+		if got := hear(other); got != "the home network" {
+			b.fail("%s: the home network says %q", c.home, got)
+		}
+		_, err = unix.Write(tun, append(make([]byte, 10), packet(udp, app, own, "the call")...))
+		b.must(err)
+		if got := hear(call); got != "the call" {
+			b.fail("%s: the call says %q", c.own, got)
+		}
+		// From the laptop itself it is an address like any.
+		local, err := net.DialUDP("udp", net.UDPAddrFromAddrPort(at(c.own, 0)), net.UDPAddrFromAddrPort(at(c.own, 40001)))
+		b.must(err)
+		self, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at(c.own, 40001)))
+		b.must(err)
+		_, err = local.Write([]byte("itself"))
+		b.must(err)
+		if got := hear(self); got != "itself" {
+			b.fail("%s: the laptop itself says %q", c.own, got)
+		}
+		l.send(packet(tcp, at(c.neighbour, 4000), at(c.own, 1), ""))
+		l.send(packet(tcp, at(c.neighbour, 4000), at(c.home, 1), ""))
+		if got := l.resetFrom(); got != netip.MustParseAddr(c.home) {
+			b.fail("%v answers on the home network", got)
+		}
+		for _, s := range []*net.UDPConn{call, other, local, self} {
+			s.Close()
+		}
+	}
+	unix.Close(l.fd)
+	// An agent that goes on holding the interface holds no address.
+	b.must(n.Close())
+	if list, err := netlink.AddrList(b.link("portvakt0"), netlink.FAMILY_ALL); err != nil || len(list) != 0 {
+		b.fail("an address stays without its guard: %v %v", list, err)
+	}
+	unix.Close(tun)
+	b.clean("close")
+}
+
+// Other programs' rules come and go, all at once, too.
+func flushedCase(b *bench) {
+	defer b.helper(nethelper.HelperConfig{AllowUID: 0})()
+	n := b.open()
+	c, err := nftables.New()
+	b.must(err)
+	firewall := func() {
+		drop := nftables.ChainPolicyDrop
+		t := c.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "firewalld"})
+		in := c.AddChain(&nftables.Chain{Name: "in", Table: t, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter, Policy: &drop})
+		c.AddRule(&nftables.Rule{Table: t, Chain: in, Exprs: []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}}})
+		b.must(c.Flush())
+	}
+	ours := &nftables.Table{Family: nftables.TableFamilyINet, Name: "portvakt-laptop"}
+	there := func(when string) {
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+			rules, err := c.GetRules(ours, &nftables.Chain{Name: "prerouting"})
+			if err == nil && len(rules) == 2 {
+				return
+			}
+			if time.Now().After(deadline) {
+				b.fail("%s: %d rules, %v", when, len(rules), err)
+				return
+			}
+		}
+	}
+	there("at first")
+	for range 3 {
+		c.FlushRuleset()
+		firewall()
+		there("after everything was flushed")
+		c.FlushTable(ours)
+		b.must(c.Flush())
+		there("after our rules were flushed")
+	}
+	b.must(n.Close())
+	b.clean("close")
+	if tables := b.tables(); len(tables) != 1 {
+		b.fail("tables are %v", tables)
+	}
+}
