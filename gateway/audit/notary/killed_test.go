@@ -148,3 +148,37 @@ func TestKilledBetweenAnyTwoWrites(t *testing.T) {
 		})
 	}
 }
+
+// A disk that is full just when a tile is, is tried again, and the tree is right.
+func TestAFullTileThatCannotBeWritten(t *testing.T) {
+	for _, c := range []struct {
+		tile    string
+		records int
+	}{{"8/0/000", 600}, {"8/1/000", 65_600}} {
+		o := newOffice(t)
+		n, err := notary.New(notary.Config{LogFile: o.log, Dir: o.tree, KeyFile: o.key})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tile := filepath.Join(o.tree, "tile", filepath.FromSlash(c.tile))
+		if err := os.MkdirAll(tile, 0o700); err != nil { // nothing can be written there
+			t.Fatal(err)
+		}
+		o.write(c.records)
+		for range 3 {
+			if err := n.Sign(); err == nil || n.Last().Size != 0 {
+				t.Fatalf("%s: signed %+v, %v", c.tile, n.Last(), err)
+			}
+		}
+		if err := os.Remove(tile); err != nil {
+			t.Fatal(err)
+		}
+		if err := n.Sign(); err != nil {
+			t.Fatal(err)
+		}
+		o.mustSign()
+		if rep, err := notary.Verify(o.log, o.tree, o.verifier); err != nil || rep.Signed != int64(c.records) {
+			t.Errorf("%s: %+v %v", c.tile, rep, err)
+		}
+	}
+}

@@ -27,23 +27,27 @@ type tiles struct {
 	old     []string // and those that it replaced
 }
 
-// add appends a record's hash to the tree. A tile that becomes full is written.
+// add appends a record's hash to the tree. A tile that becomes full is written;
+// when it cannot be, the tree stays as it was.
 func (t *tiles) add(h tlog.Hash) error {
-	n := t.size
-	for level := 0; ; level++ {
+	level := 0
+	for ; ; level++ {
 		if level == len(t.edge) {
 			t.edge = append(t.edge, make([]tlog.Hash, 0, tileWidth))
 		}
-		t.edge[level] = append(t.edge[level], h)
-		if len(t.edge[level]) < tileWidth {
+		row := append(t.edge[level], h) // in edge only when all is written
+		if len(row) < tileWidth {
+			t.edge[level] = row
 			break
 		}
-		full := tlog.Tile{H: tileHeight, L: level, N: n >> (tileHeight * (level + 1)), W: tileWidth}
-		if err := t.write(full, t.edge[level]); err != nil {
+		full := tlog.Tile{H: tileHeight, L: level, N: t.size >> (tileHeight * (level + 1)), W: tileWidth}
+		if err := t.write(full, row); err != nil {
 			return err
 		}
-		h = perfect(t.edge[level])
-		t.edge[level] = t.edge[level][:0]
+		h = perfect(row)
+	}
+	for l := range level {
+		t.edge[l] = t.edge[l][:0]
 	}
 	t.size++
 	return nil
