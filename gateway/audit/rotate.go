@@ -86,8 +86,9 @@ func (l *Log) use(f *os.File) {
 type Keep struct {
 	// Signed is the number of the last record that is signed.
 	Signed func() uint64
-	// Provable makes sure that what is signed stays provable without its records.
-	Provable func() error
+	// Provable makes sure that records are the ones that were signed, and that
+	// this stays provable without them.
+	Provable func(first, last uint64) error
 	// Unsent names the sinks that have not got a record; nil: there are none.
 	// For them a record is kept for so much longer.
 	Unsent func(seq uint64) []string
@@ -110,6 +111,9 @@ func (l *Log) forget(ctx context.Context, before time.Time, keep Keep) error {
 		if err != nil {
 			return fmt.Errorf("looking for old records: %w", err)
 		}
+		if next := closed[i+1].first; r.Seq+1 != next {
+			return fmt.Errorf("looking for old records: %s ends with record %d, and the next file begins with %d", closed[i].path, r.Seq, next)
+		}
 		if r.Time.After(l.now()) {
 			continue // the clock was ahead: it is as old as what comes behind it
 		}
@@ -129,8 +133,10 @@ func (l *Log) forget(ctx context.Context, before time.Time, keep Keep) error {
 	if len(old) == 0 {
 		return nil
 	}
-	if err := keep.Provable(); err != nil {
-		return err
+	// How old they are is what the file says. Who changed it must not have the
+	// gateway remove what it was, and tell that in a signed record.
+	if err := keep.Provable(old[0].first, last); err != nil {
+		return fmt.Errorf("removing old records: %w", err)
 	}
 	// Whoever verifies the log believes that these went by themselves only when
 	// a signed record says so.

@@ -248,7 +248,7 @@ func TestOldRecordsAreRemoved(t *testing.T) {
 		l.mustRotate(t)
 	}
 	var signed, provable uint64
-	keep := Keep{Signed: func() uint64 { return signed }, Provable: func() error { provable++; return nil }}
+	keep := Keep{Signed: func() uint64 { return signed }, Provable: func(uint64, uint64) error { provable++; return nil }}
 	cut := time.Date(2026, 3, 5, 0, 0, 0, 0, time.UTC)
 	forget := func(before time.Time) error { return l.forget(t.Context(), before, keep) }
 	if err := forget(cut); err != nil || provable != 0 {
@@ -261,14 +261,34 @@ func TestOldRecordsAreRemoved(t *testing.T) {
 		t.Errorf("removed before the record of it was signed: %v %v", err, files(t, dir))
 	}
 	signed = 1000
-	keep.Provable = func() error { return syscall.EIO }
+	keep.Provable = func(uint64, uint64) error { return syscall.EIO }
 	if err := forget(cut); !errors.Is(err, syscall.EIO) || len(files(t, dir)) != 6 {
 		t.Errorf("removed what could not be proven: %v %v", err, files(t, dir))
 	}
-	keep.Provable = func() error { return nil }
+	keep.Provable = func(first, last uint64) error {
+		if first != 1 || last != 30 {
+			t.Errorf("records %d to %d were looked at", first, last)
+		}
+		return nil
+	}
+	second := files(t, dir)[1]
+	whole, err := os.ReadFile(filepath.Join(dir, second))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, second), whole[:bytes.LastIndexByte(whole[:len(whole)-1], '\n')+1], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := forget(cut); err == nil || !strings.Contains(err.Error(), "ends with record 19, and the next file begins with 21") || len(files(t, dir)) != 6 {
+		t.Errorf("removed a file that ends early: %v %v", err, files(t, dir))
+	}
+	if err := os.WriteFile(filepath.Join(dir, second), whole, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	if err := forget(cut); err != nil {
 		t.Fatal(err)
 	}
+	keep.Provable = func(uint64, uint64) error { return nil }
 	if first, err := First(l.Path()); err != nil || first != 31 {
 		t.Errorf("it begins with %d, %v", first, err)
 	}
@@ -315,7 +335,7 @@ func TestRecordsOfTheFutureAreRemoved(t *testing.T) {
 	day() // 21 to 30, of March 3
 	day()
 	day()
-	keep := Keep{Signed: func() uint64 { return 1 << 62 }, Provable: func() error { return nil }}
+	keep := Keep{Signed: func() uint64 { return 1 << 62 }, Provable: func(uint64, uint64) error { return nil }}
 	for _, want := range []struct {
 		day   int
 		first uint64
@@ -341,7 +361,7 @@ func TestRetentionWaitsForSinks(t *testing.T) {
 	}
 	const never = 1 << 62
 	sent := map[string]uint64{"lake": never, "siem": 15}
-	keep := Keep{Signed: func() uint64 { return never }, Provable: func() error { return nil }, Wait: 48 * time.Hour}
+	keep := Keep{Signed: func() uint64 { return never }, Provable: func(uint64, uint64) error { return nil }, Wait: 48 * time.Hour}
 	keep.Unsent = func(seq uint64) (names []string) {
 		for _, name := range []string{"lake", "siem"} {
 			if sent[name] < seq {

@@ -63,6 +63,7 @@ type Notary struct {
 	mu     sync.Mutex
 	last   Checkpoint
 	broken error
+	spoilt error // what was about to be removed is not what was signed
 }
 
 // ErrChanged says that the log is not the one that was signed.
@@ -97,11 +98,12 @@ func (n *Notary) Last() Checkpoint {
 	return n.last
 }
 
-// Healthy returns nil, or why records are not being signed.
+// Healthy returns nil, or why records are not being signed, or that old ones are
+// not what was signed.
 func (n *Notary) Healthy() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.broken
+	return errors.Join(n.broken, n.spoilt)
 }
 
 // Run signs what is new every few seconds, and once more when ctx is done. It
@@ -217,9 +219,21 @@ func (n *Notary) read(limit int64) error {
 	})
 }
 
-// Provable makes sure that what is signed stays provable when its records are
-// removed: their hashes are on the disk.
-func (n *Notary) Provable() error {
+// Provable makes sure that records that are to be removed are the ones that were
+// signed, and that this stays provable without them: their hashes are on the
+// disk. It may be called while Run runs; when they are others, Healthy says so
+// until they are right.
+func (n *Notary) Provable(first, last uint64) error {
+	err := n.compare(int64(first), int64(last))
+	if errors.Is(err, errMovedOn) {
+		return err
+	}
+	n.mu.Lock()
+	n.spoilt = err
+	n.mu.Unlock()
+	if err != nil {
+		return err
+	}
 	d, err := os.Open(n.cfg.Dir)
 	if err != nil {
 		return fmt.Errorf("syncing the audit tree: %w", err)
@@ -228,6 +242,19 @@ func (n *Notary) Provable() error {
 		return fmt.Errorf("syncing the audit tree: %w", err)
 	}
 	return nil
+}
+
+func (n *Notary) compare(first, last int64) error {
+	c := n.Last()
+	reader := treeReader(n.cfg.Dir, c)
+	if reader == nil {
+		return errMovedOn
+	}
+	next, err := compare(n.cfg.LogFile, &audit.Place{}, first, last, signedHashes(reader, c))
+	if err == nil && next <= last {
+		err = &BadRecord{next, "is not there"}
+	}
+	return changed(err)
 }
 
 func syncFile(path string) error {

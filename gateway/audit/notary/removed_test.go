@@ -1,6 +1,7 @@
 package notary_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -151,6 +152,57 @@ func TestRemovalIsNoWayAroundTheSignature(t *testing.T) {
 				t.Errorf("the documented verifier says %s", out)
 			}
 		})
+	}
+}
+
+// Who makes a record old has not the gateway remove it, and say so in a record
+// that it signs.
+func TestOnlyWhatWasSignedMayBeRemoved(t *testing.T) {
+	o := newOffice(t)
+	o.write(300)
+	o.endDay(1)
+	o.write(400)
+	o.endDay(301)
+	o.write(10)
+	n, err := notary.New(notary.Config{LogFile: o.log, Dir: o.tree, KeyFile: o.key})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := errors.Join(n.Run(ctx), n.Healthy()); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(n.Provable(1, 700), n.Provable(301, 700), n.Provable(5, 5)); err != nil {
+		t.Fatal(err)
+	}
+	whole, err := os.ReadFile(o.day(301))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{
+		"older":     strings.Replace(string(whole), "2026-03-04T08:00:00Z\",\"kind\":\"decision\",\"decision\":\"d-0700", "2020-03-04T08:00:00Z\",\"kind\":\"decision\",\"decision\":\"d-0700", 1),
+		"cut short": string(whole[:len(whole)/2]),
+		"emptied":   "",
+	} {
+		if err := os.WriteFile(o.day(301), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := n.Provable(1, 300); err != nil {
+			t.Errorf("%s, of the day before: %v", name, err)
+		}
+		if err := n.Provable(301, 700); !errors.Is(err, notary.ErrChanged) || !errors.Is(n.Healthy(), notary.ErrChanged) {
+			t.Errorf("%s: %v, and %v", name, err, n.Healthy())
+		}
+	}
+	if err := os.WriteFile(o.day(301), whole, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(n.Provable(1, 700), n.Healthy()); err != nil {
+		t.Errorf("mended: %v", err)
+	}
+	if err := n.Provable(1, 711); err == nil {
+		t.Error("what is not there may be removed")
 	}
 }
 

@@ -147,9 +147,20 @@ func (n *Notary) find(c Checkpoint, reader tlog.HashReader) error {
 	if err != nil {
 		return changed(err)
 	}
-	next := int64(begin)
-	err = n.lines(next-1, func(line []byte) (bool, error) {
-		if next > c.Size {
+	next, err := compare(n.cfg.LogFile, &n.at, int64(begin), c.Size, signed)
+	if err == nil && next <= c.Size {
+		err = fmt.Errorf("%w: record %d was signed and is not there", ErrChanged, next)
+	}
+	return changed(err)
+}
+
+// compare compares the records from first to last, at a place or wherever the
+// first is, with what was signed. It returns the number of the first that was not
+// compared; what is signed and cannot be read is errTile.
+func compare(logFile string, at *audit.Place, first, last int64, signed func(int64) (tlog.Hash, error)) (next int64, err error) {
+	next = first
+	err = audit.Lines(logFile, uint64(first-1), at, func(line []byte) (bool, error) {
+		if next > last {
 			return false, nil
 		}
 		was, err := signed(next - 1)
@@ -162,10 +173,7 @@ func (n *Notary) find(c Checkpoint, reader tlog.HashReader) error {
 		next++
 		return true, nil
 	})
-	if err == nil && next <= c.Size {
-		err = fmt.Errorf("%w: record %d was signed and is not there", ErrChanged, next)
-	}
-	return err
+	return next, err
 }
 
 // writeVerifier shows the key that checks what is signed, to whoever does. It
