@@ -130,6 +130,22 @@ var mutants = []mutant{
 		pkg: "./gateway/proxy", test: "TestKept/go",
 	},
 	{
+		name: "own_cookie_told", breaks: "an app gets the gateway's cookies",
+		edit: edit{
+			"gateway/proxy/direct.go",
+			"			values = theirCookies(values)\n", "			_ = theirCookies\n",
+		},
+		pkg: "./gateway/proxy", test: "TestGatewayCookiesReachNoApp",
+	},
+	{
+		name: "own_cookie_set", breaks: "an https app sets the gateway's cookies",
+		edit: edit{
+			"gateway/proxy/forward.go",
+			"	dropOurCookies(h)\n", "	_ = dropOurCookies\n",
+		},
+		pkg: "./gateway/proxy", test: "TestGatewayCookiesReachNoApp",
+	},
+	{
 		name: "any_scheme", breaks: "a request by plain http may come over HTTP/2",
 		edit: edit{
 			"gateway/proxy/front.go",

@@ -341,6 +341,8 @@ func (x *exchange) appendHead(dst []byte, r *http.Request, length int64) ([]byte
 			if greedyRange(values) {
 				continue
 			}
+		case "Cookie":
+			values = theirCookies(values)
 		}
 		if hopByHop[name] || !ordinary[name] && reserved(name) || len(named) > 0 && tokens(named, name) {
 			continue
@@ -393,7 +395,7 @@ func pass(h http.Header, fields []http1.Field) (trailers bool) {
 		case f.Name == "Trailer":
 			trailers = true
 			continue
-		case hopByHop[f.Name] || ours(f.Name) || len(named) > 0 && tokens(named, f.Name):
+		case hopByHop[f.Name] || ours(f.Name) || f.Name == "Set-Cookie" && isOurCookie(f.Value) || len(named) > 0 && tokens(named, f.Name):
 			continue
 		}
 		if old, there := h[f.Name]; there {

@@ -77,6 +77,11 @@ func rewrite(pr *httputil.ProxyRequest) {
 	out.URL = &url.URL{Scheme: x.upstream.scheme, Host: x.upstream.host, Opaque: x.req.target.escaped + x.req.target.query}
 	out.Host = x.req.host
 	dropReserved(out.Header)
+	if cookies := theirCookies(out.Header["Cookie"]); len(cookies) > 0 {
+		out.Header["Cookie"] = cookies
+	} else {
+		delete(out.Header, "Cookie")
+	}
 	dropReserved(out.Trailer)
 	if b, ok := pr.In.Body.(*requestBody); ok {
 		b.from, b.to = pr.In.Trailer, out.Trailer
@@ -104,6 +109,7 @@ func dropOurs(h http.Header) {
 			delete(h, name)
 		}
 	}
+	dropOurCookies(h)
 }
 
 // response looks at an app's answer before any of it reaches the device.

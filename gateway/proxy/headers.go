@@ -90,5 +90,5 @@ func appendTrailer(dst []byte, trailer http.Header) []byte {
 
 // trailerAllowed says which trailers pass: none that is a header's business.
 func trailerAllowed(name string) bool {
-	return httpguts.ValidHeaderFieldName(name) && httpguts.ValidTrailerHeader(name) && !hopByHop[name] && !reserved(name)
+	return httpguts.ValidHeaderFieldName(name) && httpguts.ValidTrailerHeader(name) && !hopByHop[name] && !reserved(name) && name != "Cookie"
 }
