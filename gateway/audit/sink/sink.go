@@ -10,6 +10,8 @@ package sink
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -77,6 +79,11 @@ type position struct {
 	Seq         uint64 `json:"seq"` // of the last record that arrived
 	audit.Place        // behind it
 	Size        int64  `json:"size"` // of the file a file sink writes
+	// Record is where that record is, Hash the SHA-256 of its line in hex: another
+	// one may get its number, in a log that was cut or restored from a backup and
+	// has grown since. Both are empty in positions of versions that kept none.
+	Record audit.Place `json:"record"`
+	Hash   string      `json:"hash,omitempty"`
 }
 
 // Sink is one of them. Run it from one goroutine; Healthy and Sent may be called
@@ -85,6 +92,8 @@ type Sink struct {
 	cfg Config
 	to  receiver
 	at  position
+	// same says that the log still holds the record that arrived last.
+	same bool
 
 	// mu guards what others ask for.
 	mu     sync.Mutex
@@ -252,7 +261,13 @@ func (s *Sink) tell(err error) {
 
 // step sends one batch and keeps the new position.
 func (s *Sink) step(ctx context.Context) (n int, err error) {
-	batch, end, err := s.read()
+	if !s.same {
+		if err := s.compare(); err != nil {
+			return 0, err
+		}
+		s.same = true
+	}
+	batch, next, err := s.read()
 	if errors.Is(err, audit.ErrRemoved) {
 		return 0, s.skip()
 	}
@@ -262,7 +277,7 @@ func (s *Sink) step(ctx context.Context) (n int, err error) {
 	if err := s.to.send(ctx, batch); err != nil {
 		return 0, fmt.Errorf("sending records %d to %d: %w", batch[0].Seq, batch[len(batch)-1].Seq, err)
 	}
-	s.at = position{Seq: batch[len(batch)-1].Seq, Place: end}
+	s.at = next
 	if f, ok := s.to.(*file); ok {
 		s.at.Size = f.size
 	}
@@ -287,7 +302,7 @@ func (s *Sink) skip() error {
 	}}); err != nil {
 		return fmt.Errorf("recording that records %d to %d did not arrive: %w", from, to, err)
 	}
-	s.at.Seq, s.at.Place = to, audit.Place{}
+	s.at = position{Seq: to, Size: s.at.Size}
 	s.mu.Lock()
 	s.missed += to - from + 1
 	s.mu.Unlock()
@@ -305,10 +320,45 @@ func (s *Sink) keep() error {
 	return nil
 }
 
-// read returns the next records behind the position, and where they end.
-func (s *Sink) read() (batch []record, end audit.Place, err error) {
-	end, size := s.at.Place, 0
-	err = audit.Lines(s.cfg.Decisions.File, s.at.Seq, &end, func(line []byte) (bool, error) {
+// compare finds out whether the record that arrived last is still the one that
+// has its number. One that was removed is taken to be.
+func (s *Sink) compare() error {
+	if s.at.Hash == "" {
+		return nil
+	}
+	at, hash := s.at.Record, ""
+	err := audit.Lines(s.cfg.Decisions.File, s.at.Seq-1, &at, func(line []byte) (bool, error) {
+		hash = hashOf(line)
+		return false, nil
+	})
+	switch {
+	case errors.Is(err, audit.ErrRemoved):
+		return nil
+	case err != nil:
+		return s.shorter(err)
+	case hash != s.at.Hash:
+		return fmt.Errorf("record %d of the decision log is not the one that arrived: the log was changed, or restored from a backup; remove %s to send all there is again", s.at.Seq, s.positionFile())
+	}
+	return nil
+}
+
+func hashOf(line []byte) string {
+	sum := sha256.Sum256(line)
+	return hex.EncodeToString(sum[:])
+}
+
+func (s *Sink) shorter(err error) error {
+	if errors.Is(err, audit.ErrShorter) {
+		return fmt.Errorf("%w; remove %s to send all there is again", err, s.positionFile())
+	}
+	return err
+}
+
+// read returns the next records behind the position, and the position behind
+// them.
+func (s *Sink) read() (batch []record, next position, err error) {
+	next, size := s.at, 0
+	err = audit.Lines(s.cfg.Decisions.File, s.at.Seq, &next.Place, func(line []byte) (bool, error) {
 		if len(batch) == maxRecords || len(batch) > 0 && size+len(line) > maxBytes {
 			return false, nil
 		}
@@ -332,13 +382,11 @@ func (s *Sink) read() (batch []record, end audit.Place, err error) {
 			}
 		}
 		batch = append(batch, out)
+		next.Seq, next.Record, next.Hash = r.Seq, next.Place, hashOf(line)
 		return true, nil
 	})
-	if errors.Is(err, audit.ErrShorter) {
-		err = fmt.Errorf("%w; remove %s to send all there is again", err, s.positionFile())
-	}
 	if err != nil {
-		return nil, end, err
+		return nil, next, s.shorter(err)
 	}
-	return batch, end, nil
+	return batch, next, nil
 }
