@@ -53,7 +53,10 @@ func (m *Manager) throughResolved(ctx context.Context, bus *dbus.Conn) (bool, er
 }
 
 // resolved is systemd-resolved: org.freedesktop.resolve1(5).
-type resolved struct{ m *Manager }
+type resolved struct {
+	m     *Manager
+	index int32 // of the interface
+}
 
 func (*resolved) name() string { return Resolved }
 
@@ -82,7 +85,6 @@ func (r *resolved) call(ctx context.Context, method string, args ...any) error {
 }
 
 func (r *resolved) set(ctx context.Context, s Setting) error {
-	index := int32(r.m.cfg.Index)
 	var servers []linkAddress
 	for _, a := range s.Servers {
 		family := int32(2) // AF_INET
@@ -113,7 +115,7 @@ func (r *resolved) set(ctx context.Context, s Setting) error {
 		{"SetLinkDNSOverTLS", "no", false}, // the tunnel encrypts already
 		{"SetLinkDNSSEC", "no", false},     // the apps' names are signed by nobody
 	} {
-		if err := r.call(ctx, c.method, index, c.value); err != nil && c.must {
+		if err := r.call(ctx, c.method, r.index, c.value); err != nil && c.must {
 			return err
 		}
 	}
@@ -122,7 +124,7 @@ func (r *resolved) set(ctx context.Context, s Setting) error {
 }
 
 func (r *resolved) undo(ctx context.Context) error {
-	err := r.call(ctx, "RevertLink", int32(r.m.cfg.Index))
+	err := r.call(ctx, "RevertLink", r.index)
 	if e, ok := errors.AsType[dbus.Error](err); ok && (e.Name == "org.freedesktop.resolve1.NoSuchLink" || e.Name == "org.freedesktop.DBus.Error.ServiceUnknown" || e.Name == "org.freedesktop.DBus.Error.NameHasNoOwner") {
 		return nil // it went, and all it was told with it
 	}
@@ -147,6 +149,7 @@ func (m *Manager) throughDnsmasq(ctx context.Context, bus *dbus.Conn) bool {
 type dnsmasq struct {
 	m      *Manager
 	loaded bool // what is in the file
+	stale  bool // what was in the file, and is not any more
 }
 
 func (*dnsmasq) name() string { return Dnsmasq }
@@ -178,13 +181,16 @@ func (d *dnsmasq) set(ctx context.Context, s Setting) error {
 
 func (d *dnsmasq) undo(ctx context.Context) error {
 	err := os.Remove(d.file())
-	if errors.Is(err, os.ErrNotExist) {
+	if errors.Is(err, os.ErrNotExist) && !d.stale {
 		return nil
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	return d.reload(ctx)
+	d.loaded, d.stale = false, true
+	err = d.reload(ctx)
+	d.stale = err != nil
+	return err
 }
 
 // reload has NetworkManager start its dnsmasq anew with its files.

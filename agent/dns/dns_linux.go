@@ -28,12 +28,15 @@ const (
 	// a race: after maxFights within fightWindow it is theirs for a while.
 	maxFights   = 5
 	fightWindow = time.Minute
+	// What could not be undone is tried again after firstRetry, later and later,
+	// and with every change of the file.
+	firstRetry = time.Second
+	maxRetry   = time.Minute
 )
 
 // Config of a Manager.
 type Config struct {
-	// Link and Index name the tunnel's interface.
-	Link  string
+	// Index is the tunnel's interface, if it is known yet.
 	Index int
 	// Root is the tree of the files; empty means "/".
 	Root string
@@ -66,6 +69,9 @@ type Manager struct {
 	bus  *dbus.Conn // guarded by mu; nil until it is needed
 	want *Setting   // guarded by mu; nil while none is
 	in   backend    // guarded by mu; what has it, nil if none
+	owed []backend  // guarded by mu; what could not be undone, one of a name
+
+	owing chan struct{} // told when owed got more
 }
 
 // New returns a Manager that has changed nothing yet.
@@ -79,22 +85,29 @@ func New(cfg Config) *Manager {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Manager{cfg: cfg}
+	return &Manager{cfg: cfg, owing: make(chan struct{}, 1)}
 }
 
-// Recover undoes what a killed process left. What resolved was told it forgot
-// with the interface.
-func Recover(ctx context.Context, cfg Config) error {
-	m := New(cfg)
-	defer m.closeBus()
+// Use names the tunnel's interface anew. What resolved was told of a former one
+// it forgets with that.
+func (m *Manager) Use(index int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
+	m.cfg.Index = index
+	m.owed = slices.DeleteFunc(m.owed, func(b backend) bool { return b.name() == Resolved })
+}
+
+// Recover undoes what a killed process left. What it cannot is tried again by
+// Run. What resolved was told it forgot with the interface.
+func (m *Manager) Recover(ctx context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if m.ownFiles() != nil {
 		return nil // what is in them is another's
 	}
-	return errors.Join((&dnsmasq{m: m}).undo(ctx), (&resolvConf{m: m}).undo(ctx))
+	m.owe(&dnsmasq{m: m})
+	m.owe(&resolvConf{m: m})
+	return m.settle(ctx)
 }
 
 // Set puts s in force and returns the name of the manager that has it.
@@ -105,26 +118,61 @@ func (m *Manager) Set(ctx context.Context, s Setting) (manager string, err error
 	return m.apply(ctx)
 }
 
-// Undo puts everything back as it was.
+// Undo puts everything back as it was. What it cannot is tried again by Run, and
+// is in the way of every Undo until it is done.
 func (m *Manager) Undo(ctx context.Context) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.want = nil
-	return m.leave(ctx)
+	m.leave()
+	return m.settle(ctx)
 }
 
-func (m *Manager) leave(ctx context.Context) error {
-	if m.in == nil {
-		return nil
+// leave makes what has the setting to be undone. The caller holds mu.
+func (m *Manager) leave() {
+	if m.in != nil {
+		m.owe(m.in)
+		m.in = nil
 	}
+}
+
+func (m *Manager) owe(b backend) {
+	m.owed = slices.DeleteFunc(m.owed, func(o backend) bool { return o.name() == b.name() })
+	m.owed = append(m.owed, b)
+	select {
+	case m.owing <- struct{}{}:
+	default:
+	}
+}
+
+// settle undoes what is to be undone, as far as it can. The caller holds mu.
+func (m *Manager) settle(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	err := m.in.undo(ctx)
-	if err != nil {
-		err = fmt.Errorf("undoing DNS in %s: %w", m.in.name(), err)
+	var errs []error
+	m.owed = slices.DeleteFunc(m.owed, func(b backend) bool {
+		err := b.undo(ctx)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("undoing DNS in %s: %w", b.name(), err))
+		}
+		return err == nil
+	})
+	return errors.Join(errs...)
+}
+
+// retry settles, and says whether there is nothing left to.
+func (m *Manager) retry(ctx context.Context) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.owed) == 0 {
+		return true
 	}
-	m.in = nil
-	return err
+	if err := m.settle(ctx); err != nil {
+		m.cfg.Log.Debug("trying again to undo", "err", err)
+		return false
+	}
+	m.cfg.Log.Info("what could not be undone of this laptop's DNS is undone")
+	return true
 }
 
 // apply gives want to the manager that is right now. The caller holds mu.
@@ -133,15 +181,21 @@ func (m *Manager) apply(ctx context.Context) (string, error) {
 	defer cancel()
 	b, err := m.choose(ctx)
 	if err != nil {
-		return "", errors.Join(err, m.leave(ctx))
+		m.leave()
+		return "", errors.Join(err, m.settle(ctx))
 	}
 	if m.in != nil && m.in.name() != b.name() {
-		if err := m.leave(ctx); err != nil {
-			m.cfg.Log.Warn("the former DNS manager keeps something", "err", err)
-		}
+		m.leave()
 	}
 	if m.in == nil {
 		m.in = b
+		if i := slices.IndexFunc(m.owed, func(o backend) bool { return o.name() == b.name() }); i >= 0 {
+			m.in = m.owed[i]
+			m.owed = slices.Delete(m.owed, i, i+1)
+		}
+	}
+	if err := m.settle(ctx); err != nil {
+		m.cfg.Log.Warn("the former DNS manager keeps something", "err", err)
 	}
 	if err := m.in.set(ctx, *m.want); err != nil {
 		return "", fmt.Errorf("setting DNS in %s: %w", m.in.name(), err)
@@ -157,7 +211,7 @@ func (m *Manager) choose(ctx context.Context) (backend, error) {
 		case err != nil:
 			return nil, err
 		case ok:
-			return &resolved{m}, nil
+			return &resolved{m, int32(m.cfg.Index)}, nil
 		}
 		if m.throughDnsmasq(ctx, bus) {
 			return &dnsmasq{m: m}, nil
@@ -209,7 +263,8 @@ func owned(ctx context.Context, bus *dbus.Conn, service string) bool {
 
 func (m *Manager) path(p string) string { return filepath.Join(m.cfg.Root, p) }
 
-// Run keeps the Setting in force until ctx is done; it undoes nothing.
+// Run keeps the Setting in force until ctx is done, and goes on undoing what Undo
+// or Recover could not.
 func (m *Manager) Run(ctx context.Context) error {
 	defer m.closeBus()
 	bus, file := make(chan string, 1), make(chan string, 1)
@@ -220,6 +275,8 @@ func (m *Manager) Run(ctx context.Context) error {
 	watchers.Go(func() { m.watchBus(ctx, bus) })
 	watchers.Go(func() { m.watchFile(ctx, file) })
 	var fights []time.Time
+	patience, later := firstRetry, time.NewTimer(firstRetry)
+	defer later.Stop()
 	for {
 		var why string
 		restarted := false
@@ -229,6 +286,16 @@ func (m *Manager) Run(ctx context.Context) error {
 		case why = <-bus:
 			restarted = true
 		case why = <-file:
+		case <-m.owing:
+			patience = firstRetry
+			later.Reset(patience)
+			continue
+		case <-later.C:
+			if !m.retry(ctx) {
+				patience = min(2*patience, maxRetry)
+				later.Reset(patience)
+			}
+			continue
 		}
 		if !pause(ctx, calm) {
 			return nil
@@ -241,6 +308,7 @@ func (m *Manager) Run(ctx context.Context) error {
 			}
 			fights = nil
 		}
+		m.retry(ctx)
 		again, err := m.again(ctx, restarted)
 		if again && !restarted {
 			fights = append(fights, time.Now())

@@ -462,7 +462,7 @@ func TestNetworkManager(t *testing.T) {
 	})
 	t.Run("killed", func(t *testing.T) {
 		set(t, m, setting, dns.Dnsmasq)
-		must(t, dns.Recover(t.Context(), cfg))
+		must(t, start(t, cfg).Recover(t.Context()))
 		if _, err := os.Stat(filepath.Join(root, dropIn)); err == nil {
 			t.Error("the file stays")
 		}

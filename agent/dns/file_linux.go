@@ -68,8 +68,10 @@ func (r *resolvConf) set(_ context.Context, s Setting) error {
 	base, ours := strip(text)
 	if !ours || len(r.written) == 0 || !bytes.Equal(text, r.written) {
 		// Another program's new file, or an old one of ours that it changed.
-		if err := replace(r.backup(), base, mode); err != nil {
-			return err
+		if old, _, err := readFile(r.backup()); err != nil || !ours || !restored(base, old) {
+			if err := replace(r.backup(), base, mode); err != nil {
+				return err
+			}
 		}
 	}
 	next := compose(base, s)
@@ -190,11 +192,22 @@ func readFile(path string) ([]byte, os.FileMode, error) {
 }
 
 // replace writes a file in one step. What a link leads to is replaced, not the
-// link; a file that something is mounted on can only be written in place.
+// link; a file that something is mounted on can only be written in place, and so
+// can on a full disk one that gets shorter.
 func replace(path string, text []byte, mode os.FileMode) error {
 	if to, err := filepath.EvalSymlinks(path); err == nil {
 		path = to
 	}
+	err := exchange(path, text, mode)
+	if errors.Is(err, syscall.EBUSY) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		if info, err1 := os.Stat(path); err1 == nil && (errors.Is(err, syscall.EBUSY) || int64(len(text)) <= info.Size()) {
+			return overwrite(path, text)
+		}
+	}
+	return err
+}
+
+func exchange(path string, text []byte, mode os.FileMode) error {
 	f, err := os.CreateTemp(filepath.Dir(path), ".portvakt-*")
 	if err != nil {
 		return err
@@ -207,11 +220,21 @@ func replace(path string, text []byte, mode os.FileMode) error {
 	if err == nil {
 		return nil
 	}
-	err = errors.Join(err, os.Remove(f.Name()))
-	if errors.Is(err, syscall.EBUSY) {
-		return os.WriteFile(path, text, mode)
+	return errors.Join(err, os.Remove(f.Name()))
+}
+
+// overwrite needs no room for a text that is not longer than the file's: what
+// there is is cut only once the text is there.
+func overwrite(path string, text []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
 	}
-	return err
+	_, err = f.Write(text)
+	if err == nil {
+		err = f.Truncate(int64(len(text)))
+	}
+	return errors.Join(err, f.Close())
 }
 
 // watchFile hears of changes of resolv.conf.

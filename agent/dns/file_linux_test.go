@@ -1,11 +1,15 @@
 package dns_test
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/portvakt/portvakt/agent/dns"
 )
@@ -82,7 +86,7 @@ func TestResolvConfAfterACrash(t *testing.T) {
 	t.Run("after the file was written", func(t *testing.T) {
 		root, cfg := plain(t, home)
 		set(t, dns.New(cfg), setting, dns.ResolvConf)
-		must(t, dns.Recover(t.Context(), cfg))
+		must(t, start(t, cfg).Recover(t.Context()))
 		if got := read(t, root, "etc/resolv.conf"); got != home {
 			t.Errorf("it is %q", got)
 		}
@@ -91,7 +95,7 @@ func TestResolvConfAfterACrash(t *testing.T) {
 	t.Run("between backup and file", func(t *testing.T) {
 		root, cfg := plain(t, home)
 		must(t, os.WriteFile(filepath.Join(root, "etc/resolv.conf.portvakt"), []byte(home), 0o644))
-		must(t, dns.Recover(t.Context(), cfg))
+		must(t, start(t, cfg).Recover(t.Context()))
 		if got := read(t, root, "etc/resolv.conf"); got != home {
 			t.Errorf("it is %q", got)
 		}
@@ -102,7 +106,7 @@ func TestResolvConfAfterACrash(t *testing.T) {
 		set(t, dns.New(cfg), setting, dns.ResolvConf)
 		const later = "nameserver 203.0.113.53\n"
 		must(t, os.WriteFile(filepath.Join(root, "etc/resolv.conf"), []byte(later), 0o644))
-		must(t, dns.Recover(t.Context(), cfg))
+		must(t, start(t, cfg).Recover(t.Context()))
 		if got := read(t, root, "etc/resolv.conf"); got != later {
 			t.Errorf("an old file came back over the new one: %q", got)
 		}
@@ -112,7 +116,7 @@ func TestResolvConfAfterACrash(t *testing.T) {
 		root, cfg := plain(t, home)
 		set(t, dns.New(cfg), setting, dns.ResolvConf)
 		must(t, os.Remove(filepath.Join(root, "etc/resolv.conf.portvakt")))
-		must(t, dns.Recover(t.Context(), cfg))
+		must(t, start(t, cfg).Recover(t.Context()))
 		if got := read(t, root, "etc/resolv.conf"); got != home {
 			t.Errorf("it is %q", got)
 		}
@@ -122,7 +126,7 @@ func TestResolvConfAfterACrash(t *testing.T) {
 		set(t, dns.New(cfg), setting, dns.ResolvConf)
 		path := filepath.Join(root, "etc/resolv.conf")
 		must(t, os.WriteFile(path, []byte(read(t, root, "etc/resolv.conf")+"search new.example\n"), 0o644))
-		must(t, dns.Recover(t.Context(), cfg))
+		must(t, start(t, cfg).Recover(t.Context()))
 		if got := read(t, root, "etc/resolv.conf"); got != home+"search new.example\n" {
 			t.Errorf("it is %q", got)
 		}
@@ -142,7 +146,7 @@ func TestResolvConfAfterACrash(t *testing.T) {
 	})
 	t.Run("nothing was there", func(t *testing.T) {
 		root, cfg := plain(t, home)
-		must(t, dns.Recover(t.Context(), cfg))
+		must(t, start(t, cfg).Recover(t.Context()))
 		if got := read(t, root, "etc/resolv.conf"); got != home {
 			t.Errorf("it is %q", got)
 		}
@@ -220,4 +224,99 @@ func FuzzResolvConf(f *testing.F) {
 			t.Fatalf("%q came back as %q", base, back)
 		}
 	})
+}
+
+// becomes waits for a file to be as it should.
+func becomes(t *testing.T, root, name, want string) {
+	t.Helper()
+	var got string
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		if text, err := os.ReadFile(filepath.Join(root, name)); err == nil {
+			if got = string(text); got == want {
+				return
+			}
+		}
+	}
+	t.Errorf("%s is %q, want %q", name, got, want)
+}
+
+// What cannot be undone is not done, and is undone as soon as it can be.
+func TestUndoGoesOn(t *testing.T) {
+	for name, at := range map[string]string{
+		"by itself":           "etc/resolv.conf.portvakt", // nobody watches it
+		"as the file changes": "etc/resolv.conf",
+	} {
+		t.Run(name, func(t *testing.T) {
+			root, cfg := plain(t, home)
+			m := start(t, cfg)
+			set(t, m, setting, dns.ResolvConf)
+			path := filepath.Join(root, at)
+			must(t, os.Rename(path, path+".aside"))
+			must(t, os.Mkdir(path, 0o755))
+			for range 2 {
+				if err := m.Undo(t.Context()); err == nil {
+					t.Error("it is said to be undone")
+				}
+			}
+			must(t, os.Remove(path))
+			must(t, os.Rename(path+".aside", path))
+			becomes(t, root, "etc/resolv.conf", home)
+			must(t, m.Undo(t.Context()))
+			backupGone(t, root)
+		})
+	}
+	t.Run("set meanwhile", func(t *testing.T) {
+		const rotating = "options rotate\nnameserver 192.0.2.53\n"
+		root, cfg := plain(t, rotating)
+		m := start(t, cfg)
+		set(t, m, setting, dns.ResolvConf)
+		path := filepath.Join(root, "etc/resolv.conf.portvakt")
+		must(t, os.Rename(path, path+".aside"))
+		must(t, os.Mkdir(path, 0o755))
+		if err := m.Undo(t.Context()); err == nil {
+			t.Error("it is said to be undone")
+		}
+		must(t, os.Remove(path))
+		must(t, os.Rename(path+".aside", path))
+		set(t, m, setting, dns.ResolvConf)
+		if s := servers(read(t, root, "etc/resolv.conf")); len(s) != 2 || s[0] != "100.96.0.1" {
+			t.Errorf("servers are %v", s)
+		}
+		must(t, m.Undo(t.Context()))
+		becomes(t, root, "etc/resolv.conf", rotating)
+	})
+	t.Run("of a former process", func(t *testing.T) {
+		root, cfg := plain(t, home)
+		set(t, dns.New(cfg), setting, dns.ResolvConf)
+		path := filepath.Join(root, "etc/resolv.conf.portvakt")
+		must(t, os.Rename(path, path+".aside"))
+		must(t, os.Mkdir(path, 0o755))
+		if err := start(t, cfg).Recover(t.Context()); err == nil {
+			t.Error("it is said to be undone")
+		}
+		must(t, os.Remove(path))
+		must(t, os.Rename(path+".aside", path))
+		becomes(t, root, "etc/resolv.conf", home)
+	})
+}
+
+// A full disk has no room for a second file, and need not.
+func TestUndoOnAFullDisk(t *testing.T) {
+	root := t.TempDir()
+	if err := unix.Mount("tmpfs", root, "tmpfs", 0, "size=64k"); err != nil {
+		t.Skip("needs root and the right to mount a tmpfs:", err)
+	}
+	t.Cleanup(func() { unix.Unmount(root, unix.MNT_DETACH) })
+	must(t, os.Mkdir(filepath.Join(root, "etc"), 0o755))
+	must(t, os.WriteFile(filepath.Join(root, "etc/resolv.conf"), []byte(home), 0o644))
+	m := start(t, dns.Config{Index: 7, Root: root, Bus: "unix:path=" + root + "/no-bus"})
+	set(t, m, setting, dns.ResolvConf)
+	if err := os.WriteFile(filepath.Join(root, "ballast"), bytes.Repeat([]byte("x"), 64<<10), 0o600); err == nil {
+		t.Fatal("the disk is not full")
+	}
+	must(t, m.Undo(t.Context()))
+	if got := read(t, root, "etc/resolv.conf"); got != home {
+		t.Errorf("it is %q", got)
+	}
+	backupGone(t, root)
 }

@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -73,9 +72,11 @@ func Run(ctx context.Context, cfg HelperConfig) (err error) {
 		return err
 	}
 	defer release()
-	if err := errors.Join(undoRoutes(), undoGuard(), dns.Recover(ctx, dns.Config{Log: cfg.Log})); err != nil {
+	if err := errors.Join(undoRoutes(), undoGuard()); err != nil {
 		return fmt.Errorf("undoing what a former helper left: %w", err)
 	}
+	names, end := keepDNS(ctx, cfg.Log)
+	defer end()
 	l, err := helpersock.Listen("unixpacket", cfg.Socket, cfg.AllowUID)
 	if err != nil {
 		return err
@@ -103,10 +104,34 @@ func Run(ctx context.Context, cfg HelperConfig) (err error) {
 			}
 			continue
 		}
-		s := &session{cfg: cfg, conn: c}
+		s := &session{cfg: cfg, conn: c, dns: names}
 		stop := context.AfterFunc(ctx, func() { c.Close() })
 		s.serve()
 		stop()
+	}
+}
+
+// keepDNS starts the one manager of the laptop's DNS: what an agent's end could
+// not undo is undone later. end tries once more.
+func keepDNS(ctx context.Context, log *slog.Logger) (m *dns.Manager, end func()) {
+	m = dns.New(dns.Config{Log: log})
+	if err := m.Recover(ctx); err != nil {
+		log.Warn("the network helper could not undo yet what a former one left; it goes on trying", "err", err)
+	}
+	running, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := m.Run(running); err != nil {
+			log.Error("the network helper does not follow the laptop's DNS", "err", err)
+		}
+	}()
+	return m, func() {
+		if err := m.Undo(context.Background()); err != nil {
+			log.Error("the network helper leaves something behind in this laptop's DNS; its next start undoes it", "err", err)
+		}
+		cancel()
+		<-done
 	}
 }
 
@@ -157,9 +182,9 @@ type session struct {
 	cfg    HelperConfig
 	conn   *net.UnixConn
 	agent  uint32
-	routes *routes // nil until open
-	dns    *dns.Manager
-	quiet  func() // ends what keeps DNS and the guard in force
+	dns    *dns.Manager // the helper's
+	routes *routes      // nil until open
+	quiet  func()       // ends what keeps the guard in force
 }
 
 // serve answers one agent and undoes everything in the end.
@@ -273,22 +298,18 @@ func (s *session) open(r openRequest) (tun int, err error) {
 		unix.Close(tun)
 		return -1, errors.Join(err, undoGuard())
 	}
-	s.dns = dns.New(dns.Config{Link: r.name, Index: index, Log: s.cfg.Log})
+	s.dns.Use(index)
 	ctx, cancel := context.WithCancel(context.Background())
-	var keepers sync.WaitGroup
-	keepers.Go(func() {
-		if err := s.dns.Run(ctx); err != nil {
-			s.cfg.Log.Error("the network helper does not follow the laptop's DNS", "err", err)
-		}
-	})
-	keepers.Go(func() {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
 		if err := g.keep(ctx, s.cfg.Log); ctx.Err() == nil {
 			s.cfg.Log.Error("the network helper does not follow the laptop's packet filter", "err", err)
 		}
-	})
+	}()
 	s.quiet = func() {
 		cancel()
-		keepers.Wait()
+		<-done
 	}
 	s.cfg.Log.Info("the network helper opened "+r.name, "addresses", r.addrs)
 	return tun, nil
@@ -347,7 +368,7 @@ func (s *session) undo() {
 	s.routes = nil
 	s.quiet()
 	if err := errors.Join(s.dns.Undo(context.Background()), undoRoutes(), undoGuard()); err != nil {
-		s.cfg.Log.Error("the network helper could not undo everything", "err", err)
+		s.cfg.Log.Error("the network helper could not undo everything yet; DNS it goes on trying", "err", err)
 		return
 	}
 	s.cfg.Log.Info("the network helper undid everything")

@@ -35,6 +35,7 @@ const caseEnv = "NETHELPER_CASE"
 var cases = map[string]func(*bench){
 	"routes": routesCase, "refusals": refusalsCase, "endings": endingsCase, "leftovers": leftoversCase, "strangers": strangersCase,
 	"names": namesCase, "neighbour": neighbourCase, "flushed": flushedCase,
+	"stubborn": stubbornCase,
 }
 
 func TestMain(m *testing.M) {
@@ -336,6 +337,55 @@ func namesCase(b *bench) {
 		}
 	}
 	b.must(n.Close())
+}
+
+// A resolv.conf that cannot be written when the agent ends, and when the next
+// helper starts, is undone once it can be.
+func stubbornCase(b *bench) {
+	const file, text = "/etc/resolv.conf", "nameserver 192.168.1.1\n"
+	ours := filepath.Join(b.dir, "resolv.conf")
+	b.must(os.WriteFile(ours, []byte(text), 0o644))
+	b.must(unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
+	b.must(unix.Mount("tmpfs", "/etc", "tmpfs", 0, ""))
+	b.must(os.WriteFile(file, nil, 0o644))
+	b.must(unix.Mount(ours, file, "", unix.MS_BIND, ""))
+	writable := func(yes bool) {
+		flags := uintptr(unix.MS_REMOUNT | unix.MS_BIND)
+		if !yes {
+			flags |= unix.MS_RDONLY
+		}
+		b.must(unix.Mount("", file, "", flags, ""))
+	}
+	still := func() bool {
+		now, err := os.ReadFile(file)
+		b.must(err)
+		return string(now) != text
+	}
+	for _, again := range []bool{false, true} {
+		stop := b.helper(nethelper.HelperConfig{AllowUID: 0})
+		n := b.open()
+		b.must(n.Set(0, addrs("100.96.0.1")))
+		if _, _, err := n.DNS(addrs("100.96.0.1"), []string{"crm.example.com"}); err != nil || !still() {
+			b.fail("DNS: %v", err)
+		}
+		writable(false)
+		b.must(n.Close())
+		if again {
+			stop()
+			stop = b.helper(nethelper.HelperConfig{AllowUID: 0})
+		}
+		if !still() {
+			b.fail("what cannot be written was written, so that this shows nothing")
+		}
+		writable(true)
+		for deadline := time.Now().Add(20 * time.Second); still(); time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				b.fail("another helper %t: the gateway is still asked first", again)
+				break
+			}
+		}
+		stop()
+	}
 }
 
 // Every way a connection can end leaves nothing behind.
