@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -31,7 +32,8 @@ func lockdownOnCmd(opt *options) *cobra.Command {
 		Use: "on", Short: "Cut what is open and let nothing through, at once", Args: cobra.NoArgs,
 		Long: `Cut every open flow of one scope and refuse what is of it from now on, whatever
 policy says, until the lockdown is lifted. It survives a restart. Several
-lockdowns may be in force; each is lifted by itself.`,
+lockdowns may be in force; each is lifted by itself. A lockdown of an app holds
+for every app that has one of its hosts, or its upstream where no other had it.`,
 		Example: `  portvakt-gateway lockdown on --app crm --reason 'incident 42'
   portvakt-gateway lockdown on --subject "Anna Berg"
   portvakt-gateway lockdown on --device anna-laptop   # quarantine
@@ -118,7 +120,11 @@ func lockdownListCmd(opt *options) *cobra.Command {
 			}
 			rows := [][]string{{"ID", "SCOPE", "VALUE", "SINCE", "BY", "REASON"}}
 			for _, l := range all.Items {
-				rows = append(rows, []string{l.ID, l.Scope, l.Value, when(*l.At), l.By, l.Reason})
+				value := l.Value
+				if len(l.Also) > 0 {
+					value += " (also " + strings.Join(l.Also, ", ") + ")"
+				}
+				rows = append(rows, []string{l.ID, l.Scope, value, when(*l.At), l.By, l.Reason})
 			}
 			if err := table(cmd.OutOrStdout(), rows); err != nil {
 				return err

@@ -327,6 +327,7 @@ func lockdownsOf(t *testing.T, c func(...string) []string, health string) {
 	command(t, 3, "locked_down", c("why", "--app", "crm", "--subject", "anna", "--groups", "sales")...)
 	command(t, 0, "drill ?[31m", c("lockdown", "list")...)
 	command(t, 0, `"scope": "app"`, c("lockdown", "list", "--json")...)
+	renamedUnder(t, c, id)
 	command(t, 2, `no app "crn"`, c("lockdown", "on", "--app", "crn")...)
 	command(t, 2, "A site is", c("lockdown", "on", "--site", "Malmo")...)
 	command(t, 2, "Nobody called", c("lockdown", "on", "--subject", "anna")...)
@@ -372,6 +373,44 @@ func lockdownsOf(t *testing.T, c func(...string) []string, health string) {
 	command(t, 0, "Break-glass: os:", c("lockdown", "list")...)
 	command(t, 0, "is done: lockdown off "+id, c("lockdown", "off", id, "--reason", "over")...)
 	command(t, 0, `"break_glass": [`, c("lockdown", "list", "--json")...)
+}
+
+// renamedUnder gives the app another name while a lockdown of it is in force:
+// check says that it holds all the same, and it does.
+func renamedUnder(t *testing.T, c func(...string) []string, id string) {
+	t.Helper()
+	file := filepath.Join(filepath.Dir(c()[1]), "apps", "crm.yaml")
+	name := func(now, next string) {
+		t.Helper()
+		text, err := os.ReadFile(file)
+		if err == nil {
+			err = os.WriteFile(file, bytes.Replace(text, []byte("name: "+now+"\n"), []byte("name: "+next+"\n"), 1), 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 1000 { // until it is in force
+			var out bytes.Buffer
+			if run(t.Context(), c("apps", "list"), &out, io.Discard) == 0 && strings.Contains(out.String(), "\n"+next+" ") {
+				return
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		t.Fatalf("%s is not published", next)
+	}
+	if out := command(t, 0, "is fine", c("check")...); strings.Contains(out, "Note") {
+		t.Errorf("as it is: %s", out)
+	}
+	name("crm", "crm2")
+	command(t, 0, "Note: the lockdown "+id+" of app crm would hold for app crm2 too, which has its host crm.", c("check")...)
+	command(t, 0, `"lockdown": "`+id+`"`, c("check", "--json")...)
+	command(t, 0, "crm (also crm2)", c("lockdown", "list")...)
+	command(t, 0, `"also": [`, c("lockdown", "list", "--json")...)
+	command(t, 3, "locked_down", c("why", "--app", "crm2", "--subject", "anna", "--groups", "sales")...)
+	name("crm2", "crm")
+	if out := command(t, 0, id, c("lockdown", "list")...); strings.Contains(out, "also") {
+		t.Errorf("named back: %s", out)
+	}
 }
 
 func TestWrongUsage(t *testing.T) {

@@ -1,13 +1,16 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/portvakt/portvakt/gateway"
 	"github.com/portvakt/portvakt/internal/gc"
+	"github.com/portvakt/portvakt/policy"
 )
 
 func serveCmd(opt *options) *cobra.Command {
@@ -49,7 +52,8 @@ func checkCmd(opt *options) *cobra.Command {
 		Short: "Check the configuration and the policy without running anything",
 		Long: `Read the configuration and every app and Rego file it names, say what is wrong
 with file, line and key, and exit with 2 if anything is. Opens no port and
-writes nothing.`,
+writes nothing. Where the gateway runs, say also which of the apps a lockdown
+in force would hold for under another name.`,
 		Example: "  portvakt-gateway check --config /etc/portvakt/gateway.yaml",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -61,11 +65,52 @@ writes nothing.`,
 			if err != nil {
 				return usageError{err}
 			}
+			held := heldApps(cmd.Context(), opt, rev.Apps())
 			if opt.json {
-				return printJSON(cmd.OutOrStdout(), map[string]any{"ok": true, "revision": rev.ID(), "apps": len(rev.Apps())})
+				return printJSON(cmd.OutOrStdout(), map[string]any{"ok": true, "revision": rev.ID(), "apps": len(rev.Apps()), "locked_down": held})
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s is fine; apps: %d, policy revision: %s\n", opt.config, len(rev.Apps()), rev.ID())
-			return err
+			if _, err = fmt.Fprintf(cmd.OutOrStdout(), "%s is fine; apps: %d, policy revision: %s\n", opt.config, len(rev.Apps()), rev.ID()); err != nil {
+				return err
+			}
+			for _, h := range held {
+				_, err = fmt.Fprintf(cmd.OutOrStdout(), "Note: the lockdown %[1]s of app %[2]s would hold for app %[3]s too, which has its %[4]s. To open it: portvakt-gateway lockdown off %[1]s (another administrator approves)\n",
+					h.Lockdown, clean(h.Of), h.App, h.By)
+				if err != nil {
+					return err
+				}
+			}
+			return nil
 		},
 	}
+}
+
+// heldApp is an app of a policy that a lockdown of another one holds for.
+type heldApp struct {
+	App      string `json:"app"`
+	Lockdown string `json:"lockdown"`
+	Of       string `json:"of"`
+	By       string `json:"by"`
+}
+
+// heldApps asks the gateway, if one runs here, for its lockdowns.
+func heldApps(ctx context.Context, opt *options, apps []policy.App) []heldApp {
+	held := []heldApp{}
+	cl, err := opt.client()
+	if err != nil {
+		return held
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	all, err := cl.Lockdowns(ctx)
+	if err != nil {
+		return held
+	}
+	for _, l := range all.Items {
+		for i := range apps {
+			if mark := l.Follows(&apps[i]); mark != "" {
+				held = append(held, heldApp{App: apps[i].Name, Lockdown: l.ID, Of: l.Value, By: mark})
+			}
+		}
+	}
+	return held
 }

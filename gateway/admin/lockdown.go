@@ -10,6 +10,7 @@ import (
 
 	"github.com/portvakt/portvakt/gateway/session"
 	"github.com/portvakt/portvakt/gateway/store"
+	"github.com/portvakt/portvakt/policy"
 )
 
 // Lockdown asks for a lockdown, or is one.
@@ -23,6 +24,10 @@ type Lockdown struct {
 	Reason string     `json:"reason,omitempty"`
 	By     string     `json:"by,omitempty"`
 	At     *time.Time `json:"at,omitempty"`
+	// Marks are what the app is known by besides its name, and Also the apps of
+	// other names that bear one: it holds for them too.
+	Marks []string `json:"marks,omitempty"`
+	Also  []string `json:"also,omitempty"`
 	// Cuts is how many open flows were cut, in the answer that put it in force.
 	Cuts *int `json:"cuts,omitempty"`
 }
@@ -35,13 +40,21 @@ type Lockdowns struct {
 
 func lockdownOf(l store.Lockdown) Lockdown {
 	at := l.At.UTC()
-	return Lockdown{ID: l.ID, Scope: string(l.Scope), Value: l.Value, Reason: l.Reason, By: l.By, At: &at}
+	return Lockdown{ID: l.ID, Scope: string(l.Scope), Value: l.Value, Reason: l.Reason, By: l.By, At: &at, Marks: l.Marks}
+}
+
+// Follows returns the mark by which the lockdown holds for an app of another
+// name, "" when it does not.
+func (l Lockdown) Follows(a *policy.App) string {
+	return session.Follows(store.Lockdown{Scope: store.Scope(l.Scope), Value: l.Value, Marks: l.Marks}, a)
 }
 
 func (s *Server) lockdowns(w http.ResponseWriter, _ *http.Request) {
 	out := Lockdowns{Items: []Lockdown{}, BreakGlass: s.BreakGlass()}
 	for _, l := range s.cfg.Sessions.Lockdowns() {
-		out.Items = append(out.Items, lockdownOf(l))
+		item := lockdownOf(l)
+		item.Also = s.cfg.Sessions.Following(l.ID)
+		out.Items = append(out.Items, item)
 	}
 	s.answer(w, out)
 }

@@ -19,10 +19,12 @@ import (
 
 // lockdownSet are the lockdowns in force; immutable, swapped as a whole.
 type lockdownSet struct {
-	list     []store.Lockdown // the earliest first
-	exact    map[lockKey]struct{}
-	sites    []netip.Prefix
-	subjects bool // some name a person
+	list      []store.Lockdown    // the earliest first
+	apps      []policy.App        // of the active revision
+	following map[string][]string // the apps of other names, by a lockdown's ID; sorted
+	exact     map[lockKey]struct{}
+	sites     []netip.Prefix
+	subjects  bool // some name a person
 }
 
 type lockKey struct {
@@ -79,8 +81,8 @@ func Site(text string) (netip.Prefix, error) {
 	return netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-mapped.Bits()), nil
 }
 
-func newLockdownSet(list []store.Lockdown) (*lockdownSet, error) {
-	s := &lockdownSet{list: list, exact: map[lockKey]struct{}{}}
+func newLockdownSet(list []store.Lockdown, apps []policy.App) (*lockdownSet, error) {
+	s := &lockdownSet{list: list, apps: apps, following: map[string][]string{}, exact: map[lockKey]struct{}{}}
 	for _, l := range list {
 		if err := CheckLockdown(l); err != nil {
 			return nil, fmt.Errorf("lockdown %s: %w", l.ID, err)
@@ -94,6 +96,12 @@ func newLockdownSet(list []store.Lockdown) (*lockdownSet, error) {
 			continue
 		}
 		s.exact[lockKey{l.Scope, l.Value}] = struct{}{}
+		for i := range apps {
+			if name := apps[i].Name; Follows(l, &apps[i]) != "" && !slices.Contains(s.following[l.ID], name) {
+				s.exact[lockKey{l.Scope, name}] = struct{}{}
+				s.following[l.ID] = append(s.following[l.ID], name)
+			}
+		}
 		s.subjects = s.subjects || l.Scope == store.ScopeSubject
 	}
 	return s, nil
@@ -187,20 +195,29 @@ func (m *Manager) RestoreLockdowns(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("reading the lockdowns: %w", err)
 	}
-	set, err := newLockdownSet(list)
-	if err != nil {
+	before := m.lockdowns.Load()
+	if err := m.swapLockdowns(func(old *lockdownSet) (*lockdownSet, error) {
+		learnt := slices.Clone(list)
+		for i := range learnt {
+			learnt[i] = marked(learnt[i], old.apps)
+		}
+		return newLockdownSet(learnt, old.apps)
+	}); err != nil {
 		return fmt.Errorf("putting stored lockdowns in force: %w", err)
 	}
-	m.lockdowns.Store(set)
+	if rev := m.cfg.Engine.Active(); rev != nil { // the policy may have changed while nothing ran
+		m.noteFollowing(before, rev.Apps(), rev.ID(), "gateway")
+		m.storeMarks(ctx, list)
+	}
 	return nil
 }
 
-// swapLockdowns replaces the set by what change makes of its list; it waits
-// for nobody.
-func (m *Manager) swapLockdowns(change func([]store.Lockdown) []store.Lockdown) error {
+// swapLockdowns replaces the set by what change makes of it; it waits for
+// nobody.
+func (m *Manager) swapLockdowns(change func(old *lockdownSet) (*lockdownSet, error)) error {
 	for {
 		old := m.lockdowns.Load()
-		next, err := newLockdownSet(change(slices.Clone(old.list)))
+		next, err := change(old)
 		if err != nil {
 			return err
 		}
@@ -219,11 +236,15 @@ func (m *Manager) Lockdown(ctx context.Context, l store.Lockdown) (_ store.Lockd
 	var id [4]byte // short, because people type it
 	rand.Read(id[:])
 	l.ID = "lock-" + hex.EncodeToString(id[:])
-	alone, err := newLockdownSet([]store.Lockdown{l})
+	var alone *lockdownSet
+	err = m.swapLockdowns(func(old *lockdownSet) (_ *lockdownSet, err error) {
+		one := marked(l, old.apps)
+		if alone, err = newLockdownSet([]store.Lockdown{one}, old.apps); err != nil {
+			return nil, err
+		}
+		return newLockdownSet(append(slices.Clone(old.list), one), old.apps)
+	})
 	if err != nil {
-		return store.Lockdown{}, 0, err
-	}
-	if err := m.swapLockdowns(func(list []store.Lockdown) []store.Lockdown { return append(list, l) }); err != nil {
 		return store.Lockdown{}, 0, err
 	}
 	cuts = m.enforce(alone)
@@ -237,7 +258,9 @@ func (m *Manager) Lockdown(ctx context.Context, l store.Lockdown) (_ store.Lockd
 	defer m.lockdownMu.Unlock()
 	r := audit.Record{Kind: audit.KindLockdown, Actor: l.By, Outcome: "on", Detail: lockdownDetail(l)}
 	r.Detail["cuts"] = fmt.Sprint(cuts)
-	if slices.ContainsFunc(m.Lockdowns(), func(x store.Lockdown) bool { return x.ID == l.ID }) { // not lifted meanwhile
+	list := m.Lockdowns()
+	if i := slices.IndexFunc(list, func(x store.Lockdown) bool { return x.ID == l.ID }); i >= 0 { // not lifted meanwhile
+		l = list[i]
 		err = m.cfg.Store.PutLockdown(context.WithoutCancel(ctx), l)
 	}
 	if err != nil {
@@ -354,8 +377,8 @@ func (m *Manager) LiftLockdown(ctx context.Context, lift Lift) (store.Lockdown, 
 		m.cfg.Audit.Note(audit.Record{Kind: audit.KindLockdown, Actor: lift.By, Outcome: "not_off", Detail: lockdownDetail(l)})
 		return l, fmt.Errorf("storing that a lockdown is lifted, which it is not: %w", err)
 	}
-	err = m.swapLockdowns(func(list []store.Lockdown) []store.Lockdown {
-		return slices.DeleteFunc(list, func(x store.Lockdown) bool { return x.ID == lift.ID })
+	err = m.swapLockdowns(func(old *lockdownSet) (*lockdownSet, error) {
+		return newLockdownSet(slices.DeleteFunc(slices.Clone(old.list), func(x store.Lockdown) bool { return x.ID == lift.ID }), old.apps)
 	})
 	if err != nil {
 		return l, err

@@ -232,9 +232,13 @@ func (m *Manager) Publish(ctx context.Context, rev *policy.Revision, actor strin
 	if err != nil {
 		return fmt.Errorf("recording the policy revision: %w", err)
 	}
+	before := m.followApps(apps)
 	m.cfg.Engine.Activate(rev)
 	m.catalogue.Store(next)
+	m.forgetApps(apps)
+	m.noteFollowing(before, apps, rev.ID(), actor)
 	m.refreshAll()
+	m.storeMarks(ctx, before.list)
 	return nil
 }
 

@@ -164,7 +164,8 @@ func newGateway(t testing.TB) *gw {
 	done := make(chan error, 1)
 	go func() { done <- g.audit.Run(ctx) }()
 	drains := make(chan struct{})
-	go func() { defer close(drains); g.m.KeepDrains(ctx) }()
+	m := g.m // a test may put another in its place
+	go func() { defer close(drains); m.KeepDrains(ctx) }()
 	t.Cleanup(func() {
 		cancel()
 		<-drains

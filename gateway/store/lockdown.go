@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
@@ -28,6 +29,9 @@ type Lockdown struct {
 	Reason string // for administrators; workers never see it
 	By     string
 	At     time.Time
+	// Marks are what the app of a lockdown is known by besides its name: it
+	// holds for every app that bears one.
+	Marks []string
 }
 
 // PutLockdown stores a lockdown.
@@ -36,12 +40,44 @@ func (s *Store) PutLockdown(ctx context.Context, l Lockdown) error {
 		if l.ID == "" {
 			return errors.New("it has no id")
 		}
-		_, err := tx.ExecContext(ctx, `INSERT INTO lockdowns (id, scope, value, reason, set_by, set_at) VALUES (?, ?, ?, ?, ?, ?)`,
-			l.ID, string(l.Scope), l.Value, l.Reason, l.By, nanos(l.At))
+		marks, err := marksText(l.Marks)
+		if err != nil {
+			return err
+		}
+		_, err = tx.ExecContext(ctx, `INSERT INTO lockdowns (id, scope, value, reason, set_by, set_at, marks) VALUES (?, ?, ?, ?, ?, ?, ?)`,
+			l.ID, string(l.Scope), l.Value, l.Reason, l.By, nanos(l.At), marks)
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("storing lockdown %q: %w", l.ID, err)
+	}
+	return nil
+}
+
+// marksText is "" for none.
+func marksText(marks []string) (string, error) {
+	if len(marks) == 0 {
+		return "", nil
+	}
+	text, err := json.Marshal(marks)
+	return string(text), err
+}
+
+// MarkLockdown replaces the marks of a lockdown. ErrNotFound if none with that
+// ID is in force.
+func (s *Store) MarkLockdown(ctx context.Context, id string, marks []string) error {
+	text, err := marksText(marks)
+	if err == nil {
+		err = s.write(ctx, func(tx *sql.Tx) error {
+			n, err := affected(tx.ExecContext(ctx, `UPDATE lockdowns SET marks = ? WHERE id = ? AND lifted_at IS NULL`, text, id))
+			if err == nil && n == 0 {
+				err = ErrNotFound
+			}
+			return err
+		})
+	}
+	if err != nil {
+		return fmt.Errorf("storing the marks of lockdown %q: %w", id, err)
 	}
 	return nil
 }
@@ -64,16 +100,19 @@ func (s *Store) LiftLockdown(ctx context.Context, id, by string, when time.Time)
 
 // Lockdowns returns the lockdowns in force, the earliest first.
 func (s *Store) Lockdowns(ctx context.Context) ([]Lockdown, error) {
-	rows, err := s.r.QueryContext(ctx, `SELECT id, scope, value, reason, set_by, set_at FROM lockdowns WHERE lifted_at IS NULL ORDER BY set_at, id`)
+	rows, err := s.r.QueryContext(ctx, `SELECT id, scope, value, reason, set_by, set_at, marks FROM lockdowns WHERE lifted_at IS NULL ORDER BY set_at, id`)
 	if err != nil {
 		return nil, fmt.Errorf("reading lockdowns: %w", err)
 	}
 	var out []Lockdown
 	err = each(rows, func() error {
 		var l Lockdown
-		var scope string
+		var scope, marks string
 		var set int64
-		err := rows.Scan(&l.ID, &scope, &l.Value, &l.Reason, &l.By, &set)
+		err := rows.Scan(&l.ID, &scope, &l.Value, &l.Reason, &l.By, &set, &marks)
+		if err == nil && marks != "" {
+			err = json.Unmarshal([]byte(marks), &l.Marks)
+		}
 		l.Scope, l.At = Scope(scope), at(set)
 		out = append(out, l)
 		return err

@@ -30,7 +30,7 @@ var schema embed.FS
 
 // migrations lists the schema's steps in order; step i brings a store to
 // version i+1. A released step never changes.
-var migrations = []string{"schema_1.sql", "schema_2.sql", "schema_3.sql", "schema_4.sql", "schema_5.sql"}
+var migrations = []string{"schema_1.sql", "schema_2.sql", "schema_3.sql", "schema_4.sql", "schema_5.sql", "schema_6.sql"}
 
 // Options say where a store is and what it hands out.
 type Options struct {
