@@ -106,7 +106,11 @@ func newKey(path string) (note.Signer, string, error) {
 	if err != nil {
 		return nil, "", fmt.Errorf("making a checkpoint key: %w", err)
 	}
-	if err := writeWhole(path, []byte(secret+"\n"+public+"\n"), 0o600); err != nil {
+	err = writeWhole(path, []byte(secret+"\n"+public+"\n"), 0o600)
+	if err == nil {
+		err = syncDir(filepath.Dir(path)) // before anything is signed with it
+	}
+	if err != nil {
 		return nil, "", fmt.Errorf("making a checkpoint key: %w", err)
 	}
 	signer, err := note.NewSigner(secret)

@@ -149,6 +149,56 @@ func TestKilledBetweenAnyTwoWrites(t *testing.T) {
 	}
 }
 
+// When the machine dies all that a checkpoint is over is on the disk, and of the
+// checkpoint and its mark the checkpoint first.
+func TestACheckpointIsBehindWhatItSigns(t *testing.T) {
+	strace, err := exec.LookPath("strace")
+	if err != nil {
+		t.Skip("strace is not installed (Debian: apt-get install strace)")
+	}
+	for _, records := range []int{1, 600, 256 * (maxLoose + 1)} {
+		o := newOffice(t)
+		o.write(records)
+		calls := filepath.Join(t.TempDir(), "calls")
+		cmd := exec.Command(strace, "-qq", "-y", "-s", "1000", "-o", calls, "-e", "trace=fsync,syncfs,renameat", os.Args[0])
+		cmd.Env = append(os.Environ(), childEnv+"="+filepath.Dir(filepath.Dir(o.log)))
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v %s", err, out)
+		}
+		b, err := os.ReadFile(calls)
+		if err != nil {
+			t.Fatal(err)
+		}
+		before, behind, ok := strings.Cut(string(b), `"`+filepath.Join(o.tree, notary.FileCheckpoint)+`"`)
+		if !ok {
+			t.Fatalf("no checkpoint was written: %s", b)
+		}
+		synced := func(path string) bool { return strings.Contains(before, "<"+path+">)") }
+		if !synced(o.log) {
+			t.Errorf("%d: the log is not on the disk", records)
+		}
+		if records > 256*maxLoose && !strings.Contains(before, "syncfs(") {
+			t.Errorf("%d: the tree is not on the disk", records)
+		}
+		err = filepath.WalkDir(filepath.Join(o.tree, "tile"), func(path string, _ os.DirEntry, err error) error {
+			if records <= 256*maxLoose && !synced(path) {
+				t.Errorf("%d: %s is not on the disk", records, path)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		between, _, ok := strings.Cut(behind, `"`+o.mark()+`"`)
+		if !ok || !strings.Contains(between, "<"+o.tree+">)") {
+			t.Errorf("%d: the mark may be on the disk before the checkpoint: %s", records, behind)
+		}
+	}
+}
+
+// maxLoose is how many tiles are synced one by one.
+const maxLoose = 64
+
 // A disk that is full just when a tile is, is tried again, and the tree is right.
 func TestAFullTileThatCannotBeWritten(t *testing.T) {
 	for _, c := range []struct {

@@ -81,11 +81,13 @@ func (n *Notary) open(msg []byte) (Checkpoint, error) {
 }
 
 // syncDir makes the names in dir survive a crash of the machine.
-func syncDir(dir string) (err error) {
-	d, err := os.Open(dir)
+func syncDir(dir string) error { return onOpen(dir, (*os.File).Sync) }
+
+// onOpen does something with an open file or directory.
+func onOpen(path string, do func(*os.File) error) error {
+	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, d.Close()) }()
-	return d.Sync()
+	return errors.Join(do(f), f.Close())
 }

@@ -19,7 +19,6 @@ import (
 
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
-	"golang.org/x/sys/unix"
 
 	"github.com/portvakt/portvakt/gateway/audit"
 )
@@ -78,7 +77,11 @@ func New(cfg Config) (*Notary, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+	err := os.MkdirAll(cfg.Dir, 0o700)
+	if err == nil {
+		err = syncDir(filepath.Dir(cfg.Dir))
+	}
+	if err != nil {
 		return nil, fmt.Errorf("preparing the audit tree: %w", err)
 	}
 	if err := founded(cfg.KeyFile); err != nil {
@@ -171,7 +174,8 @@ func (n *Notary) set(c Checkpoint) {
 }
 
 // Sign takes what is new into the tree and signs the tree if it grew. What is
-// signed is on the disk first: a checkpoint never outlives its records.
+// signed is on the disk first: a checkpoint never outlives its records, nor their
+// hashes, which are all there is of those that retention removed.
 func (n *Notary) Sign() error {
 	if err := n.read(-1); err != nil {
 		return err
@@ -182,7 +186,7 @@ func (n *Notary) Sign() error {
 	if err := syncFile(n.cfg.LogFile); err != nil {
 		return err
 	}
-	if err := n.tree.save(); err != nil {
+	if err := errors.Join(n.tree.save(), n.tree.sync()); err != nil {
 		return err
 	}
 	root, err := n.tree.root()
@@ -220,9 +224,8 @@ func (n *Notary) read(limit int64) error {
 }
 
 // Provable makes sure that records that are to be removed are the ones that were
-// signed, and that this stays provable without them: their hashes are on the
-// disk. It may be called while Run runs; when they are others, Healthy says so
-// until they are right.
+// signed; it stays provable without them, by their hashes. It may be called while
+// Run runs; when they are others, Healthy says so until they are right.
 func (n *Notary) Provable(first, last uint64) error {
 	err := n.compare(int64(first), int64(last))
 	if errors.Is(err, errMovedOn) {
@@ -231,17 +234,7 @@ func (n *Notary) Provable(first, last uint64) error {
 	n.mu.Lock()
 	n.spoilt = err
 	n.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	d, err := os.Open(n.cfg.Dir)
-	if err != nil {
-		return fmt.Errorf("syncing the audit tree: %w", err)
-	}
-	if err := errors.Join(unix.Syncfs(int(d.Fd())), d.Close()); err != nil {
-		return fmt.Errorf("syncing the audit tree: %w", err)
-	}
-	return nil
+	return err
 }
 
 func (n *Notary) compare(first, last int64) error {
@@ -258,11 +251,7 @@ func (n *Notary) compare(first, last int64) error {
 }
 
 func syncFile(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return fmt.Errorf("syncing the decision log: %w", err)
-	}
-	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+	if err := onOpen(path, (*os.File).Sync); err != nil {
 		return fmt.Errorf("syncing the decision log: %w", err)
 	}
 	return nil

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"golang.org/x/mod/sumdb/tlog"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -25,6 +26,7 @@ type tiles struct {
 	edge    [][]tlog.Hash
 	partial []string // partial tiles on disk, as of the last save
 	old     []string // and those that it replaced
+	loose   []string // tiles that may not be on the disk yet
 }
 
 // add appends a record's hash to the tree. A tile that becomes full is written;
@@ -104,10 +106,38 @@ func (t *tiles) write(tile tlog.Tile, hs []tlog.Hash) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("writing the audit tree: %w", err)
 	}
+	t.loose = append(t.loose, path)
 	// A tile's content never changes, so a second writing is the same one.
 	if err := os.WriteFile(path, data, 0o600); err != nil {
 		return fmt.Errorf("writing the audit tree: %w", err)
 	}
+	return nil
+}
+
+// maxLoose is how many files are synced one by one; of more all of the file
+// system is.
+const maxLoose = 64
+
+// sync makes what was written survive a crash of the machine.
+func (t *tiles) sync() error {
+	var err error
+	if len(t.loose) > maxLoose {
+		err = onOpen(t.dir, func(d *os.File) error { return unix.Syncfs(int(d.Fd())) })
+	} else {
+		names := map[string]bool{}
+		for _, path := range t.loose {
+			for ; !names[path] && len(path) >= len(t.dir); path = filepath.Dir(path) {
+				names[path] = true
+			}
+		}
+		for path := range names {
+			err = errors.Join(err, onOpen(path, (*os.File).Sync))
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("syncing the audit tree: %w", err)
+	}
+	t.loose = nil
 	return nil
 }
 
