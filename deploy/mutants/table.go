@@ -181,9 +181,33 @@ var mutants = []mutant{
 		name: "lane_trailers", breaks: "a device tells an https app who asks, behind the body",
 		edit: edit{
 			"gateway/proxy/forward.go",
-			"	dropReserved(out.Trailer)\n", "",
+			"		if !trailerAllowed(name, pr.In.Header[\"Connection\"]) {", "		if name == \"\" {",
 		},
 		pkg: "./gateway/proxy", test: "TestCorpora/h2",
+	},
+	{
+		name: "direct_trailers", breaks: "a device's trailers may be any header of an http app's",
+		edit: edit{
+			"gateway/proxy/headers.go",
+			"	return !reserved(name) && afterBody(name, named)", "	return !reserved(name) && (afterBody(name, named) || named != nil)",
+		},
+		pkg: "./gateway/proxy", test: "TestTrailersToApps/http",
+	},
+	{
+		name: "direct_nominated", breaks: "a header that is about the device's connection reaches an http app",
+		edit: edit{
+			"gateway/proxy/direct.go",
+			"!ordinary[name] && reserved(name) || nominated(named, name) {", "!ordinary[name] && reserved(name) {",
+		},
+		pkg: "./gateway/proxy", test: "TestTrailersToApps/http",
+	},
+	{
+		name: "lane_speaks_for_us", breaks: "an https app says behind a body what only the gateway says",
+		edit: edit{
+			"gateway/proxy/forward.go",
+			"		if !trailerReturns(name, x.named) {", "		if !afterBody(name, x.named) {",
+		},
+		pkg: "./gateway/proxy", test: "TestTrailersOfApps",
 	},
 	{
 		name: "lane_repeats", breaks: "an https app gets a request twice under one record",
@@ -229,7 +253,7 @@ var mutants = []mutant{
 		name: "lane_lease", breaks: "a gateway that stood still passes a piece of an https app's answer",
 		edit: edit{
 			"gateway/proxy/forward.go",
-			"	if cut := b.x.flow.Check(); cut != nil {\n		return 0, cut\n	}\n	switch {\n	case errors.Is(err, io.EOF):\n		for name := range b.res", "	switch {\n	case errors.Is(err, io.EOF):\n		for name := range b.res",
+			"	if cut := b.x.flow.Check(); cut != nil {\n		return 0, cut\n	}\n	switch {\n	case errors.Is(err, io.EOF):\n		b.x.drop", "	switch {\n	case errors.Is(err, io.EOF):\n		b.x.drop",
 		},
 		pkg: "./gateway/proxy", test: "TestNothingPassesAfterALapse",
 	},

@@ -57,7 +57,7 @@ func TestDropOurCookies(t *testing.T) {
 	if dropOurCookies(h); len(h) != 1 || h["X-Other"] == nil {
 		t.Errorf("left is %v", h)
 	}
-	if trailerAllowed("Cookie") || trailerAllowed("Set-Cookie") || !trailerAllowed("X-Cookie") {
+	if trailerAllowed("Cookie", nil) || trailerAllowed("Set-Cookie", nil) || !trailerAllowed("X-Cookie", nil) {
 		t.Error("cookies pass as trailers, or others do not")
 	}
 }

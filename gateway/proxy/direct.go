@@ -301,7 +301,7 @@ func (u *upload) send(c *http1.Conn) error {
 			}
 		}
 		if errors.Is(err, io.EOF) {
-			_, err := c.Write(appendTrailer(append(buf[:0], "0\r\n"...), u.r.Trailer))
+			_, err := c.Write(appendTrailer(append(buf[:0], "0\r\n"...), u.r.Trailer, u.r.Header["Connection"]))
 			return err
 		}
 		if err != nil {
@@ -344,7 +344,7 @@ func (x *exchange) appendHead(dst []byte, r *http.Request, length int64) ([]byte
 		case "Cookie":
 			values = theirCookies(values)
 		}
-		if hopByHop[name] || !ordinary[name] && reserved(name) || len(named) > 0 && tokens(named, name) {
+		if hopByHop[name] || !ordinary[name] && reserved(name) || nominated(named, name) {
 			continue
 		}
 		for _, v := range values {
@@ -373,7 +373,7 @@ func (x *exchange) appendHead(dst []byte, r *http.Request, length int64) ([]byte
 	case length < 0:
 		dst = append(dst, "Transfer-Encoding: chunked\r\n"...)
 		for name := range r.Trailer {
-			if trailerAllowed(name) {
+			if trailerAllowed(name, named) {
 				dst = appendField(dst, "Trailer", name)
 			}
 		}
@@ -381,9 +381,9 @@ func (x *exchange) appendHead(dst []byte, r *http.Request, length int64) ([]byte
 	return append(dst, "\r\n"...), nil
 }
 
-// pass copies the headers of an app's answer that may reach the device.
-func pass(h http.Header, fields []http1.Field) (trailers bool) {
-	var named []string
+// pass copies the headers of an app's answer that may reach the device. named
+// are its Connection headers; trailers says that there will be some.
+func pass(h http.Header, fields []http1.Field) (named []string, trailers bool) {
 	for _, f := range fields {
 		if f.Name == "Connection" {
 			named = append(named, f.Value)
@@ -395,7 +395,7 @@ func pass(h http.Header, fields []http1.Field) (trailers bool) {
 		case f.Name == "Trailer":
 			trailers = true
 			continue
-		case hopByHop[f.Name] || ours(f.Name) || f.Name == "Set-Cookie" && isOurCookie(f.Value) || len(named) > 0 && tokens(named, f.Name):
+		case hopByHop[f.Name] || ours(f.Name) || f.Name == "Set-Cookie" && isOurCookie(f.Value) || nominated(named, f.Name):
 			continue
 		}
 		if old, there := h[f.Name]; there {
@@ -405,7 +405,7 @@ func pass(h http.Header, fields []http1.Field) (trailers bool) {
 		values[i] = f.Value
 		h[f.Name] = values[i : i+1 : i+1]
 	}
-	return trailers
+	return named, trailers
 }
 
 // interim passes an answer before the real one on (RFC 9110, 15.2).
@@ -427,7 +427,7 @@ func (x *exchange) answer(w http.ResponseWriter, c *http1.Conn, head http1.Head)
 		return err
 	}
 	h := w.Header()
-	trailers := pass(h, head.Fields)
+	named, trailers := pass(h, head.Fields)
 	if _, ok := h["Content-Type"]; !ok {
 		h["Content-Type"] = nil // net/http would guess one
 	}
@@ -475,7 +475,7 @@ func (x *exchange) answer(w http.ResponseWriter, c *http1.Conn, head http1.Head)
 		}
 	}
 	for _, f := range c.Trailer() {
-		if httpguts.ValidTrailerHeader(f.Name) && !hopByHop[f.Name] && !ours(f.Name) {
+		if trailerReturns(f.Name, named) {
 			h.Add(http.TrailerPrefix+f.Name, f.Value)
 		}
 	}

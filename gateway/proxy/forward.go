@@ -62,7 +62,11 @@ func (pick) RoundTrip(r *http.Request) (*http.Response, error) {
 		WroteHeaders: x.wrote,
 		WroteRequest: func(httptrace.WroteRequestInfo) { _ = x.sending.done(nil) },
 	}))
-	return x.lane.transport.RoundTrip(r)
+	res, err := x.lane.transport.RoundTrip(r)
+	if err == nil {
+		x.named = res.Header["Connection"] // ReverseProxy removes it, and http.Transport one that says close
+	}
+	return res, err
 }
 
 // rewrite makes the upstream request from what was decided on. ReverseProxy
@@ -82,7 +86,11 @@ func rewrite(pr *httputil.ProxyRequest) {
 	} else {
 		delete(out.Header, "Cookie")
 	}
-	dropReserved(out.Trailer)
+	for name := range out.Trailer {
+		if !trailerAllowed(name, pr.In.Header["Connection"]) {
+			delete(out.Trailer, name)
+		}
+	}
 	if b, ok := pr.In.Body.(*requestBody); ok {
 		b.from, b.to = pr.In.Trailer, out.Trailer
 	}
@@ -112,6 +120,16 @@ func dropOurs(h http.Header) {
 	dropOurCookies(h)
 }
 
+// dropTrailers leaves what may reach the device of an app's trailers, or of their
+// announcement.
+func (x *exchange) dropTrailers(trailer http.Header) {
+	for name := range trailer {
+		if !trailerReturns(name, x.named) {
+			delete(trailer, name)
+		}
+	}
+}
+
 // response looks at an app's answer before any of it reaches the device.
 func (p *Proxy) response(res *http.Response) error {
 	x := exchangeOf(res.Request)
@@ -119,6 +137,7 @@ func (p *Proxy) response(res *http.Response) error {
 		return cut
 	}
 	dropOurs(res.Header)
+	x.dropTrailers(res.Trailer)
 	if res.StatusCode == http.StatusSwitchingProtocols {
 		back, ok := res.Body.(io.ReadWriteCloser)
 		if !ok || x.req.upgrade == "" {
@@ -239,11 +258,7 @@ func (b *responseBody) Read(buf []byte) (int, error) {
 	}
 	switch {
 	case errors.Is(err, io.EOF):
-		for name := range b.res.Trailer {
-			if strings.HasPrefix(name, "Portvakt-") {
-				delete(b.res.Trailer, name)
-			}
-		}
+		b.x.dropTrailers(b.res.Trailer)
 	case err != nil && b.res.Request.Context().Err() == nil && !b.x.severed():
 		b.x.note(b.res.StatusCode, outcomeBroke)
 	}

@@ -74,9 +74,9 @@ func greedyRange(values []string) bool {
 	return n > maxRanges
 }
 
-func appendTrailer(dst []byte, trailer http.Header) []byte {
+func appendTrailer(dst []byte, trailer http.Header, named []string) []byte {
 	for name, values := range trailer {
-		if !trailerAllowed(name) {
+		if !trailerAllowed(name, named) {
 			continue
 		}
 		for _, v := range values {
@@ -88,7 +88,24 @@ func appendTrailer(dst []byte, trailer http.Header) []byte {
 	return append(dst, "\r\n"...)
 }
 
-// trailerAllowed says which trailers pass: none that is a header's business.
-func trailerAllowed(name string) bool {
-	return httpguts.ValidHeaderFieldName(name) && httpguts.ValidTrailerHeader(name) && !hopByHop[name] && !reserved(name) && name != "Cookie"
+// trailerAllowed says which of a device's trailers pass: none that is a header's
+// business, and none that its Connection header, named, names.
+func trailerAllowed(name string, named []string) bool {
+	return !reserved(name) && afterBody(name, named)
 }
+
+// trailerReturns says which of an app's pass.
+func trailerReturns(name string, named []string) bool {
+	return !ours(name) && afterBody(name, named)
+}
+
+// afterBody says which fields make sense behind a body and on more than one
+// connection (RFC 9110, 6.5.1 and 7.6.1). Cookies do not: who reads them has read
+// the headers, and the gateway's are looked for there.
+func afterBody(name string, named []string) bool {
+	return name != "Cookie" && name != "Set-Cookie" && httpguts.ValidHeaderFieldName(name) && httpguts.ValidTrailerHeader(name) && !hopByHop[name] && !nominated(named, name)
+}
+
+// nominated says that Connection headers name a field, which then is about one
+// connection alone (RFC 9110, 7.6.1).
+func nominated(named []string, name string) bool { return len(named) > 0 && tokens(named, name) }
