@@ -186,6 +186,14 @@ var mutants = []mutant{
 		pkg: "./gateway/proxy", test: "TestCorpora/h2",
 	},
 	{
+		name: "aborted_goes_on", breaks: "an exchange that was cut while its app was dialled goes on",
+		edit: edit{
+			"gateway/proxy/direct.go",
+			"		c.Abort()\n		return false\n	}\n	h.conn = c", "		_ = c.Abort\n	}\n	h.conn = c",
+		},
+		pkg: "./gateway/proxy", test: "TestAbortedExchangesHoldNothing",
+	},
+	{
 		name: "direct_trailers", breaks: "a device's trailers may be any header of an http app's",
 		edit: edit{
 			"gateway/proxy/headers.go",
@@ -289,6 +297,14 @@ var mutants = []mutant{
 			"		if c.x.flow.Check() != nil {\n			return\n		}\n", "",
 		},
 		pkg: "./gateway/proxy", test: "TestNoAnswerPassesAfterALapse",
+	},
+	{
+		name: "interim_speaks_for_us", breaks: "an https app says before its answer what only the gateway says",
+		edit: edit{
+			"gateway/proxy/forward.go",
+			"		dropOurs(c.Header())\n", "",
+		},
+		pkg: "./gateway/proxy", test: "TestInformationalAnswersAreCleaned",
 	},
 	{
 		name: "direct_interim", breaks: "a gateway that stood still passes what an http app says before its answer",

@@ -108,39 +108,34 @@ func TestHandshakesAreEnded(t *testing.T) {
 
 // What an app says before its answer is cleaned like the answer.
 func TestInformationalAnswersAreCleaned(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	go func() {
-		c, err := l.Accept()
-		if err != nil {
-			return
+	apps, upstreams := newKinds(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		for name, value := range map[string]string{"Link": "</a>", "Portvakt-Reason": "allowed", "Alt-Svc": "h3=\":443\""} {
+			w.Header().Set(name, value)
 		}
-		defer c.Close()
-		if _, err := http.ReadRequest(bufio.NewReader(c)); err != nil {
-			return
-		}
-		_, _ = io.WriteString(c, "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nPortvakt-Reason: allowed\r\nAlt-Svc: h3=\":443\"\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-	}()
-	w := newWorld(t, []string{crmYAML}, map[string]string{"crm": "http://" + l.Addr().String()})
-	conn := w.tls("crm.test")
-	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(3 * time.Second))
-	if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: crm.test\r\n\r\n"); err != nil {
-		t.Fatal(err)
-	}
-	br := bufio.NewReader(conn)
-	res, err := http.ReadResponse(br, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer res.Body.Close()
-	if res.StatusCode != http.StatusEarlyHints || res.Header.Get("Link") == "" {
-		t.Fatalf("%d %v", res.StatusCode, res.Header)
-	}
-	if res.Header.Get("Portvakt-Reason") != "" || res.Header.Get("Alt-Svc") != "" {
-		t.Errorf("an early hint carries %v", res.Header)
+		w.WriteHeader(http.StatusEarlyHints)
+	}), nil)
+	w := newWorld(t, apps, upstreams)
+	for _, kind := range kinds {
+		t.Run(kind, func(t *testing.T) {
+			conn := w.tls(kind + ".test")
+			defer conn.Close()
+			_ = conn.SetDeadline(time.Now().Add(slack * 10 * time.Second))
+			if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: "+kind+".test\r\n\r\n"); err != nil {
+				t.Fatal(err)
+			}
+			br := bufio.NewReader(conn)
+			for _, status := range []int{http.StatusEarlyHints, http.StatusOK} {
+				res, err := http.ReadResponse(br, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if res.StatusCode != status || res.Header.Get("Link") == "" {
+					t.Fatalf("%d %v", res.StatusCode, res.Header)
+				}
+				if res.Header.Get("Portvakt-Reason") != "" || res.Header.Get("Alt-Svc") != "" {
+					t.Errorf("an answer of status %d carries %v", status, res.Header)
+				}
+			}
+		})
 	}
 }
