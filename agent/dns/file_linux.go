@@ -3,7 +3,6 @@ package dns
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -12,8 +11,6 @@ import (
 	"slices"
 	"strings"
 	"syscall"
-
-	"golang.org/x/sys/unix"
 )
 
 // The lines that are put into resolv.conf stand between these two.
@@ -59,24 +56,69 @@ func (*resolvConf) name() string { return ResolvConf }
 func (r *resolvConf) file() string   { return r.m.path("etc/resolv.conf") }
 func (r *resolvConf) backup() string { return r.m.path("etc/resolv.conf.portvakt") }
 
+// ofMark begins the backup's first line, which names the file that was written:
+// the link may lead elsewhere by the time it is put back.
+const ofMark = "# portvakt: as it was in "
+
+// saved is the backup. of is empty when it does not say, as former versions' do
+// not.
+type saved struct {
+	of   string
+	text []byte
+}
+
+// readBackup returns nil when there is none.
+func (r *resolvConf) readBackup() (*saved, error) {
+	text, _, err := readFile(r.backup())
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	s := &saved{text: text}
+	if line, rest, ok := bytes.Cut(text, []byte("\n")); ok {
+		if of, ok := bytes.CutPrefix(line, []byte(ofMark)); ok && filepath.IsAbs(string(of)) {
+			s.of, s.text = string(of), rest
+		}
+	}
+	return s, nil
+}
+
 // set writes the backup first: from then on a crash is undone by Recover.
 func (r *resolvConf) set(_ context.Context, s Setting) error {
-	text, mode, err := readFile(r.file())
+	to, err := filepath.EvalSymlinks(r.file())
+	if err != nil {
+		return err
+	}
+	old, err := r.readBackup()
+	if err != nil {
+		return err
+	}
+	if old != nil && old.of != "" && old.of != to {
+		// The link leads elsewhere by now; it may lead back.
+		if err := old.restore(old.of); err != nil {
+			return err
+		}
+		old = nil
+	}
+	text, mode, err := readFile(to)
 	if err != nil {
 		return err
 	}
 	base, ours := strip(text)
-	if !ours || len(r.written) == 0 || !bytes.Equal(text, r.written) {
+	if !bytes.Equal(text, r.written) && (old == nil || old.of == "" || !ours || !restored(base, old.text)) {
 		// Another program's new file, or an old one of ours that it changed.
-		if old, _, err := readFile(r.backup()); err != nil || !ours || !restored(base, old) {
-			if err := replace(r.backup(), base, mode); err != nil {
-				return err
-			}
+		if ours && old != nil && restored(base, old.text) {
+			base = old.text
+		}
+		if err := replace(r.backup(), slices.Concat([]byte(ofMark+to+"\n"), base), mode); err != nil {
+			return err
 		}
 	}
 	next := compose(base, s)
 	if !bytes.Equal(next, text) {
-		if err := replace(r.file(), next, mode); err != nil {
+		if err := replace(to, next, mode); err != nil {
 			return err
 		}
 	}
@@ -90,32 +132,47 @@ func (r *resolvConf) holds() bool {
 	return err == nil && bytes.Equal(text, r.written)
 }
 
-// undo takes our lines out. If nothing else changed, that is the backup, byte
-// for byte.
+// undo takes our lines out, where they were written and where the name leads to
+// now. If nothing else changed, that is the backup, byte for byte.
 func (r *resolvConf) undo(context.Context) error {
 	r.written = nil
-	backup, _, err := readFile(r.backup())
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
+	old, err := r.readBackup()
+	if err != nil {
 		return err
 	}
-	kept := err == nil
-	text, mode, err := readFile(r.file())
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
+	kept := old != nil
+	if !kept {
+		old = &saved{}
 	}
-	if base, ours := strip(text); ours {
-		if kept && restored(base, backup) {
-			base = backup
-		}
-		if err := replace(r.file(), base, mode); err != nil {
+	if old.of != "" {
+		if err := old.restore(old.of); err != nil {
 			return err
 		}
 	}
-	if !kept {
+	if err := old.restore(r.file()); err != nil || !kept {
+		return err
+	}
+	return os.Remove(r.backup())
+}
+
+// restore takes our lines out of one file. One without them is another
+// program's by now, and so is one that is gone.
+func (s *saved) restore(path string) error {
+	text, mode, err := readFile(path)
+	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
-	// A file without our lines is another program's by now.
-	return os.Remove(r.backup())
+	if err != nil {
+		return err
+	}
+	base, ours := strip(text)
+	if !ours {
+		return nil
+	}
+	if restored(base, s.text) {
+		base = s.text
+	}
+	return replace(path, base, mode)
 }
 
 // restored says whether base is what compose left of the backup.
@@ -235,61 +292,4 @@ func overwrite(path string, text []byte) error {
 		err = f.Truncate(int64(len(text)))
 	}
 	return errors.Join(err, f.Close())
-}
-
-// watchFile hears of changes of resolv.conf.
-func (m *Manager) watchFile(ctx context.Context, changed chan<- string) {
-	if err := m.follow(ctx, changed); err != nil && ctx.Err() == nil {
-		m.cfg.Log.Warn("changes of resolv.conf go unnoticed", "err", err)
-	}
-}
-
-func (m *Manager) follow(ctx context.Context, changed chan<- string) error {
-	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
-	if err != nil {
-		return err
-	}
-	f := os.NewFile(uintptr(fd), "inotify")
-	defer f.Close()
-	defer context.AfterFunc(ctx, func() { f.Close() })()
-	// The directory of the name, and that of what the name leads to: the file
-	// itself is replaced, not written to.
-	name := m.path("etc/resolv.conf")
-	watched := []string{name}
-	if to, err := filepath.EvalSymlinks(name); err == nil && to != name {
-		watched = append(watched, to)
-	}
-	names := map[string]bool{}
-	for _, p := range watched {
-		names[filepath.Base(p)] = true
-		if _, err := unix.InotifyAddWatch(fd, filepath.Dir(p), unix.IN_CLOSE_WRITE|unix.IN_MOVED_TO|unix.IN_CREATE); err != nil {
-			return fmt.Errorf("watching %s: %w", filepath.Dir(p), err)
-		}
-	}
-	buf := make([]byte, 16<<10)
-	for {
-		n, err := f.Read(buf)
-		if err != nil {
-			return err
-		}
-		if mentions(buf[:n], names) {
-			tell(changed, "resolv.conf was changed")
-		}
-	}
-}
-
-// mentions reads inotify(7) events.
-func mentions(b []byte, names map[string]bool) bool {
-	for len(b) >= unix.SizeofInotifyEvent {
-		size := int(binary.NativeEndian.Uint32(b[12:]))
-		b = b[unix.SizeofInotifyEvent:]
-		if size > len(b) {
-			return true // cannot be; then rather look
-		}
-		if names[string(bytes.TrimRight(b[:size], "\x00"))] {
-			return true
-		}
-		b = b[size:]
-	}
-	return false
 }
