@@ -50,7 +50,8 @@ func TestTheWayChanges(t *testing.T) {
 		at     string // what is taken over, and put back as second
 	}{
 		"the file becomes a link": {
-			map[string]string{"etc/resolv.conf": home, "run/nm/resolv.conf": first}, "",
+			map[string]string{"etc/resolv.conf": home, "run/nm/resolv.conf": first},
+			"",
 			func(t *testing.T, root string) {
 				lead(t, root, "etc/resolv.conf", "../run/nm/resolv.conf")
 				asked(t, root, "run/nm/resolv.conf")
@@ -58,7 +59,8 @@ func TestTheWayChanges(t *testing.T) {
 			}, "run/nm/resolv.conf",
 		},
 		"the link becomes a file": {
-			map[string]string{"etc/x": "", "run/nm/resolv.conf": first}, "../run/nm/resolv.conf",
+			map[string]string{"etc/x": "", "run/nm/resolv.conf": first},
+			"../run/nm/resolv.conf",
 			func(t *testing.T, root string) {
 				rewrite(t, root, "etc/resolv.conf", home)
 				asked(t, root, "etc/resolv.conf")
@@ -69,7 +71,8 @@ func TestTheWayChanges(t *testing.T) {
 			}, "etc/resolv.conf",
 		},
 		"the directory is made anew": {
-			map[string]string{"etc/x": "", "run/nm/resolv.conf": first}, "../run/nm/resolv.conf",
+			map[string]string{"etc/x": "", "run/nm/resolv.conf": first},
+			"../run/nm/resolv.conf",
 			func(t *testing.T, root string) {
 				must(t, os.RemoveAll(filepath.Join(root, "run/nm")))
 				must(t, os.Mkdir(filepath.Join(root, "run/nm"), 0o755))
@@ -77,18 +80,21 @@ func TestTheWayChanges(t *testing.T) {
 			}, "run/nm/resolv.conf",
 		},
 		"the directory comes later": {
-			map[string]string{"etc/x": ""}, "../run/nm/deep/resolv.conf",
+			map[string]string{"etc/x": ""},
+			"../run/nm/deep/resolv.conf",
 			func(t *testing.T, root string) {
 				must(t, os.MkdirAll(filepath.Join(root, "run/nm/deep"), 0o755))
 				rewrite(t, root, "run/nm/deep/resolv.conf", second)
 			}, "run/nm/deep/resolv.conf",
 		},
 		"the file comes later": {
-			map[string]string{"etc/x": ""}, "",
+			map[string]string{"etc/x": ""},
+			"",
 			func(t *testing.T, root string) { rewrite(t, root, "etc/resolv.conf", second) }, "etc/resolv.conf",
 		},
 		"a link within the way leads elsewhere": {
-			map[string]string{"etc/x": "", "run/a/resolv.conf": first, "run/b/resolv.conf": second}, "../run/now/resolv.conf",
+			map[string]string{"etc/x": "", "run/a/resolv.conf": first, "run/b/resolv.conf": second},
+			"../run/now/resolv.conf",
 			func(t *testing.T, root string) {
 				lead(t, root, "run/now", "a")
 				asked(t, root, "run/a/resolv.conf")
