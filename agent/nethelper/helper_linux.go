@@ -23,6 +23,10 @@ import (
 // one waits meanwhile.
 const firstMessage = 5 * time.Second
 
+// parting is how long the helper may take to notice that an agent ended. Whoever
+// comes meanwhile is its successor and not a second one.
+const parting = 500 * time.Millisecond
+
 // HelperConfig says for whom the helper works and what it may do.
 type HelperConfig struct {
 	// Socket is the Unix socket's path. Its directory must exist, belong to root
@@ -42,7 +46,8 @@ type HelperConfig struct {
 }
 
 // Run serves agents, one at a time, until ctx is done; then it undoes what the
-// last one had set, removes its socket and returns nil. It needs root. What a
+// last one had set, removes its socket and returns nil. A second agent is told
+// who has the helper. It needs root. What a
 // killed predecessor left in this network namespace is undone first.
 func Run(ctx context.Context, cfg HelperConfig) (err error) {
 	if cfg.Log == nil {
@@ -86,6 +91,21 @@ func Run(ctx context.Context, cfg HelperConfig) (err error) {
 	if cfg.Ready != nil {
 		cfg.Ready()
 	}
+	return accept(ctx, l, func(c *net.UnixConn) *session {
+		ended, over := context.WithCancel(ctx)
+		return &session{cfg: cfg, conn: c, dns: names, opened: make(chan struct{}), ended: ended, over: over, done: make(chan struct{})}
+	})
+}
+
+// accept serves until ctx is done or the listener fails.
+func accept(ctx context.Context, l *net.UnixListener, newSession func(*net.UnixConn) *session) error {
+	var last *session
+	defer func() {
+		if last != nil {
+			last.conn.Close()
+			<-last.done
+		}
+	}()
 	for {
 		c, err := l.AcceptUnix()
 		if ctx.Err() != nil {
@@ -104,10 +124,13 @@ func Run(ctx context.Context, cfg HelperConfig) (err error) {
 			}
 			continue
 		}
-		s := &session{cfg: cfg, conn: c, dns: names}
-		stop := context.AfterFunc(ctx, func() { c.Close() })
-		s.serve()
-		stop()
+		s := newSession(c)
+		if last != nil && !last.makesWay() {
+			s.refuse(last)
+			continue
+		}
+		last = s
+		go s.serve(ctx)
 	}
 }
 
@@ -176,26 +199,85 @@ func alone() (release func(), err error) {
 	}
 }
 
-// session is one agent's connection. Everything belongs to the goroutine of
-// serve.
+// session is one agent's connection. Everything but the channels belongs to the
+// goroutine of serve.
 type session struct {
 	cfg    HelperConfig
 	conn   *net.UnixConn
+	opened chan struct{}   // closed once there is an interface
+	ended  context.Context // done when the agent ended; its things may still be there
+	over   func()          // ends ended
+	done   chan struct{}   // closed when everything is undone
 	agent  uint32
 	dns    *dns.Manager // the helper's
 	routes *routes      // nil until open
 	quiet  func()       // ends what keeps the guard in force
 }
 
-// serve answers one agent and undoes everything in the end.
-func (s *session) serve() {
+// makesWay waits until the session is over, or returns false if its agent stays.
+func (s *session) makesWay() bool {
+	select {
+	case <-s.done:
+	case <-s.ended.Done():
+	case <-s.opened:
+		t := time.NewTimer(parting)
+		defer t.Stop()
+		select {
+		case <-s.ended.Done():
+		case <-t.C:
+			return false
+		}
+	}
+	<-s.done
+	return true
+}
+
+// refuse tells an agent who has the helper.
+func (s *session) refuse(holder *session) {
+	defer s.over()
 	defer s.conn.Close()
+	if !s.admitted() {
+		return
+	}
+	s.conn.SetDeadline(time.Now().Add(time.Second))
+	if _, err := s.conn.Read(make([]byte, maxMessage)); err == nil { // it asks before it listens
+		s.answer("", fmt.Errorf("it serves another agent: %s; one agent at a time can use it, so end that one first", holder.who()), -1)
+	}
+}
+
+// who names the caller as the kernel knows it.
+func (s *session) who() string {
+	var cred *unix.Ucred
+	raw, err := s.conn.SyscallConn()
+	if err == nil {
+		err = raw.Control(func(fd uintptr) { cred, _ = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	}
+	if err != nil || cred == nil {
+		return "one that ends just now"
+	}
+	return fmt.Sprintf("process %d of user %d", cred.Pid, cred.Uid)
+}
+
+// admitted says whether the caller is one to serve.
+func (s *session) admitted() bool {
 	uid, err := peeruser.Unix(s.conn)
 	if err != nil || uid != 0 && int(uid) != s.cfg.AllowUID {
 		s.cfg.Log.Warn("the network helper refused a caller", "remote", fmt.Sprintf("uid %d", uid), "err", err)
-		return
+		return false
 	}
 	s.agent = uid
+	return true
+}
+
+// serve answers one agent and undoes everything in the end.
+func (s *session) serve(ctx context.Context) {
+	defer close(s.done)
+	defer s.over()
+	defer s.conn.Close()
+	defer context.AfterFunc(ctx, func() { s.conn.Close() })()
+	if !s.admitted() {
+		return
+	}
 	defer s.undo()
 	s.conn.SetReadDeadline(time.Now().Add(firstMessage))
 	msg := make([]byte, maxMessage+1)
@@ -311,6 +393,7 @@ func (s *session) open(r openRequest) (tun int, err error) {
 		cancel()
 		<-done
 	}
+	close(s.opened)
 	s.cfg.Log.Info("the network helper opened "+r.name, "addresses", r.addrs)
 	return tun, nil
 }
@@ -362,6 +445,7 @@ func (s *session) setDNS(r dnsRequest) (answer string, err error) {
 
 // undo may be called more than once.
 func (s *session) undo() {
+	s.over()
 	if s.routes == nil {
 		return
 	}

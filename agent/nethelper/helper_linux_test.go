@@ -35,7 +35,7 @@ const caseEnv = "NETHELPER_CASE"
 var cases = map[string]func(*bench){
 	"routes": routesCase, "refusals": refusalsCase, "endings": endingsCase, "leftovers": leftoversCase, "strangers": strangersCase,
 	"names": namesCase, "neighbour": neighbourCase, "flushed": flushedCase,
-	"stubborn": stubbornCase,
+	"stubborn": stubbornCase, "second": secondCase,
 }
 
 func TestMain(m *testing.M) {
@@ -512,6 +512,27 @@ func leftoversCase(b *bench) {
 	if err := netlink.RuleDel(foreign); err != nil {
 		b.fail("somebody else's rule is gone: %v", err)
 	}
+}
+
+// A second agent is told who has the helper; the first one goes on, and its
+// successor is served.
+func secondCase(b *bench) {
+	defer b.helper(nethelper.HelperConfig{AllowUID: 0})()
+	for range 3 {
+		n := b.open()
+		b.must(n.Set(0, addrs("100.96.1.1")))
+		second, err := nethelper.Open(context.Background(), b.socket(), nethelper.Config{Name: "portvakt1", MTU: 1280, Addresses: addrs("100.96.0.10")})
+		if err == nil {
+			b.fail("two agents at once")
+			_ = second.Close()
+		} else if want := fmt.Sprintf("process %d of user 0", os.Getpid()); !strings.Contains(err.Error(), want) {
+			b.fail("a second agent is told %v", err)
+		}
+		b.must(n.Set(0, addrs("100.96.1.2")))
+		b.want("beside a second agent", 0, "100.96.1.2", "portvakt0")
+		b.must(n.Close())
+	}
+	b.clean("close")
 }
 
 // Only the agent's user gets an answer, also when everybody may connect.
