@@ -194,3 +194,34 @@ func TestTheMarkOfAnOlderVersion(t *testing.T) {
 		t.Error("a new beginning has the old key")
 	}
 }
+
+// Hashes that are left of a damaged tree are not thrown away for those of a log
+// that is another: they are evidence.
+func TestADamagedTreeIsKeptForAnotherLog(t *testing.T) {
+	o := newOffice(t)
+	o.write(600)
+	o.mustSign()
+	o.change(func(l []string) []string { l[9] = other(10); return l })
+	edge := filepath.Join(o.tree, "tile", "8", "0", "002.p", "88")
+	if err := os.Truncate(edge, 0); err != nil {
+		t.Fatal(err)
+	}
+	full := filepath.Join(o.tree, "tile", "8", "0", "000")
+	was, err := os.ReadFile(full)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := o.sign(); !errors.Is(err, notary.ErrChanged) {
+			t.Error(err)
+		}
+	}
+	if is, err := os.ReadFile(full); err != nil || !bytes.Equal(was, is) {
+		t.Errorf("a tile is another now, %v", err)
+	}
+	o.change(func(l []string) []string { l[9] = line(10) + "\n"; return l })
+	o.mustSign()
+	if rep, err := notary.Verify(o.log, o.tree, o.verifier); err != nil || rep.Signed != 600 {
+		t.Errorf("%+v %v", rep, err)
+	}
+}

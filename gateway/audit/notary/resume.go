@@ -122,17 +122,36 @@ func (n *Notary) goOn(c Checkpoint) (tlog.HashReader, error) {
 	if first, err := audit.First(n.cfg.LogFile); err != nil || first > 1 {
 		return nil, errors.Join(err, fmt.Errorf("the audit tree is damaged, and the records before %d, which retention removed, are not there to make it anew: restore %s from a backup", first, n.cfg.Dir))
 	}
+	// What is left of the tree is evidence: it goes when it is superfluous.
+	if err := n.holds(c); err != nil {
+		return nil, err
+	}
 	if err := n.tree.clear(); err != nil {
 		return nil, err
 	}
 	if err := n.read(c.Size); err != nil {
 		return nil, err
 	}
-	root, err := n.tree.root()
-	if err == nil && (n.tree.size != c.Size || root != c.Root) {
+	if root, err := n.tree.root(); err != nil || root != c.Root {
+		return nil, errors.Join(err, fmt.Errorf("%w: it was changed while it was read", ErrChanged))
+	}
+	return &n.tree, nil
+}
+
+// holds compares a whole log with what was signed, without its tree.
+func (n *Notary) holds(c Checkpoint) error {
+	tree := &rightEdge{}
+	err := audit.Lines(n.cfg.LogFile, 0, &audit.Place{}, func(line []byte) (bool, error) {
+		if tree.size == c.Size {
+			return false, nil
+		}
+		tree.add(tlog.RecordHash(line))
+		return true, nil
+	})
+	if err == nil && (tree.size != c.Size || tree.root() != c.Root) {
 		err = fmt.Errorf("%w: its first %d records; run: portvakt-gateway audit verify", ErrChanged, c.Size)
 	}
-	return &n.tree, err
+	return changed(err)
 }
 
 // find goes behind the last record that is signed. The file that it is in must
