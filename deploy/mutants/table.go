@@ -106,6 +106,30 @@ var mutants = []mutant{
 		pkg: "./gateway/audit/notary", test: "TestVerifyNamesTheFirstBadRecord",
 	},
 	{
+		name: "number_is_enough", breaks: "another record with the signed number ends the alarm",
+		edit: edit{
+			"gateway/audit/notary/resume.go",
+			"		if tlog.RecordHash(line) != was {", "		if tlog.RecordHash(line) != was && line == nil {",
+		},
+		pkg: "./gateway/audit/notary", test: "TestTheAlarmStaysWhenTheLogGrowsOn",
+	},
+	{
+		name: "checkpoint_forgotten", breaks: "without its checkpoint a log is signed as a new one",
+		edit: edit{
+			"gateway/audit/notary/resume.go",
+			"	if mark.Size > 0 {\n", "	if mark.Size < 0 {\n",
+		},
+		pkg: "./gateway/audit/notary", test: "TestAMissingCheckpointIsNoNewBeginning",
+	},
+	{
+		name: "removed_unseen", breaks: "retention removes what somebody made old",
+		edit: edit{
+			"gateway/audit/notary/notary.go",
+			"	err := n.compare(int64(first), int64(last))\n", "	err := n.compare(int64(first), int64(first)-1)\n",
+		},
+		pkg: "./gateway/audit/notary", test: "TestOnlyWhatWasSignedMayBeRemoved",
+	},
+	{
 		name: "underscore_header", breaks: "X_Forwarded_For passes for another name than X-Forwarded-For",
 		edit: edit{
 			"gateway/proxy/headers.go",
