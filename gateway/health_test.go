@@ -68,3 +68,50 @@ func TestHealthSaysWhatIsBrokenOutside(t *testing.T) {
 		}
 	}
 }
+
+// A log whose checkpoint is gone is written on and not signed, and monitors see
+// it while the gateway serves.
+func TestHealthSaysThatTheCheckpointIsGone(t *testing.T) {
+	cfg, health := runnable(t)
+	runUntilUp(t, cfg, health)
+	dir := filepath.Join(cfg.DataDir, "audit")
+	if err := os.Remove(filepath.Join(dir, "tree", "checkpoint")); err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.ReadFile(filepath.Join(dir, "audit.jsonl"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- gateway.Run(ctx, cfg, nil) }()
+	client := http.Client{Timeout: time.Second}
+	defer client.CloseIdleConnections()
+	var body []byte
+	for range 1000 {
+		if resp, err := client.Get("http://" + health + "/healthz"); err == nil {
+			body, _ = io.ReadAll(resp.Body)
+			resp.Body.Close()
+			if strings.Contains(string(body), "checkpoint is missing") {
+				break
+			}
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	for _, want := range []string{`"ok":true`, `"audit":"ok"`, `"audit_signed":"` + filepath.Join(dir, "tree", "checkpoint") + ` is missing, and `} {
+		if !strings.Contains(string(body), want) {
+			t.Errorf("/healthz lacks %s:\n%s", want, body)
+		}
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	after, err := os.ReadFile(filepath.Join(dir, "audit.jsonl"))
+	if err != nil || !strings.HasPrefix(string(after), string(before)) || !strings.Contains(string(after[len(before):]), `"kind":"start"`) {
+		t.Errorf("the log is not written on: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "tree", "checkpoint")); !os.IsNotExist(err) {
+		t.Errorf("a checkpoint is there again: %v", err)
+	}
+}
