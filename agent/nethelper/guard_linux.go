@@ -123,6 +123,19 @@ func (g guard) keep(ctx context.Context, log *slog.Logger) error {
 	}
 }
 
+// undoKernel removes what is ours in the kernel, but for an interface that an
+// agent holds. Interfaces that come and go meanwhile, as the agent's own does when
+// it is killed, interrupt the kernel's lists; then it begins anew.
+func undoKernel() (err error) {
+	for range 20 {
+		err = errors.Join(undoRoutes(), undoGuard())
+		if !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return err
+}
+
 // undoGuard takes the guard away, whoever set it. The addresses go first.
 func undoGuard() error {
 	if err := undoAddresses(); err != nil {

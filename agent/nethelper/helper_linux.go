@@ -77,7 +77,7 @@ func Run(ctx context.Context, cfg HelperConfig) (err error) {
 		return err
 	}
 	defer release()
-	if err := errors.Join(undoRoutes(), undoGuard()); err != nil {
+	if err := undoKernel(); err != nil {
 		return fmt.Errorf("undoing what a former helper left: %w", err)
 	}
 	names, end := keepDNS(ctx, cfg.Log)
@@ -374,11 +374,11 @@ func (s *session) open(r openRequest) (tun int, err error) {
 	}
 	tun, index, own, err := makeTUN(r.name, r.mtu, r.addrs)
 	if err != nil {
-		return -1, errors.Join(err, undoGuard())
+		return -1, errors.Join(err, undoKernel())
 	}
 	if s.routes, err = newRoutes(index, s.agent, own); err != nil {
 		unix.Close(tun)
-		return -1, errors.Join(err, undoGuard())
+		return -1, errors.Join(err, undoKernel())
 	}
 	s.dns.Use(index)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -451,7 +451,7 @@ func (s *session) undo() {
 	}
 	s.routes = nil
 	s.quiet()
-	if err := errors.Join(s.dns.Undo(context.Background()), undoRoutes(), undoGuard()); err != nil {
+	if err := errors.Join(s.dns.Undo(context.Background()), undoKernel()); err != nil {
 		s.cfg.Log.Error("the network helper could not undo everything yet; DNS it goes on trying", "err", err)
 		return
 	}
