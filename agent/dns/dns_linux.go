@@ -256,9 +256,16 @@ func owned(ctx context.Context, bus *dbus.Conn, service string) bool {
 	if err := bus.BusObject().CallWithContext(ctx, "org.freedesktop.DBus.GetConnectionUnixProcessID", 0, service).Store(&pid); err != nil {
 		return false
 	}
-	own, err1 := os.Readlink("/proc/self/ns/net")
-	theirs, err2 := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid))
-	return err1 == nil && err2 == nil && own == theirs
+	return sameNetwork(int(pid))
+}
+
+// sameNetwork says whether a process is in this network namespace. A file of
+// /proc/PID/net is another one in each; /proc/PID/ns/net would say so by name,
+// but only to who may trace the process.
+func sameNetwork(pid int) bool {
+	own, err1 := os.Stat("/proc/self/net/dev")
+	theirs, err2 := os.Stat(fmt.Sprintf("/proc/%d/net/dev", pid))
+	return err1 == nil && err2 == nil && os.SameFile(own, theirs)
 }
 
 func (m *Manager) path(p string) string { return filepath.Join(m.cfg.Root, p) }

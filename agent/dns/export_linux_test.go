@@ -7,4 +7,5 @@ var (
 	Strip         = strip
 	WithoutRotate = withoutRotate
 	Nameservers   = nameservers
+	SameNetwork   = sameNetwork
 )

@@ -28,9 +28,7 @@ func (m *Manager) ownFiles() error {
 	if m.cfg.Root != "/" {
 		return nil
 	}
-	own, err1 := os.Readlink("/proc/self/ns/net")
-	first, err2 := os.Readlink("/proc/1/ns/net")
-	if err1 == nil && err2 == nil && own == first {
+	if sameNetwork(1) {
 		return nil
 	}
 	mounts, err := os.ReadFile("/proc/self/mountinfo")

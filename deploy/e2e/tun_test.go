@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/portvakt/portvakt/deploy/systemd"
 )
 
 // The laptop's accounts: Anna, who runs the agent and logs in, and somebody
@@ -136,8 +138,13 @@ func (l *tunLaptop) end(cmd *exec.Cmd, sig os.Signal) {
 	}
 }
 
+// startHelper starts one with the privileges that its unit leaves to it.
 func (l *tunLaptop) startHelper() {
-	l.helper = l.begin("helper", l.command(0, l.agent, "net-helper", "--socket", l.socket(), "--allow-uid", strconv.Itoa(annaUID)))
+	bounding := "--bounding-set=-all"
+	for _, c := range systemd.NetHelperCapabilities() {
+		bounding += ",+" + c
+	}
+	l.helper = l.begin("helper", l.command(0, "setpriv", "--no-new-privs", bounding, l.agent, "net-helper", "--socket", l.socket(), "--allow-uid", strconv.Itoa(annaUID)))
 }
 
 func (l *tunLaptop) startAgent() {

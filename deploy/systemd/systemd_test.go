@@ -10,3 +10,9 @@ func TestGatewayEnvironment(t *testing.T) {
 		t.Errorf("the unit's environment: %q", got)
 	}
 }
+
+func TestNetHelperCapabilities(t *testing.T) {
+	if got := NetHelperCapabilities(); !slices.Equal(got, []string{"net_admin", "chown", "dac_override"}) {
+		t.Errorf("the unit leaves %q", got)
+	}
+}
