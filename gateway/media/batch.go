@@ -35,6 +35,9 @@ func (b *batch) find(r *Relay, d *datagram) *flow {
 	b.dev.mu.Lock()
 	f := b.dev.flows[flowKey{d.src.Port(), d.dst}]
 	b.dev.mu.Unlock()
+	if f == nil {
+		b.dev = nil // it may be forgotten by now; what begins is in another
+	}
 	return f
 }
 

@@ -5,8 +5,10 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // What comes together leaves with one system call for each socket, in its order.
@@ -62,5 +64,40 @@ func TestTogether(t *testing.T) {
 	}
 	if !reflect.DeepEqual(arrived, want) {
 		t.Errorf("what arrives is out of order or not all: %v", arrived)
+	}
+}
+
+// A device may be forgotten while what came together from it is taken, as by a
+// slow answer of DNS. What it begins after that is in the table of flows, or
+// nothing would ever end it.
+func TestForgottenWhileTaken(t *testing.T) {
+	a := newApp(t, "udp4", "127.0.0.1:0", echo)
+	closed := strings.Replace(a.yaml("closed"), "[sales]", "[support]", 1)
+	for _, app := range []string{"closed", "open"} {
+		t.Run(app, func(t *testing.T) {
+			var w *world
+			forget := func() {
+				w.pass(2 * time.Second)
+				w.eventually("the device is forgotten", func() bool {
+					w.relay.mu.RLock()
+					defer w.relay.mu.RUnlock()
+					return len(w.relay.devices) == 0
+				})
+			}
+			w = newWorld(t, []string{closed, a.yaml("open")}, func(c *Config) {
+				c.DNS = func(netip.Addr, []byte, int) []byte { forget(); return nil }
+			})
+			l := w.laptop()
+			l.send(4000, w.at("closed", 0, 5004), "x")
+			w.eventually("it is refused", func() bool { return w.relay.Stats().Flows == 1 })
+			from := netip.AddrPortFrom(l.device.Addresses[0], 4000)
+			more := packet(from, w.at(app, 0, 5004), []byte("y"))
+			question := packet(from, netip.AddrPortFrom(w.store.GatewayAddresses()[0], 53), []byte("q"))
+			w.relay.Take([][]byte{packet(from, w.at("closed", 0, 5004), []byte("x")), question, more, more, more})
+			if n := w.relay.open.Load(); n != 1 {
+				t.Errorf("%d flows of one were begun", n)
+			}
+			w.eventually("it ends", func() bool { w.pass(10 * time.Minute); return w.relay.open.Load() == 0 })
+		})
 	}
 }

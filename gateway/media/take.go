@@ -176,7 +176,11 @@ func (r *Relay) begin(d *datagram) {
 func (r *Relay) admit(dev *device, d *datagram) {
 	dev.mu.Lock()
 	defer dev.mu.Unlock()
+	key := flowKey{d.src.Port(), d.dst}
 	switch {
+	case dev.flows[key] != nil: // begun meanwhile; another in its place would leave it to nobody
+		r.drop(queued)
+		return
 	case len(dev.flows) >= r.cfg.Limits.DeviceFlows:
 		r.drop(deviceFlows)
 		return
@@ -187,7 +191,7 @@ func (r *Relay) admit(dev *device, d *datagram) {
 		r.drop(opening)
 		return
 	}
-	f := &flow{dev: dev, key: flowKey{d.src.Port(), d.dst}, back: newHeader(d.dst, d.src), queue: [][]byte{bytes.Clone(d.payload)}}
+	f := &flow{dev: dev, key: key, back: newHeader(d.dst, d.src), queue: [][]byte{bytes.Clone(d.payload)}}
 	f.last.Store(r.clock.Load())
 	select {
 	case r.work <- f:
