@@ -1,7 +1,9 @@
 package hosttun
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -114,7 +116,6 @@ func (r *TCPRequest) Accept(ctx context.Context) (net.Conn, error) {
 			err = syscall.ETIMEDOUT
 		case <-ctx.Done():
 			err = ctx.Err()
-			s.refuse(r.syn[headroom:])
 		case <-s.done:
 			err = net.ErrClosed
 		}
@@ -124,8 +125,28 @@ func (r *TCPRequest) Accept(ctx context.Context) (net.Conn, error) {
 	case c := <-r.conn:
 		return s.adopt(c)
 	default:
-		return nil, r.failed(err)
 	}
+	if ctx.Err() != nil {
+		// The kernel would go on for half a minute with what no place is left for.
+		_, _ = s.dev.native.Write([][]byte{resetOf(r.syn)}, headroom)
+		s.refuse(r.syn[headroom:])
+	}
+	return nil, r.failed(err)
+}
+
+// resetOf is the reset with which whoever sent a SYN would take it back (RFC 9293
+// section 3.10.7.4), behind headroom like the SYN.
+func resetOf(syn []byte) []byte {
+	p := bytes.Clone(syn)
+	ip := header4
+	if p[headroom]>>4 == 6 {
+		ip = header6
+	}
+	l4 := p[headroom+ip:]
+	binary.BigEndian.PutUint32(l4[4:], binary.BigEndian.Uint32(l4[4:])+1)
+	l4[13], l4[16], l4[17] = flagRST, 0, 0
+	binary.BigEndian.PutUint16(l4[16:], ipsum.Of(ipsum.PseudoTCP(p[headroom:], ip, len(l4)), l4))
+	return p
 }
 
 func (r *TCPRequest) failed(err error) error {
