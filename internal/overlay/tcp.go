@@ -64,9 +64,18 @@ func (r *TCPRequest) Accept(ctx context.Context) (net.Conn, error) {
 		return nil, ErrClosed
 	}
 	defer r.stack.ops.Done()
-	returned := make(chan struct{})
-	defer close(returned)
-	defer context.AfterFunc(ctx, func() { r.abort(returned) })()
+	returned, aborted := make(chan struct{}), make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(aborted)
+		r.abort(returned)
+	})
+	// Nothing may be aborted any more once the place is free for another.
+	defer func() {
+		close(returned)
+		if !stop() {
+			<-aborted
+		}
+	}()
 	wq := new(waiter.Queue)
 	ep, terr := r.req.CreateEndpoint(wq)
 	if terr != nil {
@@ -91,6 +100,11 @@ func (r *TCPRequest) Accept(ctx context.Context) (net.Conn, error) {
 // goes on until Accept has returned: the endpoint may be only about to be there.
 func (r *TCPRequest) abort(returned <-chan struct{}) {
 	for {
+		select {
+		case <-returned:
+			return
+		default:
+		}
 		if ep := r.stack.ip.FindTransportEndpoint(protocolOf(r.peer.Addr()), tcp.ProtocolNumber, r.id, nicID); ep != nil {
 			ep.Abort()
 		}
