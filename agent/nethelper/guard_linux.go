@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
+	"sync"
 	"syscall"
 
 	"github.com/google/nftables"
@@ -29,15 +31,43 @@ func newGuardTable() *nftables.Table {
 // errNoTables is a kernel without what the guard needs.
 var errNoTables = errors.New("the kernel has no nf_tables, without which the laptop's neighbours could speak into its calls; load the module nf_tables, or run without --tun")
 
-// guard drops what comes to the device's own addresses from anywhere but the
-// tunnel and the laptop itself. It stays without its process.
+// guard drops what comes from anywhere but the tunnel and the laptop itself, to
+// the device's own addresses, and from an app's: a program may have bound its call
+// to any address and know the other end by its source alone. It stays without its
+// process.
 type guard struct {
 	link string
 	own  []netip.Addr
+
+	mu   sync.Mutex
+	apps map[netip.Addr]struct{} // guarded by mu; routed since open
 }
 
-// set puts the guard in force, in the place of any former one, in one step.
-func (g guard) set() error {
+// side is the rules' part for one family.
+type side struct {
+	version      byte
+	source, dest uint32 // where the addresses are in the header
+	length       uint32
+	apps         string // name of the set
+	kind         nftables.SetDatatype
+}
+
+func sideOf(a netip.Addr) side {
+	if a.Is4() {
+		return side{unix.NFPROTO_IPV4, 12, 16, 4, "apps4", nftables.TypeIPAddr}
+	}
+	return side{unix.NFPROTO_IPV6, 8, 24, 16, "apps6", nftables.TypeIP6Addr}
+}
+
+// set puts the guard in force, in the place of any former one, in one step but for
+// the apps' addresses.
+func (g *guard) set() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.setLocked()
+}
+
+func (g *guard) setLocked() error {
 	c, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("guarding the device's addresses: %w", err)
@@ -52,22 +82,70 @@ func (g guard) set() error {
 		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw,
 	})
 	for _, a := range g.own {
-		c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: g.drop(a)})
+		f := sideOf(a)
+		apps := &nftables.Set{Table: table, Name: f.apps, KeyType: f.kind}
+		if err := c.AddSet(apps, nil); err != nil {
+			return fmt.Errorf("guarding the apps' addresses: %w", err)
+		}
+		c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: g.drop(f, f.dest, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: a.AsSlice()})})
+		c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: g.drop(f, f.source, &expr.Lookup{SourceRegister: 1, SetName: apps.Name, SetID: apps.ID})})
 	}
 	if err := c.Flush(); noTables(err) {
 		return errNoTables
 	} else if err != nil {
 		return fmt.Errorf("guarding the device's addresses: %w", err)
 	}
+	return addApps(slices.Collect(maps.Keys(g.apps)))
+}
+
+// routed guards these addresses as well, from now on.
+func (g *guard) routed(addrs []netip.Addr) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var fresh []netip.Addr
+	for _, a := range addrs {
+		_, known := g.apps[a]
+		if known || !slices.ContainsFunc(g.own, func(own netip.Addr) bool { return own.Is4() == a.Is4() }) {
+			continue
+		}
+		if len(g.apps) >= 2*maxRoutes {
+			return fmt.Errorf("more than %d addresses were routed since the interface was opened", 2*maxRoutes)
+		}
+		g.apps[a] = struct{}{}
+		fresh = append(fresh, a)
+	}
+	if addApps(fresh) == nil {
+		return nil
+	}
+	return g.setLocked() // somebody took the table away just now
+}
+
+// addApps adds to the sets of the table, in steps: the kernel bounds the length of
+// one.
+func addApps(addrs []netip.Addr) error {
+	c, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("guarding the apps' addresses: %w", err)
+	}
+	for part := range slices.Chunk(addrs, 500) {
+		elements := map[side][]nftables.SetElement{}
+		for _, a := range part {
+			elements[sideOf(a)] = append(elements[sideOf(a)], nftables.SetElement{Key: a.AsSlice()})
+		}
+		for f, e := range elements {
+			if err := c.SetAddElements(&nftables.Set{Table: newGuardTable(), Name: f.apps, KeyType: f.kind}, e); err != nil {
+				return fmt.Errorf("guarding the apps' addresses: %w", err)
+			}
+		}
+		if err := c.Flush(); err != nil {
+			return fmt.Errorf("guarding the apps' addresses: %w", err)
+		}
+	}
 	return nil
 }
 
-// drop is: iifname != LINK iifname != "lo" ip daddr A drop.
-func (g guard) drop(a netip.Addr) []expr.Any {
-	version, offset := byte(unix.NFPROTO_IPV4), uint32(16)
-	if a.Is6() {
-		version, offset = unix.NFPROTO_IPV6, 24
-	}
+// drop is: iifname != LINK iifname != "lo" ip ADDRESS matches drop.
+func (g *guard) drop(f side, offset uint32, matches expr.Any) []expr.Any {
 	var out []expr.Any
 	for _, name := range []string{g.link, "lo"} {
 		padded := make([]byte, unix.IFNAMSIZ)
@@ -75,14 +153,14 @@ func (g guard) drop(a netip.Addr) []expr.Any {
 		out = append(out, &expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}, &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: padded})
 	}
 	return append(out,
-		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{version}},
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: uint32(a.BitLen() / 8)},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: a.AsSlice()},
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{f.version}},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: f.length},
+		matches,
 		&expr.Verdict{Kind: expr.VerdictDrop})
 }
 
 // stands says whether every rule is there.
-func (g guard) stands() (bool, error) {
+func (g *guard) stands() (bool, error) {
 	c, err := nftables.New()
 	if err != nil {
 		return false, err
@@ -91,12 +169,12 @@ func (g guard) stands() (bool, error) {
 	if errors.Is(err, os.ErrNotExist) {
 		return false, nil
 	}
-	return len(rules) == len(g.own), err
+	return len(rules) == 2*len(g.own), err
 }
 
 // keep puts the guard back whenever somebody took it away, as `nft flush
 // ruleset` does, until ctx is done.
-func (g guard) keep(ctx context.Context, log *slog.Logger) error {
+func (g *guard) keep(ctx context.Context, log *slog.Logger) error {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_NETFILTER)
 	if err != nil {
 		return err

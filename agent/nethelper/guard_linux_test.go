@@ -2,6 +2,7 @@ package nethelper_test
 
 import (
 	"encoding/binary"
+	"errors"
 	"net"
 	"net/netip"
 	"os"
@@ -153,6 +154,21 @@ func neighbourCase(b *bench) {
 		if got := hear(other); got != "the home network" {
 			b.fail("%s: the home network says %q", c.home, got)
 		}
+		// A call of a program that has bound no address and knows the app by its
+		// source.
+		loose, err := net.ListenUDP("udp", &net.UDPAddr{Port: 40002})
+		b.must(err)
+		l.send(packet(udp, app, at(c.home, 40002), "injected"))
+		l.send(packet(udp, at(c.neighbour, 5004), at(c.home, 40002), "the home network"))
+		if got := hear(loose); got != "the home network" {
+			b.fail("%s: as if from the app the home network says %q", c.home, got)
+		}
+		_, err = unix.Write(tun, append(make([]byte, 10), packet(udp, app, at(c.own, 40002), "the call")...))
+		b.must(err)
+		if got := hear(loose); got != "the call" {
+			b.fail("%s: the loose call says %q", c.own, got)
+		}
+		loose.Close()
 		_, err = unix.Write(tun, append(make([]byte, 10), packet(udp, app, own, "the call")...))
 		b.must(err)
 		if got := hear(call); got != "the call" {
@@ -201,14 +217,21 @@ func flushedCase(b *bench) {
 		b.must(c.Flush())
 	}
 	ours := &nftables.Table{Family: nftables.TableFamilyINet, Name: "portvakt-laptop"}
+	many := addrs("100.96.1.1")
+	for a := netip.MustParseAddr("fd70::1:1"); len(many) < 4096; a = a.Next() {
+		many = append(many, a)
+	}
+	b.must(n.Set(0, many))
 	there := func(when string) {
 		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 			rules, err := c.GetRules(ours, &nftables.Chain{Name: "prerouting"})
-			if err == nil && len(rules) == 2 {
+			apps4, err4 := c.GetSetElements(&nftables.Set{Table: ours, Name: "apps4", KeyType: nftables.TypeIPAddr})
+			apps6, err6 := c.GetSetElements(&nftables.Set{Table: ours, Name: "apps6", KeyType: nftables.TypeIP6Addr})
+			if err = errors.Join(err, err4, err6); err == nil && len(rules) == 4 && len(apps4)+len(apps6) == len(many) {
 				return
 			}
 			if time.Now().After(deadline) {
-				b.fail("%s: %d rules, %v", when, len(rules), err)
+				b.fail("%s: %d rules, %d and %d apps, %v", when, len(rules), len(apps4), len(apps6), err)
 				return
 			}
 		}

@@ -211,6 +211,7 @@ type session struct {
 	agent  uint32
 	dns    *dns.Manager // the helper's
 	routes *routes      // nil until open
+	guard  *guard       // nil until open
 	quiet  func()       // ends what keeps the guard in force
 }
 
@@ -368,7 +369,7 @@ func (s *session) open(r openRequest) (tun int, err error) {
 			return -1, err
 		}
 	}
-	g := guard{link: r.name, own: r.addrs}
+	g := &guard{link: r.name, own: r.addrs, apps: map[netip.Addr]struct{}{}}
 	if err := g.set(); err != nil { // before there is an address to speak to
 		return -1, err
 	}
@@ -380,6 +381,7 @@ func (s *session) open(r openRequest) (tun int, err error) {
 		unix.Close(tun)
 		return -1, errors.Join(err, undoKernel())
 	}
+	s.guard = g
 	s.dns.Use(index)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -410,6 +412,9 @@ func (s *session) set(r setRequest) error {
 		if err := errors.Join(checkHost(a, s.cfg.Pools), taken.check(a)); err != nil {
 			return err
 		}
+	}
+	if err := s.guard.routed(r.routes); err != nil {
+		return err
 	}
 	return s.routes.set(r.user, r.routes)
 }
