@@ -143,6 +143,7 @@ func (g *gateway) metrics() *prometheus.Registry {
 	counter("audit_records_total", "Records appended to the decision log.", func() float64 { return float64(g.audit.Appended()) })
 	counter("audit_lost_total", "Records of refusals and cuts that could not be written.", func() float64 { return float64(g.audit.Lost()) })
 	gauge("audit_clock_leap_seconds", "How far the machine's clock is ahead of what is believed, negative when behind; while it is not 0 nothing of the decision log is destroyed for its age by it.", func() float64 { return g.audit.ClockLeap().Seconds() })
+	gauge("audit_unreadable_fields", "Fields of a day of which something was read from the decision log, since the start, that cannot be opened although its key was not destroyed.", func() float64 { return float64(g.audit.Unreadable()) })
 	gauge("audit_signed_records", "Records of the decision log that the latest checkpoint signs.", func() float64 { return float64(g.notary.Last().Size) })
 	gauge("audit_cosigned_records", "Records of the decision log in the newest checkpoint that the witness cosigned.", func() float64 { return float64(g.cosigned().Size) })
 	gauge("audit_cosigned_timestamp_seconds", "When the witness cosigned it, in seconds since 1970 of its clock; 0 without one.", func() float64 { return max(0, float64(g.cosigned().At.Unix())) })

@@ -103,6 +103,10 @@ func (s *Server) auditShow(w http.ResponseWriter, r *http.Request) {
 			s.fail(w, http.StatusNotFound, "expired", "What that decision was made on has expired (audit.retention.fields).")
 			return
 		}
+		if slices.Contains(rec.Unreadable, people.Facts.String()) {
+			s.fail(w, http.StatusNotFound, "unreadable", "What that decision was made on cannot be opened; the gateway's log says why.")
+			return
+		}
 		if rec.Input == nil {
 			s.fail(w, http.StatusNotFound, "not_found", "That record was not decided by policy, so it has no input.")
 			return

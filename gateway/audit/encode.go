@@ -113,15 +113,19 @@ func appendMembers(dst []byte, r *Record) (_ []byte, err error) {
 	if r.Erased {
 		dst = append(dst, `,"erased":true`...)
 	}
-	if len(r.Expired) > 0 {
-		open := `,"expired":[`
-		for _, f := range r.Expired {
-			dst = appendQuoted(append(dst, open...), f)
-			open = ","
-		}
-		dst = append(dst, ']')
+	dst = appendNames(dst, `,"expired":[`, r.Expired)
+	return appendNames(dst, `,"unreadable":[`, r.Unreadable), nil
+}
+
+func appendNames(dst []byte, open string, names []string) []byte {
+	if len(names) == 0 {
+		return dst
 	}
-	return dst, nil
+	for _, f := range names {
+		dst = appendQuoted(append(dst, open...), f)
+		open = ","
+	}
+	return append(dst, ']')
 }
 
 func appendMember(dst []byte, name, s string) []byte {

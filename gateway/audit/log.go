@@ -36,9 +36,10 @@ type Log struct {
 	log  *slog.Logger
 	f    *os.File
 	// people seal personal data; nil leaves it in the open.
-	people *people.Keys
-	clock  clock
-	newest time.Time // of the last record that was there at Open
+	people   *people.Keys
+	unopened unopened
+	clock    clock
+	newest   time.Time // of the last record that was there at Open
 	// How bytes reach f. Tests put a failing disk here before first use.
 	write    func([]byte) (int, error)
 	truncate func(int64) error

@@ -115,10 +115,11 @@ type Record struct {
 	Sealed       string            `json:"sealed,omitempty"`
 	SealedFields map[string]string `json:"sealed_fields,omitempty"`
 	// Erased says that the keys of what was sealed were destroyed, Expired names
-	// the fields of which they were when there are others. Neither is ever in the
-	// log.
-	Erased  bool     `json:"erased,omitempty"`
-	Expired []string `json:"expired,omitempty"`
+	// the fields of which they were when there are others, Unreadable those that
+	// cannot be opened for another reason. None is ever in the log.
+	Erased     bool     `json:"erased,omitempty"`
+	Expired    []string `json:"expired,omitempty"`
+	Unreadable []string `json:"unreadable,omitempty"`
 	// InputCompact says that Input is known to be valid JSON without spaces, as
 	// policy.Facts writes it, and needs no look at that.
 	InputCompact bool `json:"-"`

@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/portvakt/portvakt/gateway/audit/people"
 	"github.com/portvakt/portvakt/policy"
@@ -159,7 +161,8 @@ var sealOrder = [...]people.Field{people.Person, people.Address, people.Device, 
 // Reveal opens the personal data of a line as it is stored, with its newline
 // cut off: r is completed, and the line returned as it would be had it been
 // written in the open. Data whose key was destroyed stays away, and "erased" or
-// "expired" says so.
+// "expired" says so; so does what cannot be opened otherwise, and "unreadable"
+// names it: one field that somebody damaged hides no other record.
 func (l *Log) Reveal(line []byte, r *Record) ([]byte, error) {
 	if l.people == nil || r.Sealed == "" && len(r.SealedFields) == 0 {
 		return line, nil
@@ -175,7 +178,8 @@ func (l *Log) Reveal(line []byte, r *Record) ([]byte, error) {
 			continue
 		}
 		if err := l.revealField(f, text, r); err != nil {
-			return nil, fmt.Errorf("record %d: its personal data: %w", r.Seq, err)
+			r.Unreadable = append(r.Unreadable, name)
+			l.unopened.tell(l.log, f, r, err)
 		}
 	}
 	r.Sealed, r.SealedFields = "", nil
@@ -209,5 +213,39 @@ func (l *Log) revealField(f people.Field, text string, r *Record) error {
 	case err != nil:
 		return err
 	}
-	return json.Unmarshal(plain, r)
+	with := *r
+	if err := json.Unmarshal(plain, &with); err != nil {
+		return err
+	}
+	*r = with
+	return nil
+}
+
+// unopened remembers of what it was told that it cannot be opened.
+type unopened struct {
+	mu    sync.Mutex
+	known map[string]bool // by field and day
+}
+
+// tell logs a field that cannot be opened, of each day once.
+func (u *unopened) tell(log *slog.Logger, f people.Field, r *Record, err error) {
+	what := f.String() + " of " + r.Time.UTC().Format(time.DateOnly)
+	u.mu.Lock()
+	known := u.known[what]
+	if u.known == nil {
+		u.known = map[string]bool{}
+	}
+	u.known[what] = true
+	u.mu.Unlock()
+	if !known {
+		log.Error("personal data in the audit log cannot be opened although its key was not destroyed; records say so (unreadable). Restore the directory people from a backup, and see whether audit verify finds the log changed", "first", r.Seq, "field", f.String(), "day", r.Time.UTC().Format(time.DateOnly), "err", err)
+	}
+}
+
+// Unreadable returns of how many fields of a day something was found, since Open,
+// that cannot be opened although its key was not destroyed.
+func (l *Log) Unreadable() int {
+	l.unopened.mu.Lock()
+	defer l.unopened.mu.Unlock()
+	return len(l.unopened.known)
 }

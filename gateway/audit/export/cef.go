@@ -91,6 +91,7 @@ func CEF(to []byte, node string, _ []byte, r *audit.Record) ([]byte, error) {
 	put("request", r.Path)
 	put("PortvaktRequestHash", r.RequestHash)
 	put("PortvaktExpired", strings.Join(r.Expired, " ")) // src is an address, and nothing else
+	put("PortvaktUnreadable", strings.Join(r.Unreadable, " "))
 	put("in", number(r.BytesIn))
 	put("out", number(r.BytesOut))
 	label("cs1", "decision", r.Decision)

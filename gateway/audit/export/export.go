@@ -112,14 +112,14 @@ var columns = []struct {
 	{"device", func(r *audit.Record) string { return r.Device }},
 	{"session", func(r *audit.Record) string { return r.Session }},
 	{"flow", func(r *audit.Record) string { return r.Flow }},
-	{"remote", func(r *audit.Record) string { return orExpired(r, people.Address, r.Remote) }},
+	{"remote", func(r *audit.Record) string { return orWhy(r, people.Address, r.Remote) }},
 	{"method", func(r *audit.Record) string { return r.Method }},
 	{"host", func(r *audit.Record) string { return r.Host }},
-	{"path", func(r *audit.Record) string { return orExpired(r, people.Request, r.Path) }},
-	{"request_hash", func(r *audit.Record) string { return orExpired(r, people.Request, r.RequestHash) }},
+	{"path", func(r *audit.Record) string { return orWhy(r, people.Request, r.Path) }},
+	{"request_hash", func(r *audit.Record) string { return orWhy(r, people.Request, r.RequestHash) }},
 	{"fact", func(r *audit.Record) string {
 		if r.Fact == nil {
-			return orExpired(r, people.Facts, "")
+			return orWhy(r, people.Facts, "")
 		}
 		return r.Fact.Name + ": " + r.Fact.Value
 	}},
@@ -147,16 +147,23 @@ func subject(r *audit.Record) string {
 	if r.Erased {
 		return "erased"
 	}
-	return orExpired(r, people.Person, r.Subject)
+	return orWhy(r, people.Person, r.Subject)
 }
 
-// expired stands for what was there and cannot be opened any more.
-const expired = "expired"
+// expired stands for what was there and cannot be opened any more, unreadable
+// for what cannot although its key was not destroyed.
+const (
+	expired    = "expired"
+	unreadable = "unreadable"
+)
 
-// orExpired is a member that is sealed as a field.
-func orExpired(r *audit.Record, f people.Field, value string) string {
+// orWhy is a member that is sealed as a field, or why it is not there.
+func orWhy(r *audit.Record, f people.Field, value string) string {
 	if value == "" && slices.Contains(r.Expired, f.String()) {
 		return expired
+	}
+	if value == "" && slices.Contains(r.Unreadable, f.String()) {
+		return unreadable
 	}
 	return value
 }

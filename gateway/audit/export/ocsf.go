@@ -176,6 +176,9 @@ func OCSF(to []byte, node string, _ []byte, r *audit.Record) ([]byte, error) {
 	if len(r.Expired) > 0 {
 		rest["expired"] = r.Expired
 	}
+	if len(r.Unreadable) > 0 {
+		rest["unreadable"] = r.Unreadable
+	}
 	set("unmapped", rest, len(rest) > 0)
 	return appendObject(to, e)
 }

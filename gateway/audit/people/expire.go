@@ -71,6 +71,9 @@ func (k *Keys) DueOf(f Field, before time.Time) (days []string) {
 func (k *Keys) ExpireOf(f Field, days []string) error {
 	k.saving.Lock()
 	defer k.saving.Unlock()
+	if err := k.noteDestroyed(f, days); err != nil {
+		return err
+	}
 	for _, date := range days {
 		if err := k.expire(f, date); err != nil {
 			return err
@@ -85,8 +88,11 @@ func (k *Keys) Expire(before time.Time, days, persons []string) error {
 	limit := before.UTC().Format(dayForm)
 	k.saving.Lock()
 	defer k.saving.Unlock()
-	for _, date := range days {
-		for f := range fields {
+	for f := range fields {
+		if err := k.noteDestroyed(f, days); err != nil {
+			return err
+		}
+		for _, date := range days {
 			if err := k.expire(f, date); err != nil {
 				return err
 			}

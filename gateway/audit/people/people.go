@@ -35,11 +35,13 @@ import (
 type Keys struct {
 	dir string
 
-	// mu guards the maps and each person's seen.
+	// mu guards the maps, destroyed and each person's seen.
 	mu     sync.RWMutex
 	byName map[string]*person
 	byID   map[string]*person
 	days   map[string]*day // of a day of which nothing is left there is none
+	// destroyed is the last day whose key expired, by field; see [Keys.loadDestroyed].
+	destroyed [fields]string
 
 	saving  sync.Mutex      // held by who writes or destroys files; taken before mu
 	changed map[string]bool // directories to sync; guarded by saving
@@ -107,6 +109,9 @@ func Open(dir string) (*Keys, error) {
 	}
 	if st, err := os.Stat(dir); err != nil || st.Mode().Perm()&0o077 != 0 {
 		return nil, errors.Join(err, fmt.Errorf("opening the keys of personal data: %s is open to others; run: chmod 700 %s", dir, dir))
+	}
+	if err := k.loadDestroyed(); err != nil {
+		return nil, err
 	}
 	for f := range fields {
 		entries, err := os.ReadDir(filepath.Join(dir, f.dir()))
@@ -260,7 +265,8 @@ var (
 
 // Open returns what the person of that ID had sealed of a field on the day of
 // at. ErrErased says that nothing of theirs of that day can be opened,
-// ErrExpired that other fields perhaps can.
+// ErrExpired that other fields perhaps can, any other error that this was not
+// sealed under the key there is.
 func (k *Keys) Open(f Field, id string, at time.Time, sealed []byte) ([]byte, error) {
 	date := at.UTC().Format(dayForm)
 	k.mu.RLock()
@@ -269,6 +275,7 @@ func (k *Keys) Open(f Field, id string, at time.Time, sealed []byte) ([]byte, er
 	if d != nil {
 		of = d[f] // which For may put there meanwhile
 	}
+	anew := date <= k.destroyed[f]
 	k.mu.RUnlock()
 	switch {
 	case p == nil || d == nil:
@@ -283,6 +290,9 @@ func (k *Keys) Open(f Field, id string, at time.Time, sealed []byte) ([]byte, er
 		with = keyOf(f, p, of, date)
 	}
 	data, err := with.aead.Open(nil, nil, sealed, with.data)
+	if err != nil && anew {
+		return nil, ErrExpired // it was sealed under the key that the day had before
+	}
 	if err != nil {
 		return nil, fmt.Errorf("opening personal data (%s) of %s of %s: %w", f, id, date, err)
 	}

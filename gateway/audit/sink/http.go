@@ -166,6 +166,9 @@ func otlp(cfg Config, batch []record) ([]byte, error) {
 		if len(r.Expired) > 0 {
 			attrs = append(attrs, text("portvakt.expired", strings.Join(r.Expired, " ")))
 		}
+		if len(r.Unreadable) > 0 {
+			attrs = append(attrs, text("portvakt.unreadable", strings.Join(r.Unreadable, " ")))
+		}
 		severity := 9 // INFO
 		if r.Allow != nil {
 			attrs = append(attrs, object{"key": "portvakt.allow", "value": object{"boolValue": *r.Allow}})

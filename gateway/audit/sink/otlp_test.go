@@ -114,9 +114,9 @@ func TestOTLPHasEveryMember(t *testing.T) {
 	deny := false
 	rec := &audit.Record{
 		Allow: &deny, Fact: &policy.Fact{Name: "fact-name", Value: "fact-value", Wanted: "fact-wanted"},
-		Detail: map[string]string{"k": "detail-v"}, Erased: true, Kind: audit.KindDecision, Expired: []string{"address", "facts"},
+		Detail: map[string]string{"k": "detail-v"}, Erased: true, Kind: audit.KindDecision, Expired: []string{"address", "facts"}, Unreadable: []string{"device", "request"},
 	}
-	want := []string{"fact-name", "fact-value", "fact-wanted", "detail-v", "false", "true", "portvakt.decision", "address facts"}
+	want := []string{"fact-name", "fact-value", "fact-wanted", "detail-v", "false", "true", "portvakt.decision", "address facts", "device request"}
 	v := reflect.ValueOf(rec).Elem()
 	for i := range v.NumField() {
 		name, f := v.Type().Field(i).Name, v.Field(i)
