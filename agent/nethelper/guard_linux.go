@@ -28,6 +28,9 @@ func newGuardTable() *nftables.Table {
 	return &nftables.Table{Family: nftables.TableFamilyINet, Name: guardTable}
 }
 
+// arpInput is NF_ARP_IN.
+const arpInput = 0
+
 // errNoTables is a kernel without what the guard needs.
 var errNoTables = errors.New("the kernel has no nf_tables, without which the laptop's neighbours could speak into its calls; load the module nf_tables, or run without --tun")
 
@@ -95,7 +98,40 @@ func (g *guard) setLocked() error {
 	} else if err != nil {
 		return fmt.Errorf("guarding the device's addresses: %w", err)
 	}
-	return addApps(slices.Collect(maps.Keys(g.apps)))
+	return errors.Join(g.setARP(), addApps(slices.Collect(maps.Keys(g.apps))))
+}
+
+// setARP keeps the laptop from telling a neighbour who asks around that one of its
+// addresses is the device's. A kernel that cannot filter ARP
+// goes without.
+func (g *guard) setARP() error {
+	c, err := nftables.New()
+	if err != nil {
+		return fmt.Errorf("guarding ARP: %w", err)
+	}
+	table := newGuardTable()
+	table.Family = nftables.TableFamilyARP
+	c.AddTable(table)
+	c.DelTable(table)
+	c.AddTable(table)
+	chain := c.AddChain(&nftables.Chain{
+		Table: table, Name: "input", Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookRef(arpInput), Priority: nftables.ChainPriorityFilter,
+	})
+	for _, a := range g.own {
+		if a.Is6() {
+			continue // IPv6 answers for an interface's own addresses only
+		}
+		c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{
+			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 24, Len: 4},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: a.AsSlice()},
+			&expr.Verdict{Kind: expr.VerdictDrop},
+		}})
+	}
+	if err := c.Flush(); err != nil && !noTables(err) && !errors.Is(err, os.ErrNotExist) { // no such kind of chain
+		return fmt.Errorf("guarding ARP: %w", err)
+	}
+	return nil
 }
 
 // routed guards these addresses as well, from now on.
@@ -223,12 +259,17 @@ func undoGuard() error {
 	if err != nil {
 		return fmt.Errorf("removing the guard of the device's addresses: %w", err)
 	}
-	c.AddTable(newGuardTable()) // so that there is one to delete
-	c.DelTable(newGuardTable())
-	if err := c.Flush(); err != nil && !noTables(err) {
-		return fmt.Errorf("removing the guard of the device's addresses: %w", err)
+	var errs []error
+	for _, family := range []nftables.TableFamily{nftables.TableFamilyINet, nftables.TableFamilyARP} {
+		table := newGuardTable()
+		table.Family = family
+		c.AddTable(table) // so that there is one to delete
+		c.DelTable(table)
+		if err := c.Flush(); err != nil && !noTables(err) {
+			errs = append(errs, fmt.Errorf("removing the guard of the device's addresses: %w", err))
+		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // undoAddresses takes the addresses from our interfaces: an agent that has not

@@ -118,6 +118,26 @@ func (l *lan) resetFrom() netip.Addr {
 	}
 }
 
+// asksAround asks by ARP who has each of the addresses and returns the first that
+// is answered.
+func (l *lan) asksAround(from string, for4 ...string) netip.Addr {
+	for _, a := range for4 {
+		ask := []byte{0, 1, 8, 0, 6, 4, 0, 1}
+		ask = slices.Concat(ask, l.mac, netip.MustParseAddr(from).AsSlice(), make([]byte, 6), netip.MustParseAddr(a).AsSlice())
+		frame := slices.Concat(net.HardwareAddr{255, 255, 255, 255, 255, 255}, l.mac, []byte{8, 6}, ask)
+		l.b.must(unix.Sendto(l.fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: l.index}))
+	}
+	frame := make([]byte, 2048)
+	for {
+		n, _, err := unix.Recvfrom(l.fd, frame, 0)
+		l.b.must(err)
+		if n >= 42 && frame[12] == 8 && frame[13] == 6 && frame[21] == 2 {
+			a, _ := netip.AddrFromSlice(frame[28:32])
+			return a
+		}
+	}
+}
+
 // A neighbour of the laptop's on the home network, who knows all addresses and
 // ports, neither speaks into a call nor learns that an address is the laptop's.
 func neighbourCase(b *bench) {
@@ -192,6 +212,9 @@ func neighbourCase(b *bench) {
 		for _, s := range []*net.UDPConn{call, other, local, self} {
 			s.Close()
 		}
+	}
+	if got := l.asksAround("192.168.1.7", "100.96.0.9", "192.168.1.50"); got.String() != "192.168.1.50" {
+		b.fail("the laptop tells that %v is its own", got)
 	}
 	unix.Close(l.fd)
 	// An agent that goes on holding the interface holds no address.
