@@ -1,9 +1,6 @@
 package audit
 
-import (
-	"fmt"
-	"sync"
-)
+import "fmt"
 
 // Append writes r and sets its Seq and Time. When it returns nil the line is
 // with the kernel: it survives the death of this process, though not yet that
@@ -14,8 +11,8 @@ import (
 // Appends that come while one is being written share the next write(2): one of
 // them leads and writes for all.
 func (l *Log) Append(r *Record) error {
-	a := appends.Get().(*appending)
-	defer appends.Put(a)
+	a := l.appends.Get().(*appending)
+	defer l.appends.Put(a)
 	if cap(a.body) > 64<<10 {
 		a.body = nil // of a rare giant, not to be kept for each
 	}
@@ -59,7 +56,7 @@ type appending struct {
 	err  error
 }
 
-var appends = sync.Pool{New: func() any { return &appending{told: make(chan bool, 1)} }}
+func newAppending() any { return &appending{told: make(chan bool, 1)} }
 
 // writeGroup writes what waits, leader's record among it, tells everyone, and
 // gives the lead to the first that came meanwhile.

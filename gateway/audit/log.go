@@ -84,6 +84,7 @@ type Log struct {
 	fmu     sync.Mutex
 	folders map[*Refusals]struct{}
 
+	appends  sync.Pool // of *appending
 	appended atomic.Uint64
 	lost     atomic.Uint64
 }

@@ -46,7 +46,7 @@ func Open(opt Options) (*Log, error) {
 		path: filepath.Join(opt.Dir, FileName), now: opt.Now, log: opt.Log, people: opt.People,
 		wake: make(chan struct{}, 1), folders: map[*Refusals]struct{}{},
 	}
-	l.done = sync.NewCond(&l.smu)
+	l.done, l.appends.New = sync.NewCond(&l.smu), newAppending
 	l.clock.path, l.clock.trusted = filepath.Join(opt.Dir, clockFile), make(chan struct{}, 1)
 	if l.now == nil {
 		l.now = time.Now
