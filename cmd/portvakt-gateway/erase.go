@@ -43,8 +43,9 @@ func auditTrustClockCmd(opt *options) *cobra.Command {
 	var req admin.TrustClock
 	c := &cobra.Command{
 		Use: "trust-clock", Short: "Ask that the gateway believes a clock that leapt", Args: cobra.NoArgs,
-		Long: `Say that the machine's clock is right although it leapt by more than a week, as
-it does when the gateway was off for months (audit_clock in /healthz). What is
+		Long: `Say that the machine's clock is right although it leapt by more than a week
+(or half of the shortest time in audit.retention), as it does when the gateway
+was off for months (audit_clock in /healthz). What is
 older than audit.retention says by that clock is destroyed then, and cannot be
 brought back. It happens when another administrator, with another user of this
 machine, approves within 24 hours. A wrong clock is to be set right instead.`,

@@ -77,7 +77,7 @@ var mutants = []mutant{
 		name: "leap_believed", breaks: "a clock that leaps ahead destroys what is not old",
 		edit: edit{
 			"gateway/audit/clock.go",
-			"	case leap.Abs() <= maxLeap:", "	case leap.Abs() <= 1<<62:",
+			"	case leap.Abs() <= c.most:", "	case leap.Abs() <= 1<<62:",
 		},
 		pkg: "./gateway/audit", test: "TestClockThatLeapsDestroysNothing",
 	},

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -16,7 +17,8 @@ import (
 
 const (
 	// maxLeap is how far the wall clock may be from what is believed, and from one
-	// look at it to the next, in either direction.
+	// look at it to the next, in either direction; less when something is kept for
+	// less than two of it.
 	maxLeap = 7 * 24 * time.Hour
 	// leapAges is for how long the gateway has to run with a clock that leapt
 	// until it is believed by itself.
@@ -39,12 +41,16 @@ type clock struct {
 	path string
 
 	// mu guards what follows. Nothing is taken with it held.
-	mu      sync.Mutex
-	read    bool // the file was, or was found missing
-	state   clockState
-	looked  time.Time     // with its monotonic reading: when state was brought up to date
-	leap    time.Duration // how far the wall clock is from it; 0 while it is believed
-	trusted chan struct{} // capacity 1: look again
+	mu     sync.Mutex
+	read   bool          // the file was, or was found missing
+	most   time.Duration // the leap that is believed
+	state  clockState
+	looked time.Time // with its monotonic reading: when state was brought up to date
+	// What was believed at a time of this process: small leaps, one after the
+	// other, do not carry it to another day. It is not older than leapAges.
+	anchor, anchored time.Time
+	leap             time.Duration // how far the wall clock is from it; 0 while it is believed
+	trusted          chan struct{} // capacity 1: look again
 }
 
 // clockState is the form of the file.
@@ -70,9 +76,9 @@ func (c *clock) now(wall, newest time.Time) (time.Time, error) {
 	leap := wall.Sub(next.Believed)
 	was := time.Duration(next.Leap) * time.Second
 	switch {
-	case leap.Abs() <= maxLeap:
+	case leap.Abs() <= c.most:
 		leap = 0
-	case was == 0 || (leap-was).Abs() > maxLeap: // it leapt, or leapt anew
+	case was == 0 || (leap-was).Abs() > c.most: // it leapt, or leapt anew
 		next.Aged = 0
 	default:
 		next.Aged += int64(passed / time.Second)
@@ -85,6 +91,9 @@ func (c *clock) now(wall, newest time.Time) (time.Time, error) {
 		return time.Time{}, err
 	}
 	c.looked, c.leap = at, leap
+	if at.Sub(c.anchored) >= leapAges {
+		c.anchor, c.anchored = next.Believed, at
+	}
 	if next.Believed.After(wall) {
 		return wall, nil
 	}
@@ -110,7 +119,33 @@ func (c *clock) load(wall, newest time.Time) error {
 		}
 	}
 	c.read, c.looked = true, time.Now()
+	c.anchor, c.anchored = c.state.Believed, c.looked
 	return nil
+}
+
+// keep says for how long the shortest-lived data is kept: a leap that is believed
+// destroys nothing in less than half of it.
+func (c *clock) keep(r Retention) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.most = maxLeap
+	for _, kept := range append(slices.Collect(maps.Values(r.Fields)), r.Personal, r.Records) {
+		if kept > 0 {
+			c.most = min(c.most, kept/2)
+		}
+	}
+}
+
+// before returns what is too old at now when it is kept for so long; never
+// anything of the day that this process lives in by the time that passed for it.
+func (c *clock) before(now time.Time, kept time.Duration) time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	limit := now.Add(-kept)
+	if lived := c.anchor.Add(time.Since(c.anchored)); lived.Before(limit) {
+		return lived
+	}
+	return limit
 }
 
 // save keeps a state, in memory when it is on the disk. mu is held.
@@ -141,6 +176,7 @@ func (c *clock) trust(wall time.Time) error {
 		return err
 	}
 	c.looked, c.leap = time.Now(), 0
+	c.anchor, c.anchored = wall, c.looked
 	select {
 	case c.trusted <- struct{}{}:
 	default:
@@ -168,8 +204,11 @@ func (l *Log) ClockBelieved() error {
 	if leap < 0 {
 		where = "behind"
 	}
-	return fmt.Errorf("the machine's clock is %d days %s what the log and the time since speak for; nothing is destroyed for its age by it. Set the clock right; if it is right: portvakt-gateway audit trust-clock",
-		int(leap.Abs().Hours()/24), where)
+	far := fmt.Sprintf("%d hours", int(leap.Abs().Hours()))
+	if leap.Abs() >= 48*time.Hour {
+		far = fmt.Sprintf("%d days", int(leap.Abs().Hours()/24))
+	}
+	return fmt.Errorf("the machine's clock is %s %s what the log and the time since speak for; nothing is destroyed for its age by it. Set the clock right; if it is right: portvakt-gateway audit trust-clock", far, where)
 }
 
 // TrustClock says that the machine's clock is right although it leapt: recorded
@@ -195,7 +234,7 @@ func (l *Log) believed() (time.Time, error) {
 		return time.Time{}, err
 	}
 	switch leap := l.ClockLeap(); {
-	case leap != 0 && (leap-was).Abs() > maxLeap:
+	case leap != 0 && (was == 0 || (leap-was).Abs() > maxLeap):
 		l.log.Error("the machine's clock leapt", "err", l.ClockBelieved())
 	case leap == 0 && was != 0:
 		l.log.Info("the machine's clock is believed again", "clock", now)

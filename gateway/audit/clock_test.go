@@ -5,12 +5,14 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/portvakt/portvakt/gateway/audit"
+	"github.com/portvakt/portvakt/gateway/audit/people"
 )
 
 const (
@@ -24,6 +26,7 @@ type machine struct {
 	t     *testing.T
 	dir   string
 	kept  time.Duration
+	field time.Duration // of the address; 0: as kept
 	ahead atomic.Int64
 	stop  func()
 }
@@ -39,7 +42,11 @@ func (m *machine) start() {
 	m.Log = sealing(m.t, m.dir, func() time.Time { return time.Now().Add(time.Duration(m.ahead.Load())) })
 	ctx, cancel := context.WithCancel(m.t.Context())
 	done := make(chan error, 1)
-	go func() { done <- m.Retain(ctx, audit.Retention{Personal: m.kept}) }()
+	r := audit.Retention{Personal: m.kept}
+	if m.field > 0 {
+		r.Fields = map[people.Field]time.Duration{people.Address: m.field}
+	}
+	go func() { done <- m.Retain(ctx, r) }()
 	m.stop = func() {
 		m.t.Helper()
 		cancel()
@@ -131,6 +138,65 @@ func TestClockThatLeapsDestroysNothing(t *testing.T) {
 			t.Errorf("%d records of it, %v", said, err)
 		}
 	})
+}
+
+// What is kept for a day is not destroyed by a clock that is two days ahead, nor
+// by one that goes ahead by half a day again and again; nor is the rest then.
+func TestSmallLeapsDestroyNothingThatIsKeptShortly(t *testing.T) {
+	for name, leaps := range map[string][]time.Duration{
+		"at once":   {2 * day},
+		"by and by": {11 * time.Hour, 22 * time.Hour, 33 * time.Hour, 44 * time.Hour, 55 * time.Hour},
+	} {
+		dir := t.TempDir()
+		synctest.Test(t, func(t *testing.T) {
+			m := &machine{t: t, dir: dir, kept: 90 * day, field: day}
+			m.start()
+			addresses := func(when string, want int) {
+				t.Helper()
+				got := 0
+				err := audit.Scan(m.Path(), func(line []byte, r *audit.Record) bool {
+					if _, err := m.Reveal(line, r); err != nil || r.Unreadable != nil {
+						t.Error(r, err)
+					}
+					if r.Remote != "" {
+						got++
+					}
+					return true
+				})
+				if err != nil || got != want {
+					t.Errorf("%s, %s: %d addresses can be read, want %d; %v", name, when, got, want, err)
+				}
+			}
+			put := func() {
+				t.Helper()
+				if err := m.Append(&audit.Record{Kind: audit.KindDecision, Subject: "iss#anna", Remote: "192.0.2.1"}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			put()
+			m.sleep(2 * time.Hour)
+			for _, d := range leaps {
+				m.leap(d)
+				m.sleep(61 * time.Minute)
+				addresses("ahead by "+d.String(), 1)
+			}
+			if name == "at once" && (m.ClockLeap() != 2*day || !strings.Contains(m.ClockBelieved().Error(), "2 days ahead")) {
+				t.Errorf("it is said to be %s ahead, %v", m.ClockLeap(), m.ClockBelieved())
+			}
+			m.leap(0)
+			put()
+			m.sleep(2 * time.Hour)
+			addresses("when it was set right", 2)
+			m.sleep(3 * day)
+			if name == "at once" {
+				addresses("when their time has come", 0)
+			}
+			m.sleep(9 * day)
+			addresses("later", 0)
+			m.check("of the rest", 2, m.ClockLeap())
+			m.stop()
+		})
+	}
 }
 
 // A leap is over when the clock is put right, and believed when the gateway ran

@@ -66,6 +66,7 @@ type Retention struct {
 // What it does is recorded first. It takes the machine's clock only as far as
 // there is evidence for it; see [Log.ClockBelieved].
 func (l *Log) Retain(ctx context.Context, r Retention) error {
+	l.clock.keep(r)
 	for {
 		wait := retainEvery
 		now, err := l.believed()
@@ -95,13 +96,13 @@ func (l *Log) Retain(ctx context.Context, r Retention) error {
 func (l *Log) retain(ctx context.Context, r Retention, now time.Time) error {
 	var errs []error
 	if r.Personal > 0 {
-		errs = append(errs, l.expire(now.Add(-r.Personal)))
+		errs = append(errs, l.expire(l.clock.before(now, r.Personal)))
 	}
 	for f, kept := range r.Fields {
-		errs = append(errs, l.expireField(f, now.Add(-kept)))
+		errs = append(errs, l.expireField(f, l.clock.before(now, kept)))
 	}
 	if r.Records > 0 {
-		errs = append(errs, l.forget(ctx, now.Add(-r.Records), r.Keep))
+		errs = append(errs, l.forget(ctx, l.clock.before(now, r.Records), r.Keep))
 	}
 	return errors.Join(errs...)
 }
