@@ -27,6 +27,9 @@ const firstMessage = 5 * time.Second
 // comes meanwhile is its successor and not a second one.
 const parting = 500 * time.Millisecond
 
+// ending is how long a former helper may take to end once it undid everything.
+const ending = 2 * time.Second
+
 // HelperConfig says for whom the helper works and what it may do.
 type HelperConfig struct {
 	// Socket is the Unix socket's path. Its directory must exist, belong to root
@@ -72,7 +75,7 @@ func Run(ctx context.Context, cfg HelperConfig) (err error) {
 	if os.Geteuid() != 0 {
 		return errors.New("it must run as root to make interfaces and routes")
 	}
-	release, err := alone()
+	release, err := alone(ctx)
 	if err != nil {
 		return err
 	}
@@ -161,7 +164,8 @@ func keepDNS(ctx context.Context, log *slog.Logger) (m *dns.Manager, end func())
 // alone takes this network namespace, which routes belong to, for one helper. The
 // kernel lets go of it with the process. No other account can hold the file, as
 // it could an abstract socket's name.
-func alone() (release func(), err error) {
+// One that is just ending, as a killed agent's own, is waited for.
+func alone(ctx context.Context) (release func(), err error) {
 	var ns unix.Stat_t
 	if err := unix.Stat("/proc/self/ns/net", &ns); err != nil {
 		return nil, fmt.Errorf("naming this network namespace: %w", err)
@@ -174,7 +178,7 @@ func alone() (release func(), err error) {
 		return nil, err
 	}
 	path := filepath.Join(dir, fmt.Sprintf("net-helper.%d.lock", ns.Ino))
-	for {
+	for end := time.Now().Add(ending); ; {
 		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 		if err != nil {
 			return nil, err
@@ -183,6 +187,10 @@ func alone() (release func(), err error) {
 		if err != nil {
 			f.Close()
 			if errors.Is(err, unix.EWOULDBLOCK) {
+				if time.Now().Before(end) && ctx.Err() == nil {
+					time.Sleep(20 * time.Millisecond)
+					continue
+				}
 				err = errors.New("another network helper runs already")
 			}
 			return nil, err

@@ -479,7 +479,12 @@ func leftoversCase(b *bench) {
 	if err := nethelper.Run(context.Background(), nethelper.HelperConfig{Socket: b.socket() + "2"}); err == nil || !strings.Contains(err.Error(), "another network helper") {
 		b.fail("a second helper: %v", err)
 	}
-	stop()
+	// One that is about to end is waited for.
+	go func() {
+		time.Sleep(100 * time.Millisecond)
+		stop()
+	}()
+	b.helper(nethelper.HelperConfig{AllowUID: 0})()
 	_, dst, _ := net.ParseCIDR("100.96.1.1/32")
 	b.must(netlink.RouteAdd(&netlink.Route{Dst: dst, Table: 20715, Type: unix.RTN_PROHIBIT, Protocol: 157}))
 	for _, table := range []int{20714, 20715} {
