@@ -55,7 +55,7 @@ func (g *gateway) health() Health {
 		h.Checks["audit_signed"] = err.Error()
 	}
 	h.Checks["audit_clock"] = "ok"
-	if err := g.audit.ClockBelieved(); err != nil {
+	if err := g.audit.Retaining(); err != nil {
 		h.Checks["audit_clock"] = err.Error()
 	}
 	if g.witness != nil {

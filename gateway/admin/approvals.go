@@ -144,7 +144,7 @@ func (s *Server) trustClock(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, http.StatusBadRequest, "bad_request", err.Error())
 		return
 	}
-	if s.cfg.Audit.ClockLeap() == 0 {
+	if !s.cfg.Audit.ClockInDoubt() {
 		s.fail(w, http.StatusConflict, "believed", "The machine's clock is believed; there is nothing to do.")
 		return
 	}
@@ -271,7 +271,7 @@ func (s *Server) approve(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, http.StatusConflict, "erased", a.Target+" was erased already; reject "+a.ID+" or let it expire.")
 		return
 	}
-	if a.Pending(s.cfg.Now()) && a.Kind == kindTrustClock && s.cfg.Audit.ClockLeap() == 0 {
+	if a.Pending(s.cfg.Now()) && a.Kind == kindTrustClock && !s.cfg.Audit.ClockInDoubt() {
 		s.fail(w, http.StatusConflict, "believed", "The machine's clock is believed again; reject "+a.ID+" or let it expire.")
 		return
 	}

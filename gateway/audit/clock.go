@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -43,6 +44,8 @@ type clock struct {
 	// mu guards what follows. Nothing is taken with it held.
 	mu     sync.Mutex
 	read   bool          // the file was, or was found missing
+	broken bool          // it could not be read
+	failed error         // what the last look at what is old failed for
 	most   time.Duration // the leap that is believed
 	state  clockState
 	looked time.Time // with its monotonic reading: when state was brought up to date
@@ -68,8 +71,10 @@ func (c *clock) now(wall, newest time.Time) (time.Time, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := c.load(wall, newest); err != nil {
+		c.broken = true
 		return time.Time{}, err
 	}
+	c.broken = false
 	next, at := c.state, time.Now()
 	passed := at.Sub(c.looked)
 	next.Believed = next.Believed.Add(passed)
@@ -112,10 +117,10 @@ func (c *clock) load(wall, newest time.Time) error {
 			c.state.Believed = wall // a new log: there is nothing that is old
 		}
 	case err != nil:
-		return fmt.Errorf("reading what the clock showed: %w", err)
+		return fmt.Errorf("reading what the clock showed: %w; when the machine's clock is right, portvakt-gateway audit trust-clock writes it anew", err)
 	default:
 		if err := json.Unmarshal(text, &c.state); err != nil || c.state.Believed.IsZero() {
-			return fmt.Errorf("reading what the clock showed: %s holds something else; remove it when the machine's clock is right", c.path)
+			return fmt.Errorf("reading what the clock showed: %s holds something else; when the machine's clock is right, portvakt-gateway audit trust-clock writes it anew", c.path)
 		}
 	}
 	c.read, c.looked = true, time.Now()
@@ -165,17 +170,17 @@ func (c *clock) save(next clockState) error {
 	return nil
 }
 
-// trust believes the wall clock.
+// trust believes the wall clock, whatever the file holds.
 func (c *clock) trust(wall time.Time) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.leap == 0 {
+	if c.leap == 0 && !c.broken {
 		return ErrClockBelieved
 	}
 	if err := c.save(clockState{Believed: wall}); err != nil {
 		return err
 	}
-	c.looked, c.leap = time.Now(), 0
+	c.looked, c.leap, c.read, c.broken = time.Now(), 0, true, false
 	c.anchor, c.anchored = wall, c.looked
 	select {
 	case c.trusted <- struct{}{}:
@@ -211,11 +216,38 @@ func (l *Log) ClockBelieved() error {
 	return fmt.Errorf("the machine's clock is %s %s what the log and the time since speak for; nothing is destroyed for its age by it. Set the clock right; if it is right: portvakt-gateway audit trust-clock", far, where)
 }
 
-// TrustClock says that the machine's clock is right although it leapt: recorded
-// first, because what is old by it is destroyed then.
+// ClockInDoubt says whether there is something for [Log.TrustClock] to do.
+func (l *Log) ClockInDoubt() bool {
+	l.clock.mu.Lock()
+	defer l.clock.mu.Unlock()
+	return l.clock.leap != 0 || l.clock.broken
+}
+
+// Retaining returns nil, or why [Log.Retain] did not destroy what is old when it
+// looked last, or does not believe the clock.
+func (l *Log) Retaining() error {
+	l.clock.mu.Lock()
+	failed := l.clock.failed
+	l.clock.mu.Unlock()
+	if failed != nil {
+		failed = fmt.Errorf("nothing, or not all that is old, is destroyed: %w", failed)
+	}
+	return cmp.Or(l.ClockBelieved(), failed)
+}
+
+// lookedAt keeps what a look at what is old failed for.
+func (c *clock) lookedAt(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.failed = err
+}
+
+// TrustClock says that the machine's clock is right although it leapt, or what
+// is known of it cannot be read: recorded first, because what is old by it is
+// destroyed then.
 func (l *Log) TrustClock(actor string, detail map[string]string) error {
 	leap := l.ClockLeap()
-	if leap == 0 {
+	if !l.ClockInDoubt() {
 		return ErrClockBelieved
 	}
 	all := map[string]string{"leap_seconds": strconv.FormatInt(int64(leap/time.Second), 10)}

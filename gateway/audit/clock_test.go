@@ -228,6 +228,41 @@ func TestLeapsEnd(t *testing.T) {
 	})
 }
 
+// A file that cannot be read is no evidence: nothing is destroyed, which is said,
+// until it is written anew.
+func TestDamagedClockFile(t *testing.T) {
+	for _, text := range []string{"", "{", "{}", `{"believed":"yesterday"}`} {
+		dir := t.TempDir()
+		synctest.Test(t, func(t *testing.T) {
+			m := newMachine(t, dir, 2*day)
+			m.write()
+			m.stop()
+			if err := os.WriteFile(filepath.Join(dir, "audit", "clock.json"), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			m.start()
+			m.sleep(30 * day)
+			m.check("after a month", 1, 0)
+			if err := m.Retaining(); err == nil || !strings.Contains(err.Error(), "clock.json") || !strings.Contains(err.Error(), "trust-clock") || !m.ClockInDoubt() {
+				t.Errorf("%q: said is %v", text, err)
+			}
+			if err := m.TrustClock("os:0:root", nil); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			for range 2 {
+				m.check("written anew", 0, 0)
+				if err := m.Retaining(); err != nil || m.ClockInDoubt() {
+					t.Errorf("%q: written anew: %v", text, err)
+				}
+				m.stop()
+				m.start()
+			}
+			m.stop()
+		})
+	}
+}
+
 // A gateway that was off for days goes on at once; one that was off for months
 // is asked about, because nothing tells that from a leap.
 func TestTimeOff(t *testing.T) {

@@ -73,6 +73,9 @@ func (l *Log) Retain(ctx context.Context, r Retention) error {
 		if err == nil {
 			err = l.retain(ctx, r, now)
 		}
+		if ctx.Err() == nil {
+			l.clock.lookedAt(err)
+		}
 		if err != nil && ctx.Err() == nil {
 			l.log.Error("what is old in the audit log could not be destroyed; trying again", "err", err)
 			wait = retainAgain
