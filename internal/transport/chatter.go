@@ -15,8 +15,6 @@ const (
 	// pongs beyond their need, and messages shorter than any of WireGuard's. They
 	// cost the end that takes them more than who sends them.
 	chatterLimit = 64
-	// messagePatience is how long one message may take to be whole.
-	messagePatience = 10 * time.Second
 )
 
 // Reasons for ending a Stream whose other end misuses it.
