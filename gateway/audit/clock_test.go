@@ -117,7 +117,7 @@ func TestClockThatLeapsDestroysNothing(t *testing.T) {
 		m.sleep(2 * time.Hour)
 		m.check("after a restart", 3, years)
 		m.sleep(3 * day)
-		m.check("when its time has come", 1, years)
+		m.check("when its time has come", 0, years)
 		if err := m.TrustClock("os:0:root", map[string]string{"why": "it was set right"}); err != nil {
 			t.Fatal(err)
 		}
@@ -194,6 +194,34 @@ func TestSmallLeapsDestroyNothingThatIsKeptShortly(t *testing.T) {
 			m.sleep(9 * day)
 			addresses("later", 0)
 			m.check("of the rest", 2, m.ClockLeap())
+			m.stop()
+		})
+	}
+}
+
+// Who was seen while the clock was ahead is forgotten when their time has come,
+// over a restart too.
+func TestSeenWhileTheClockWasAhead(t *testing.T) {
+	for _, restart := range []bool{false, true} {
+		dir := t.TempDir()
+		synctest.Test(t, func(t *testing.T) {
+			m := newMachine(t, dir, 20*day)
+			m.leap(years)
+			m.write()
+			m.sleep(2 * time.Hour)
+			m.leap(0)
+			m.sleep(2 * time.Hour)
+			if restart {
+				m.stop()
+				m.start()
+			}
+			m.sleep(19 * day)
+			m.check("before their time", 1, 0)
+			m.sleep(3 * day)
+			m.check("after it", 0, 0)
+			if id, err := m.PersonOf("iss#anna", ""); !errors.Is(err, audit.ErrNobody) {
+				t.Errorf("still known as %s, %v", id, err)
+			}
 			m.stop()
 		})
 	}

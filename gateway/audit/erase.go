@@ -99,7 +99,7 @@ func (l *Log) Retain(ctx context.Context, r Retention) error {
 func (l *Log) retain(ctx context.Context, r Retention, now time.Time) error {
 	var errs []error
 	if r.Personal > 0 {
-		errs = append(errs, l.expire(l.clock.before(now, r.Personal)))
+		errs = append(errs, l.notAfter(now), l.expire(l.clock.before(now, r.Personal)))
 	}
 	for f, kept := range r.Fields {
 		errs = append(errs, l.expireField(f, l.clock.before(now, kept)))
@@ -125,6 +125,13 @@ func (l *Log) expireField(f people.Field, before time.Time) error {
 		return err
 	}
 	return l.people.ExpireOf(f, days)
+}
+
+func (l *Log) notAfter(now time.Time) error {
+	if l.people == nil {
+		return nil
+	}
+	return l.people.NotAfter(now)
 }
 
 func (l *Log) expire(before time.Time) error {
