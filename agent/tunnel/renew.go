@@ -65,7 +65,9 @@ func (t *Tunnel) watchHandshakes(ctx context.Context) {
 		for end := time.Now().Add(renewedWithin); time.Now().Before(end); {
 			at := t.Status().LastHandshake
 			if at.After(last) {
-				if !last.IsZero() {
+				// The first one found may not be the first there was: what is open
+				// already came after another.
+				if !last.IsZero() || t.anyOpen() {
 					t.doubt(ctx)
 				}
 				last = at
@@ -76,6 +78,12 @@ func (t *Tunnel) watchHandshakes(ctx context.Context) {
 			}
 		}
 	}
+}
+
+func (t *Tunnel) anyOpen() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.conns) > 0
 }
 
 // doubt asks soon whether each open TCP connection is still known; what is not
