@@ -81,26 +81,12 @@ func (d *device) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 // buffers come back: once there was voice in one, each has to be marked. Until
 // then their ends, a page of memory each, are left alone.
 func (d *device) mark(buf, packet []byte) {
-	class := transport.ClassNone
-	if dscp(packet) == expedited {
-		class, d.voiced = transport.ClassVoice, true
+	class := transport.ClassOf(packet)
+	if class == transport.ClassVoice {
+		d.voiced = true
 	}
 	if d.voiced {
 		transport.Mark(buf, class)
-	}
-}
-
-// expedited is the class of voice, RFC 3246.
-const expedited = 46
-
-func dscp(packet []byte) byte {
-	switch {
-	case len(packet) < 2:
-		return 0
-	case packet[0]>>4 == 4:
-		return packet[1] >> 2
-	default:
-		return packet[0]<<2&0x3c | packet[1]>>6
 	}
 }
 
