@@ -159,14 +159,14 @@ func iperf(streams int, up bool) func(context.Context, *bench, *way, netip.AddrP
 		// the last one has left.
 		for try := 0; ; try++ {
 			out, err := b.load(ctx, w, argv...)
-			if err != nil && try < 20 && strings.Contains(err.Error(), "busy") {
-				time.Sleep(250 * time.Millisecond)
-				continue
+			var s sample
+			if err == nil {
+				s, err = readIperf(out) // iperf3 may say that the server is busy and exit 0
 			}
-			if err != nil {
-				return nil, err
+			if err == nil || try == 20 || !strings.Contains(err.Error(), "busy") {
+				return s, err
 			}
-			return readIperf(out)
+			time.Sleep(250 * time.Millisecond)
 		}
 	}
 }

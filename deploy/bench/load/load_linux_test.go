@@ -1,6 +1,7 @@
 package load
 
 import (
+	"bytes"
 	"context"
 	"net"
 	"net/netip"
@@ -114,6 +115,43 @@ func TestVoiceLoss(t *testing.T) {
 	if got, err := (Voice{To: netip.MustParseAddrPort("127.0.0.1:9"), Flows: 1, Rate: 1, Size: 3}).Run(t.Context()); err == nil {
 		t.Errorf("datagrams of 3 bytes: %+v", got)
 	}
+}
+
+// This server answers late: what the run before sent, from the same ports, comes
+// among the answers of the next, which take no notice.
+func TestVoiceOfTheRunBefore(t *testing.T) {
+	c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		buf := make([]byte, 2048)
+		var first []byte // the very first datagram, of flow 0
+		for {
+			n, from, err := c.ReadFromUDPAddrPort(buf)
+			if err != nil {
+				return
+			}
+			if first == nil {
+				first = bytes.Clone(buf[:n])
+				continue
+			}
+			_, _ = c.WriteToUDPAddrPort(first, from) // to any flow's port
+			_, _ = c.WriteToUDPAddrPort(buf[:n], from)
+		}
+	}()
+	v := Voice{To: c.LocalAddr().(*net.UDPAddr).AddrPort(), Flows: 1, Rate: 100, Size: 60, For: 50 * time.Millisecond, FirstPort: 31347}
+	if got, err := v.Run(t.Context()); err != nil || got.Received == 0 {
+		t.Errorf("the first run: %+v %v", got, err)
+	}
+	v.Flows = 2
+	if got, err := v.Run(t.Context()); err != nil || got.Received != got.Sent {
+		t.Errorf("the second: %+v %v", got, err)
+	}
+	c.Close()
+	<-ended
 }
 
 func TestJitter(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -18,9 +19,9 @@ import (
 )
 
 const (
-	// voiceHead is flow, sequence number and sending time at the start of a
+	// voiceHead is run, flow, sequence number and sending time at the start of a
 	// datagram.
-	voiceHead = 4 + 4 + 8
+	voiceHead = 4 + 4 + 4 + 8
 	// straggle is how long answers are awaited after the last datagram.
 	straggle = 500 * time.Millisecond
 	// echoBatch is how many datagrams the echo takes with one system call, and
@@ -67,6 +68,7 @@ func (c Calls) Loss() float64 {
 // has arrived, in turn, so that a thousand flows cost no goroutine each.
 type caller struct {
 	v       Voice
+	run     uint32 // at random: answers to the run before may still be under way
 	poll    int
 	socks   []int  // of Ports flows each
 	out     *batch // a datagram to each of the ports
@@ -86,7 +88,7 @@ func (v Voice) Run(ctx context.Context) (Calls, error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	v.Ports = max(1, v.Ports)
-	c := &caller{v: v, last: make([]time.Duration, v.Flows), out: newBatch(v.Ports, v.Size), in: newBatch(answerBatch, maxDatagram)}
+	c := &caller{v: v, run: rand.Uint32(), last: make([]time.Duration, v.Flows), out: newBatch(v.Ports, v.Size), in: newBatch(answerBatch, maxDatagram)}
 	var err error
 	if c.poll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return Calls{}, fmt.Errorf("making calls: %w", err)
@@ -178,9 +180,10 @@ func (c *caller) speak(most int) {
 	now := uint64(time.Since(c.start))
 	for i := range n {
 		b := c.out.room[first+i]
-		binary.BigEndian.PutUint32(b, uint32(flow+i))
-		binary.BigEndian.PutUint32(b[4:], uint32(c.sent+i))
-		binary.BigEndian.PutUint64(b[8:], now)
+		binary.BigEndian.PutUint32(b, c.run)
+		binary.BigEndian.PutUint32(b[4:], uint32(flow+i))
+		binary.BigEndian.PutUint32(b[8:], uint32(c.sent+i))
+		binary.BigEndian.PutUint64(b[12:], now)
 	}
 	c.out.send(uintptr(c.socks[flow/c.v.Ports]), first, first+n)
 	c.sent += n
@@ -218,14 +221,14 @@ func (c *caller) listen(events []unix.EpollEvent, wait time.Duration) error {
 
 // answer takes what a socket was answered.
 func (c *caller) answer(sock int, b []byte, now time.Duration) error {
-	if len(b) < voiceHead {
-		return nil // a loss
+	if len(b) < voiceHead || binary.BigEndian.Uint32(b) != c.run {
+		return nil // a loss, or of a run whose ports these were
 	}
-	flow := int(binary.BigEndian.Uint32(b))
+	flow := int(binary.BigEndian.Uint32(b[4:]))
 	if flow >= c.v.Flows || flow/c.v.Ports != sock {
 		return fmt.Errorf("a call from port %d was answered with what call %d sent", int(c.v.FirstPort)+sock, flow)
 	}
-	c.heard(flow, now-time.Duration(binary.BigEndian.Uint64(b[8:])))
+	c.heard(flow, now-time.Duration(binary.BigEndian.Uint64(b[12:])))
 	return nil
 }
 
