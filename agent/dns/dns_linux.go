@@ -228,8 +228,16 @@ func (m *Manager) connect() (*dbus.Conn, error) {
 	if m.bus != nil && m.bus.Connected() {
 		return m.bus, nil
 	}
-	c, err := dbus.Connect(m.cfg.Bus)
+	// A bus that takes connections and says nothing, as while it is being started,
+	// must not hold up an undo.
+	ctx, cancel := context.WithCancel(context.Background())
+	late := time.AfterFunc(callTimeout, cancel)
+	c, err := dbus.Connect(m.cfg.Bus, dbus.WithContext(ctx))
+	if !late.Stop() {
+		err = errors.Join(context.DeadlineExceeded, err)
+	}
 	if err != nil {
+		cancel()
 		return nil, fmt.Errorf("reaching the system's D-Bus: %w", err)
 	}
 	m.bus = c
@@ -316,34 +324,46 @@ func (m *Manager) Run(ctx context.Context) error {
 			fights = nil
 		}
 		m.retry(ctx)
-		again, err := m.again(ctx, restarted)
-		if again && !restarted {
+		did, err := m.again(ctx, restarted)
+		if did != "" && !restarted {
 			fights = append(fights, time.Now())
 		}
 		if err != nil {
-			m.cfg.Log.Warn("setting DNS again, since "+why, "err", err)
-		} else if again {
-			m.cfg.Log.Info("DNS was set again, since " + why)
+			m.cfg.Log.Warn("putting DNS right, since "+why, "err", err)
+		} else if did != "" {
+			m.cfg.Log.Info(did + ", since " + why)
 		}
 	}
 }
 
 // again applies what is wanted once more: after a restart of somebody's in any
-// case, else when the file lost it or another manager is in charge by now.
-func (m *Manager) again(ctx context.Context, restarted bool) (bool, error) {
+// case, else when the file lost it or another manager is in charge by now. It says
+// for people what it did, "" for nothing.
+func (m *Manager) again(ctx context.Context, restarted bool) (did string, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.want == nil {
-		return false, nil
+		return m.stray(ctx)
 	}
 	if !restarted && m.in != nil {
 		f, ok := m.in.(*resolvConf)
 		if b, err := m.choose(ctx); err == nil && b.name() == m.in.name() && (!ok || f.holds()) {
-			return false, nil
+			return "", nil
 		}
 	}
-	_, err := m.apply(ctx)
-	return true, err
+	_, err = m.apply(ctx)
+	return "DNS was set again", err
+}
+
+// stray undoes what came back with a copy of resolv.conf that another program, as
+// that of a VPN, had made while our lines stood in it. The caller holds mu.
+func (m *Manager) stray(ctx context.Context) (did string, err error) {
+	f := &resolvConf{m: m}
+	if len(m.owed) > 0 || m.ownFiles() != nil || !f.ours() {
+		return "", nil
+	}
+	m.owe(f)
+	return "the apps' DNS was taken out of resolv.conf again", m.settle(ctx)
 }
 
 // pause waits and says whether ctx is still alive.

@@ -3,6 +3,7 @@ package dns_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -488,5 +489,30 @@ func TestManagersThatDoNotResolve(t *testing.T) {
 	}
 	if got := read(t, root, "etc/resolv.conf"); got != "nameserver 192.0.2.53\n" {
 		t.Errorf("resolv.conf is still %q", got)
+	}
+}
+
+// A bus that takes connections and says nothing keeps nothing from being set and
+// undone.
+func TestTheBusIsSilent(t *testing.T) {
+	root, cfg := plain(t, home)
+	cfg.Bus = "unix:path=" + root + "/bus"
+	l, err := net.Listen("unix", root+"/bus")
+	must(t, err)
+	defer l.Close()
+	m := dns.New(cfg)
+	done := make(chan error, 1)
+	go func() {
+		_, err := m.Set(context.Background(), setting)
+		done <- errors.Join(err, m.Undo(context.Background()))
+	}()
+	select {
+	case err := <-done:
+		must(t, err)
+	case <-time.After(time.Minute):
+		t.Fatal("it waits for the bus")
+	}
+	if got := read(t, root, "etc/resolv.conf"); got != home {
+		t.Errorf("it is %q", got)
 	}
 }

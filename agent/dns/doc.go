@@ -17,7 +17,8 @@
 //
 // What was set is set again when the manager was restarted, when the laptop
 // woke, and when another program rewrote resolv.conf. Undo puts everything
-// back, and Recover does so for a process that was killed.
+// back, and Recover does so for a process that was killed. What another program
+// puts back later, from a copy of resolv.conf of that time, is undone once more.
 package dns
 
 // Names of the managers, as they are shown.

@@ -130,6 +130,13 @@ func (r *resolvConf) holds() bool {
 	return err == nil && bytes.Equal(text, r.written)
 }
 
+// ours says whether the file has lines of ours.
+func (r *resolvConf) ours() bool {
+	text, _, err := readFile(r.file())
+	_, ours := strip(text)
+	return err == nil && ours
+}
+
 // undo takes our lines out, where they were written and where the name leads to
 // now. If nothing else changed, that is the backup, byte for byte.
 func (r *resolvConf) undo(context.Context) error {

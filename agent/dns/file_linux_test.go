@@ -300,6 +300,23 @@ func TestUndoGoesOn(t *testing.T) {
 	})
 }
 
+// A VPN's program may have copied the file while our lines stood in it, and put its
+// copy back when nobody is there to answer.
+func TestAnOldCopyComesBack(t *testing.T) {
+	root, cfg := plain(t, home)
+	m := start(t, cfg)
+	path := filepath.Join(root, "etc/resolv.conf")
+	for range 2 {
+		set(t, m, setting, dns.ResolvConf)
+		old := read(t, root, "etc/resolv.conf")
+		must(t, m.Undo(t.Context()))
+		must(t, os.WriteFile(path, []byte("nameserver 203.0.113.53\n"), 0o644))
+		must(t, os.WriteFile(path, []byte(old), 0o644))
+		becomes(t, root, "etc/resolv.conf", home)
+	}
+	backupGone(t, root)
+}
+
 // A full disk has no room for a second file, and need not.
 func TestUndoOnAFullDisk(t *testing.T) {
 	root := t.TempDir()
