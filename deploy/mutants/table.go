@@ -130,6 +130,14 @@ var mutants = []mutant{
 		pkg: "./gateway/audit/notary", test: "TestOnlyWhatWasSignedMayBeRemoved",
 	},
 	{
+		name: "tile_written_again", breaks: "who is killed while it signs needs a backup of the tree",
+		edit: edit{
+			"gateway/audit/notary/tiles.go",
+			"	if err == nil && bytes.Equal(was, data) && ", "	if err == nil && was == nil && bytes.Equal(was, data) && ",
+		},
+		pkg: "./gateway/audit/notary", test: "TestKilledBetweenAnyTwoWrites",
+	},
+	{
 		name: "underscore_header", breaks: "X_Forwarded_For passes for another name than X-Forwarded-For",
 		edit: edit{
 			"gateway/proxy/headers.go",

@@ -91,6 +91,11 @@ func TestKilledBetweenAnyTwoWrites(t *testing.T) {
 			o.write(70)
 			return o, o.checkpoint()
 		},
+		"what was removed, and a log that grew by little": func() (*office, []byte) {
+			o, _ := newArchive(t, 150) // the upper tile of it is the same after this
+			o.write(5)
+			return o, o.checkpoint()
+		},
 		"a damaged tree": func() (*office, []byte) {
 			o := newOffice(t)
 			o.write(300)

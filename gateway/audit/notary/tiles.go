@@ -1,6 +1,7 @@
 package notary
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -106,8 +107,15 @@ func (t *tiles) write(tile tlog.Tile, hs []tlog.Hash) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fmt.Errorf("writing the audit tree: %w", err)
 	}
+	// A tile's content never changes. One that is there may be of the checkpoint that
+	// is there, as the partial ones of upper levels are for long: who is killed while
+	// it is written again, or finds no room to, leaves that checkpoint without it.
+	was, err := os.ReadFile(path)
+	if err == nil && bytes.Equal(was, data) && !slices.Contains(t.loose, path) {
+		t.loose = append(t.loose, path)
+		return nil
+	}
 	t.loose = append(t.loose, path)
-	// A tile's content never changes, so a second writing is the same one.
 	if err := os.WriteFile(path, data, 0o600); err != nil {
 		return fmt.Errorf("writing the audit tree: %w", err)
 	}
