@@ -44,11 +44,7 @@ func (e *BadRecord) Is(target error) bool { return target == ErrChanged }
 // a *[BadRecord] that names the first record that differs.
 func Verify(logFile, dir string, v note.Verifier, earlier ...[]byte) (Report, error) {
 	rep := Report{Verifier: fmt.Sprintf("%s+%08x", v.Name(), v.KeyHash())}
-	msg, err := os.ReadFile(filepath.Join(dir, FileCheckpoint))
-	if err != nil {
-		return rep, fmt.Errorf("reading the checkpoint: %w", err)
-	}
-	now, err := OpenCheckpoint(msg, v)
+	now, _, reader, err := latest(dir, v)
 	if err != nil {
 		return rep, err
 	}
@@ -72,18 +68,35 @@ func Verify(logFile, dir string, v note.Verifier, earlier ...[]byte) (Report, er
 		return rep, err
 	}
 	rep.First = int64(first)
-	rep.Records, err = walk(logFile, dir, rep.First-1, now, want)
-	if err == nil {
-		rep.Earlier = len(earlier)
+	if rep.Records, err = walk(logFile, reader, rep.First-1, now, want); err != nil {
+		return rep, err
 	}
-	return rep, err
+	rep.Earlier = len(earlier)
+	return rep, nil
+}
+
+// latest reads the checkpoint of a tree and, if they are the signed ones, gives the
+// tree's hashes; otherwise the reader is nil. A gateway that signs meanwhile removes
+// hashes that only the checkpoint before needed, so they are asked of the next.
+func latest(dir string, v note.Verifier) (c Checkpoint, msg []byte, reader tlog.HashReader, err error) {
+	for {
+		before := msg
+		if msg, err = os.ReadFile(filepath.Join(dir, FileCheckpoint)); err != nil {
+			return c, nil, nil, fmt.Errorf("reading the checkpoint: %w", err)
+		}
+		if c, err = OpenCheckpoint(msg, v); err != nil {
+			return c, nil, nil, err
+		}
+		if reader = treeReader(dir, c); reader != nil || bytes.Equal(msg, before) {
+			return c, msg, reader, nil
+		}
+	}
 }
 
 // walk computes the tree of a log and compares its root at every size wanted.
 // The records up to removed are not there any more: what the tree beside the log
 // says of them counts, because only the true hashes lead to the signed root.
-func walk(logFile, dir string, removed int64, now Checkpoint, want map[int64]tlog.Hash) (int64, error) {
-	reader := treeReader(dir, now)
+func walk(logFile string, reader tlog.HashReader, removed int64, now Checkpoint, want map[int64]tlog.Hash) (int64, error) {
 	tree := &rightEdge{}
 	if removed > 0 {
 		if reader == nil || removed > now.Size {
@@ -283,15 +296,7 @@ var ErrUnsigned = errors.New("the record is not signed yet; try again in some se
 
 // Prove makes the Proof of the first record that match picks.
 func Prove(logFile, dir string, v note.Verifier, match func(line []byte) bool) (Proof, error) {
-	msg, err := os.ReadFile(filepath.Join(dir, FileCheckpoint))
-	if err != nil {
-		return Proof{}, fmt.Errorf("reading the checkpoint: %w", err)
-	}
-	c, err := OpenCheckpoint(msg, v)
-	if err != nil {
-		return Proof{}, err
-	}
-	p := Proof{Checkpoint: string(msg)}
+	var p Proof
 	first, err := audit.First(logFile)
 	if err != nil {
 		return Proof{}, err
@@ -307,17 +312,20 @@ func Prove(logFile, dir string, v note.Verifier, match func(line []byte) bool) (
 	}); err != nil {
 		return Proof{}, err
 	}
-	switch {
-	case p.Seq == 0:
+	if p.Seq == 0 {
 		return Proof{}, ErrNotFound
+	}
+	c, msg, reader, err := latest(dir, v) // only now: reading a long log takes a while
+	switch {
+	case err != nil:
+		return Proof{}, err
 	case p.Seq > c.Size:
 		return Proof{}, ErrUnsigned
+	case reader == nil:
+		return Proof{}, fmt.Errorf("proving record %d: the tree in %s is not the one that was signed; run: portvakt-gateway audit verify", p.Seq, dir)
 	}
-	t := &tiles{dir: dir}
-	if err := t.load(c.Size); err != nil {
-		return Proof{}, err
-	}
-	hashes, err := tlog.ProveRecord(c.Size, p.Seq-1, tlog.TileHashReader(tlog.Tree{N: c.Size, Hash: c.Root}, &tileReader{t}))
+	p.Checkpoint = string(msg)
+	hashes, err := tlog.ProveRecord(c.Size, p.Seq-1, reader)
 	if err != nil {
 		return Proof{}, fmt.Errorf("proving record %d: %w", p.Seq, err)
 	}
