@@ -138,6 +138,14 @@ var mutants = []mutant{
 		pkg: "./gateway/audit/notary", test: "TestKilledBetweenAnyTwoWrites",
 	},
 	{
+		name: "closed_file_extended", breaks: "something may be written behind a closed file's last record",
+		edit: edit{
+			"gateway/audit/notary/verify.go",
+			"	if unended != \"\" {", "	if unended != \"\" && rep.Records < 0 {",
+		},
+		pkg: "./gateway/audit/notary", test: "TestNothingIsAddedToAClosedFile",
+	},
+	{
 		name: "underscore_header", breaks: "X_Forwarded_For passes for another name than X-Forwarded-For",
 		edit: edit{
 			"gateway/proxy/headers.go",

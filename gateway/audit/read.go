@@ -20,7 +20,8 @@ const (
 	settle = 10
 )
 
-var errLineTooLong = fmt.Errorf("a line is longer than %d bytes", MaxLine)
+// ErrLineTooLong says that something in a log is longer than any record.
+var ErrLineTooLong = fmt.Errorf("a line is longer than %d bytes", MaxLine)
 
 // parseLine reads one line without its newline. Members it does not know are
 // passed over: later versions add some.
@@ -106,7 +107,7 @@ func readLine(br *bufio.Reader) ([]byte, error) {
 	var long []byte
 	for errors.Is(err, bufio.ErrBufferFull) {
 		if long = append(long, line...); len(long) > MaxLine {
-			return nil, errLineTooLong
+			return nil, ErrLineTooLong
 		}
 		line, err = br.ReadSlice('\n')
 	}

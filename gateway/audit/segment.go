@@ -122,7 +122,7 @@ func firstRecord(f *os.File) (uint64, error) {
 	switch {
 	case errors.Is(err, io.EOF):
 		return 0, nil
-	case errors.Is(err, errLineTooLong):
+	case errors.Is(err, ErrLineTooLong):
 		return unreadable, nil
 	case err != nil:
 		return 0, err
@@ -244,6 +244,42 @@ func segmentOf(all []segment, after uint64) (int, error) {
 	return 0, nil // it can be no other
 }
 
+// Unended names the first closed file of a log that does not end with a line's
+// newline, if there is one. The gateway closes none like that, and whoever added
+// something there need not have touched a line.
+func Unended(path string) (file string, err error) {
+	closed, err := closedSegments(path)
+	if err != nil {
+		return "", fmt.Errorf("reading the decision log: %w", err)
+	}
+	for _, s := range closed {
+		ended, err := endsInNewline(s.path)
+		switch {
+		case errors.Is(err, os.ErrNotExist): // just removed: it was the oldest
+		case err != nil:
+			return "", fmt.Errorf("reading the decision log: %w", err)
+		case !ended:
+			return s.path, nil
+		}
+	}
+	return "", nil
+}
+
+func endsInNewline(path string) (bool, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil || st.Size() == 0 {
+		return false, err
+	}
+	b := make([]byte, 1)
+	_, err = f.ReadAt(b, st.Size()-1)
+	return b[0] == '\n', err
+}
+
 // FileOf returns the number of the first record in the file that holds a record,
 // if the log is whole.
 func FileOf(path string, seq uint64) (first uint64, err error) {
@@ -268,8 +304,8 @@ func lines(r io.Reader, fn func(line []byte) (bool, error)) error {
 	buf := make([]byte, 0, 1<<20)
 	for {
 		if len(buf) == cap(buf) {
-			if cap(buf) > 2*MaxLine {
-				return fmt.Errorf("reading the decision log: %w", errLineTooLong)
+			if cap(buf) >= 2*MaxLine {
+				return fmt.Errorf("reading the decision log: %w", ErrLineTooLong)
 			}
 			buf = append(make([]byte, 0, 2*cap(buf)), buf...)
 		}

@@ -71,6 +71,13 @@ func Verify(logFile, dir string, v note.Verifier, earlier ...[]byte) (Report, er
 	if rep.Records, err = walk(logFile, reader, rep.First-1, now, want); err != nil {
 		return rep, err
 	}
+	unended, err := audit.Unended(logFile)
+	if err != nil {
+		return rep, err
+	}
+	if unended != "" {
+		return rep, fmt.Errorf("%w: behind the last record of %s stands something else", ErrChanged, unended)
+	}
 	rep.Earlier = len(earlier)
 	return rep, nil
 }
@@ -146,6 +153,9 @@ func walk(logFile string, reader tlog.HashReader, removed int64, now Checkpoint,
 		tree.add(h)
 		return true, check()
 	})
+	if errors.Is(err, audit.ErrLineTooLong) {
+		err = &BadRecord{tree.size + 1, "is no record: " + err.Error()}
+	}
 	if err != nil {
 		return tree.size - removed, err
 	}
