@@ -68,6 +68,8 @@ type Log struct {
 	ends   []int
 	bodies [][]byte     // scratch of writeGroup
 	spare  []*appending // an empty group
+	// unbegun is why the day's file could not be begun when that was tried last.
+	unbegun error
 
 	// gmu guards group and leading. Taken after mu or alone, held for moments
 	// only.

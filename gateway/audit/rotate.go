@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -52,9 +53,11 @@ func (l *Log) rotate() (synced uint64, err error) {
 		return 0, l.fail(err)
 	}
 	closed := filepath.Join(filepath.Dir(l.path), segmentName(l.first))
-	if err := l.begin(closed); err != nil {
+	err = l.begin(closed)
+	if err != nil && (l.unbegun == nil || err.Error() != l.unbegun.Error()) { // it is tried again each second
 		l.log.Warn("the audit log could not begin the day's file; it goes on in the old one", "err", err)
 	}
+	l.unbegun = err
 	return l.seq, nil
 }
 
@@ -62,6 +65,11 @@ func (l *Log) rotate() (synced uint64, err error) {
 // closed. A crash in between leaves no active file, and the next start makes
 // one. mu is held.
 func (l *Log) begin(closed string) error {
+	// Nobody else makes files here while the lock is held, so one is there because
+	// the active file was restored from a backup: it is evidence.
+	if _, err := os.Lstat(closed); !errors.Is(err, os.ErrNotExist) {
+		return cmp.Or(err, fmt.Errorf("%s is there already, and is not overwritten: was only a part of the log restored from a backup? Move that file away", closed))
+	}
 	if err := os.Rename(l.path, closed); err != nil {
 		return err
 	}

@@ -224,6 +224,18 @@ func TestRotationThatFails(t *testing.T) {
 	if err := os.Remove(filepath.Join(dir, segmentName(1))); err != nil {
 		t.Fatal(err)
 	}
+	// As who restores only the active file from a backup has it: what is there
+	// is evidence.
+	if err := os.WriteFile(filepath.Join(dir, segmentName(1)), []byte("what was\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l.mustRotate(t)
+	if b, err := os.ReadFile(filepath.Join(dir, segmentName(1))); err != nil || string(b) != "what was\n" {
+		t.Errorf("a closed file was overwritten: %q %v", b, err)
+	}
+	if err := os.Remove(filepath.Join(dir, segmentName(1))); err != nil {
+		t.Fatal(err)
+	}
 	l.mustRotate(t)
 	appendSome(t, l, 1)
 	if n := len(seqs(t, l)); n != 4 || len(files(t, dir)) != 2 {
