@@ -221,7 +221,7 @@ var mutants = []mutant{
 		name: "lane_trailers", breaks: "a device tells an https app who asks, behind the body",
 		edit: edit{
 			"gateway/proxy/forward.go",
-			"		if !trailerAllowed(name, pr.In.Header[\"Connection\"]) {", "		if name == \"\" {",
+			"		if !trailerAllowed(name, named) {", "		if name == \"\" && named[name] {",
 		},
 		pkg: "./gateway/proxy", test: "TestCorpora/h2",
 	},
@@ -245,7 +245,7 @@ var mutants = []mutant{
 		name: "direct_nominated", breaks: "a header that is about the device's connection reaches an http app",
 		edit: edit{
 			"gateway/proxy/direct.go",
-			"!ordinary[name] && reserved(name) || nominated(named, name) {", "!ordinary[name] && reserved(name) {",
+			"!ordinary[name] && reserved(name) || named[name] {", "!ordinary[name] && reserved(name) {",
 		},
 		pkg: "./gateway/proxy", test: "TestTrailersToApps/http",
 	},

@@ -301,7 +301,7 @@ func (u *upload) send(c *http1.Conn) error {
 			}
 		}
 		if errors.Is(err, io.EOF) {
-			_, err := c.Write(appendTrailer(append(buf[:0], "0\r\n"...), u.r.Trailer, u.r.Header["Connection"]))
+			_, err := c.Write(appendTrailer(append(buf[:0], "0\r\n"...), u.r.Trailer, nominations(u.r.Header["Connection"])))
 			return err
 		}
 		if err != nil {
@@ -317,9 +317,10 @@ func appendField(dst []byte, name, value string) []byte {
 	return append(dst, "\r\n"...)
 }
 
-// hopByHop are about one connection and never pass (RFC 9110, 7.6.1).
+// hopByHop are about one connection and never pass (RFC 9110, 7.6.1; Close is
+// reserved, since Connection may say close).
 var hopByHop = map[string]bool{
-	"Connection": true, "Proxy-Connection": true, "Keep-Alive": true, "Proxy-Authenticate": true, "Proxy-Authorization": true,
+	"Connection": true, "Close": true, "Proxy-Connection": true, "Keep-Alive": true, "Proxy-Authenticate": true, "Proxy-Authorization": true,
 	"Te": true, "Trailer": true, "Transfer-Encoding": true, "Upgrade": true,
 }
 
@@ -332,7 +333,7 @@ func (x *exchange) appendHead(dst []byte, r *http.Request, length int64) ([]byte
 	dst = append(dst, x.req.target.query...)
 	dst = append(dst, " HTTP/1.1\r\n"...)
 	dst = appendField(dst, "Host", x.req.host)
-	named := r.Header["Connection"]
+	named := nominations(r.Header["Connection"])
 	for name, values := range r.Header {
 		switch name {
 		case "Host", "Content-Length", "Expect": // said by others: us, the framing, our own server
@@ -344,7 +345,7 @@ func (x *exchange) appendHead(dst []byte, r *http.Request, length int64) ([]byte
 		case "Cookie":
 			values = theirCookies(values)
 		}
-		if hopByHop[name] || !ordinary[name] && reserved(name) || nominated(named, name) {
+		if hopByHop[name] || !ordinary[name] && reserved(name) || named[name] {
 			continue
 		}
 		for _, v := range values {
@@ -382,20 +383,22 @@ func (x *exchange) appendHead(dst []byte, r *http.Request, length int64) ([]byte
 }
 
 // pass copies the headers of an app's answer that may reach the device. named
-// are its Connection headers; trailers says that there will be some.
-func pass(h http.Header, fields []http1.Field) (named []string, trailers bool) {
+// is what its Connection headers name; trailers says that there will be some.
+func pass(h http.Header, fields []http1.Field) (named nominated, trailers bool) {
+	var connection []string
 	for _, f := range fields {
 		if f.Name == "Connection" {
-			named = append(named, f.Value)
+			connection = append(connection, f.Value)
 		}
 	}
+	named = nominations(connection)
 	values := make([]string, len(fields))
 	for i, f := range fields {
 		switch {
 		case f.Name == "Trailer":
 			trailers = true
 			continue
-		case hopByHop[f.Name] || ours(f.Name) || f.Name == "Set-Cookie" && isOurCookie(f.Value) || nominated(named, f.Name):
+		case hopByHop[f.Name] || ours(f.Name) || f.Name == "Set-Cookie" && isOurCookie(f.Value) || named[f.Name]:
 			continue
 		}
 		if old, there := h[f.Name]; there {

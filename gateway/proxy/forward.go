@@ -64,7 +64,7 @@ func (pick) RoundTrip(r *http.Request) (*http.Response, error) {
 	}))
 	res, err := x.lane.transport.RoundTrip(r)
 	if err == nil {
-		x.named = res.Header["Connection"] // ReverseProxy removes it, and http.Transport one that says close
+		x.named = nominations(res.Header["Connection"]) // ReverseProxy removes it, and http.Transport one that says close
 	}
 	return res, err
 }
@@ -86,8 +86,9 @@ func rewrite(pr *httputil.ProxyRequest) {
 	} else {
 		delete(out.Header, "Cookie")
 	}
+	named := nominations(pr.In.Header["Connection"])
 	for name := range out.Trailer {
-		if !trailerAllowed(name, pr.In.Header["Connection"]) {
+		if !trailerAllowed(name, named) {
 			delete(out.Trailer, name)
 		}
 	}

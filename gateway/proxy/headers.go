@@ -74,7 +74,7 @@ func greedyRange(values []string) bool {
 	return n > maxRanges
 }
 
-func appendTrailer(dst []byte, trailer http.Header, named []string) []byte {
+func appendTrailer(dst []byte, trailer http.Header, named nominated) []byte {
 	for name, values := range trailer {
 		if !trailerAllowed(name, named) {
 			continue
@@ -89,23 +89,43 @@ func appendTrailer(dst []byte, trailer http.Header, named []string) []byte {
 }
 
 // trailerAllowed says which of a device's trailers pass: none that is a header's
-// business, and none that its Connection header, named, names.
-func trailerAllowed(name string, named []string) bool {
+// business, and none that its Connection header names.
+func trailerAllowed(name string, named nominated) bool {
 	return !reserved(name) && afterBody(name, named)
 }
 
 // trailerReturns says which of an app's pass.
-func trailerReturns(name string, named []string) bool {
+func trailerReturns(name string, named nominated) bool {
 	return !ours(name) && afterBody(name, named)
 }
 
 // afterBody says which fields make sense behind a body and on more than one
 // connection (RFC 9110, 6.5.1 and 7.6.1). Cookies do not: who reads them has read
 // the headers, and the gateway's are looked for there.
-func afterBody(name string, named []string) bool {
-	return name != "Cookie" && name != "Set-Cookie" && httpguts.ValidHeaderFieldName(name) && httpguts.ValidTrailerHeader(name) && !hopByHop[name] && !nominated(named, name)
+func afterBody(name string, named nominated) bool {
+	return name != "Cookie" && name != "Set-Cookie" && httpguts.ValidHeaderFieldName(name) && httpguts.ValidTrailerHeader(name) && !hopByHop[name] && !named[name]
 }
 
-// nominated says that Connection headers name a field, which then is about one
-// connection alone (RFC 9110, 7.6.1).
-func nominated(named []string, name string) bool { return len(named) > 0 && tokens(named, name) }
+// nominated are the fields that Connection headers name, which then are about one
+// connection alone (RFC 9110, 7.6.1). Every field is looked up there, and both
+// may be thousands: they are read once.
+type nominated map[string]bool
+
+// nominations reads Connection headers. What hopByHop has is not in it.
+func nominations(connection []string) (named nominated) {
+	for _, v := range connection {
+		for name := range strings.SplitSeq(v, ",") {
+			if name = strings.TrimSpace(name); name == "" || strings.EqualFold(name, "close") || strings.EqualFold(name, "keep-alive") {
+				continue // the usual ones cost no allocation
+			}
+			if name = http.CanonicalHeaderKey(name); hopByHop[name] {
+				continue
+			}
+			if named == nil {
+				named = nominated{}
+			}
+			named[name] = true
+		}
+	}
+	return named
+}

@@ -54,7 +54,7 @@ type exchange struct {
 	// Of a lane: what was read of the device's body and the app has not taken.
 	// HTTP/2 may take everything else on its connection and nothing of this.
 	sending patience
-	named   []string // the Connection headers of its answer
+	named   nominated // of its answer
 
 	held   held // of direct, as what follows
 	upload upload

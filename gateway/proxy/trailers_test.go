@@ -1,6 +1,7 @@
 package proxy_test
 
 import (
+	"bufio"
 	"fmt"
 	"io"
 	"maps"
@@ -9,6 +10,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/portvakt/portvakt/gateway/proxy"
 )
 
 // heads is an app that tells what it got around a body.
@@ -45,6 +49,32 @@ func TestTrailersToApps(t *testing.T) {
 			}
 			if r.Header.Get("X-Ok") != "a" || r.Header.Get("X-Named") != "" {
 				t.Errorf("the app got the headers %v", r.Header)
+			}
+		})
+	}
+}
+
+// What the device's Connection header names is looked up as often as there are
+// trailers, so that both may be many: read anew each time, these would take minutes.
+func TestManyNominations(t *testing.T) {
+	got := make(heads, 1)
+	apps, upstreams := newKinds(t, got, nil)
+	w := newWorld(t, apps, upstreams, func(c *proxy.Config) { c.Limits.HeaderBytes = 8 << 20 })
+	var names strings.Builder
+	for i := range 120_000 {
+		fmt.Fprintf(&names, ", X-%x", 1<<20+i)
+	}
+	for _, kind := range kinds {
+		t.Run(kind, func(t *testing.T) {
+			c := w.tls(kind + ".test")
+			defer c.Close()
+			_ = c.SetDeadline(time.Now().Add(slack * 20 * time.Second))
+			fmt.Fprintf(c, "POST /x HTTP/1.1\r\nHost: %s.test\r\nTransfer-Encoding: chunked\r\nConnection: close%[2]s\r\nTrailer: X-Ok%[2]s\r\n\r\n1\r\na\r\n0\r\nX-Ok: b\r\nX-100000: b\r\n\r\n", kind, &names)
+			if res, err := http.ReadResponse(bufio.NewReader(c), nil); err != nil || res.StatusCode != http.StatusOK {
+				t.Fatal(res, err)
+			}
+			if r := <-got; len(r.Trailer) != 1 || r.Trailer.Get("X-Ok") != "b" {
+				t.Errorf("the app got %d trailers", len(r.Trailer))
 			}
 		})
 	}
