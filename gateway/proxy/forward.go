@@ -121,6 +121,17 @@ func dropOurs(h http.Header) {
 	dropOurCookies(h)
 }
 
+// dropHops takes out what is about the app's connection, which ReverseProxy does
+// for all answers but those before the real one.
+func dropHops(h http.Header) {
+	named := nominations(h["Connection"])
+	for name := range h {
+		if hopByHop[name] || named[name] {
+			delete(h, name)
+		}
+	}
+}
+
 // dropTrailers leaves what may reach the device of an app's trailers, or of their
 // announcement.
 func (x *exchange) dropTrailers(trailer http.Header) {
@@ -202,6 +213,7 @@ func (c *counted) WriteHeader(status int) {
 		if c.x.flow.Check() != nil {
 			return
 		}
+		dropHops(c.Header())
 		dropOurs(c.Header())
 	}
 	c.ResponseWriter.WriteHeader(status)

@@ -7,6 +7,9 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
+	"net/textproto"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -77,6 +80,59 @@ func TestManyNominations(t *testing.T) {
 				t.Errorf("the app got %d trailers", len(r.Trailer))
 			}
 		})
+	}
+}
+
+// Of an answer before the real one a device gets, over whichever version and from
+// whichever app, nothing that is about the app's connection.
+func TestHopsOfEarlyAnswers(t *testing.T) {
+	head := "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nConnection: keep-alive, x-named\r\nX-Named: a\r\n"
+	for _, name := range []string{"Keep-Alive", "Proxy-Authenticate", "Proxy-Connection", "Te", "Trailer", "Upgrade", "Portvakt-Reason"} {
+		head += name + ": a\r\n"
+	}
+	app := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		c, rw, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		_, _ = io.WriteString(rw, head+"\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+		_ = rw.Flush()
+	})
+	for _, secure := range []bool{false, true} {
+		srv, apps := httptest.NewUnstartedServer(app), []string{crmYAML}
+		t.Cleanup(srv.Close)
+		if secure {
+			srv.StartTLS()
+			apps = secureApp(t, srv, "")
+		} else {
+			srv.Start()
+		}
+		w := newWorld(t, apps, map[string]string{"crm": srv.URL})
+		for version, h2 := range map[string]bool{"HTTP 1.1": false, "HTTP 2": true} {
+			t.Run(fmt.Sprintf("TLS %v %s", secure, version), func(t *testing.T) {
+				var got []http.Header
+				ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{Got1xxResponse: func(_ int, h textproto.MIMEHeader) error {
+					got = append(got, http.Header(h))
+					return nil
+				}})
+				req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://crm.test/", nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				res, err := w.client(h2).Do(req)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer res.Body.Close()
+				if body, err := io.ReadAll(res.Body); string(body) != "ok" || err != nil {
+					t.Errorf("%q, %v", body, err)
+				}
+				if want := []http.Header{{"Link": {"</a>"}}}; !reflect.DeepEqual(got, want) {
+					t.Errorf("the device got %v early", got)
+				}
+			})
+		}
 	}
 }
 
