@@ -104,6 +104,11 @@ func examine(r *http.Request, name string, app *policy.App) (request, *rejection
 	if e := r.Header["Expect"]; len(e) > 0 && !tokens(e, "100-continue") { // RFC 9110, 10.1.1
 		return req, badRequest(http.StatusExpectationFailed, "expect", strings.Join(e, ", "), "none, or 100-continue")
 	}
+	// RFC 9113, 8.3.1: the authority has a field of its own; net/http takes a
+	// target that names another one.
+	if r.ProtoMajor == 2 && !strings.HasPrefix(r.RequestURI, "/") {
+		return req, badRequest(http.StatusBadRequest, "request target", r.RequestURI, "a path that begins with /")
+	}
 	uri, rej := originForm(r.RequestURI, app)
 	if rej != nil {
 		return req, rej

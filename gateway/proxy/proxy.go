@@ -185,8 +185,7 @@ func New(cfg Config) (*Proxy, error) {
 }
 
 // forwardSecret are the cipher suites of TLS 1.2 that HTTP/2 may be spoken with
-// (RFC 9113, appendix A). The HTTP/2 server does not see the handshake, and
-// refuses none itself.
+// (RFC 9113, appendix A): with another, a connection that asked for it would end.
 var forwardSecret = []uint16{
 	tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
 	tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
