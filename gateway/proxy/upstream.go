@@ -76,8 +76,8 @@ func (u *upstreams) of(app *policy.App) (*upstream, error) {
 	var err error
 	if app.UpstreamCAFile != "" {
 		u.reading.Lock()
-		defer u.reading.Unlock()
 		if up := u.known(app); up != nil {
+			u.reading.Unlock()
 			return up, nil
 		}
 		if ca, err = os.ReadFile(app.UpstreamCAFile); err != nil {
@@ -85,6 +85,9 @@ func (u *upstreams) of(app *policy.App) (*upstream, error) {
 		}
 	}
 	u.mu.Lock()
+	if app.UpstreamCAFile != "" {
+		u.reading.Unlock() // not after unlock, which may wait for an app
+	}
 	defer u.unlock()
 	up := u.all[app.Name]
 	if err == nil && (up == nil || !up.madeOf(app, ca)) {
