@@ -510,9 +510,25 @@ var mutants = []mutant{
 		name: "lapse_unseen", breaks: "what was queued when the gateway stood still leaves when it goes on",
 		edit: edit{
 			"gateway/session/lapse.go",
-			"<= m.lapse()", "<= 1000*m.lapse()",
+			"m.beat.Load()) <= m.lapse()", "m.beat.Load()) <= 1000*m.lapse()",
 		},
 		pkg: "./gateway/session", test: "TestNothingIsAwakeBeforeItIsDecidedAgain",
+	},
+	{
+		name: "lapse_undecided", breaks: "after a lapse all counts as decided again before it is",
+		edit: edit{
+			"gateway/session/lapse.go",
+			"m.decided.Load()) <= m.lapse()", "m.decided.Load()) <= 1000*m.lapse()",
+		},
+		pkg: "./gateway/session", test: "TestNothingIsAwakeBeforeItIsDecidedAgain",
+	},
+	{
+		name: "lane_turn", breaks: "a request that waited for its turn on a connection leaves after a lapse",
+		edit: edit{
+			"gateway/proxy/upstream.go",
+			"connect(ctx, address, u.decided)", "connect(ctx, address, nil)",
+		},
+		pkg: "./gateway/proxy", test: "TestNoTurnComesBeforeAllIsDecided",
 	},
 	{
 		name: "lapse_leaves", breaks: "the socket sends although the gateway is not awake",

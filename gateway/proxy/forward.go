@@ -176,7 +176,7 @@ func (p *Proxy) fault(w http.ResponseWriter, r *http.Request, x *exchange, err e
 	x.mu.Unlock()
 	// A cut is known to the Flow before anybody else learns of it; a body that
 	// was refused a chunk in between is no fault of the app's either.
-	if _, cut := x.flow.Cut(); cut || x.flow.Check() != nil || !gaveUp && (r.Context().Err() != nil || x.severed()) || clientErr != nil {
+	if _, cut := x.flow.Cut(); cut || x.flow.Check() != nil || !gaveUp && (r.Context().Err() != nil || x.severed()) || clientErr != nil || errors.Is(err, errAsleep) {
 		x.note(0, outcomeDone) // cut, or the device went away: no fault of the app's
 		panic(http.ErrAbortHandler)
 	}

@@ -60,6 +60,7 @@ type world struct {
 	ports   atomic.Uint32
 	began   time.Time
 	ahead   atomic.Int64  // nanoseconds by which the sessions' clocks were put on
+	asleep  atomic.Bool   // not decided again after a lapse
 	lasts   time.Duration // of a session
 
 	mu        sync.Mutex
@@ -108,6 +109,7 @@ func newWorld(t testing.TB, apps []string, upstreams map[string]string, opts ...
 	cfg := proxy.Config{
 		Session: w.manager, AppByAddr: w.manager.AppByAddr, Certificate: certificate, Signer: w.signer,
 		Forbidden: []netip.Prefix{netip.MustParsePrefix("100.64.0.0/16")},
+		Decided:   func() bool { return !w.asleep.Load() },
 		Timeouts:  proxy.Timeouts{Drain: 200 * time.Millisecond},
 	}
 	for _, o := range opts {

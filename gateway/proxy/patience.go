@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -122,11 +123,14 @@ func takenOf(c any) uint64 {
 type appConn struct {
 	net.Conn
 	patience
+	may  func() bool // whether anything may be written; nil where it may
 	came came
 }
 
-func newAppConn(c net.Conn, within time.Duration) *appConn {
-	a := &appConn{Conn: c}
+var errAsleep = errors.New("the gateway stood still, and has not decided again")
+
+func newAppConn(c net.Conn, within time.Duration, may func() bool) *appConn {
+	a := &appConn{Conn: c, may: may}
 	a.patience = patience{within: within, conn: c, over: func() {
 		_ = a.SetLinger(0) // whoever closes it now is not waited for
 		_ = c.SetWriteDeadline(time.Unix(1, 0))
@@ -139,6 +143,10 @@ func (a *appConn) Read(b []byte) (int, error) { return a.came.add(a.Conn.Read(b)
 
 // Write implements [net.Conn].
 func (a *appConn) Write(b []byte) (int, error) {
+	if a.may != nil && !a.may() {
+		_ = a.SetLinger(0) // nothing that is queued leaves either
+		return 0, errAsleep
+	}
 	if err := a.begin(); err != nil {
 		return 0, err
 	}

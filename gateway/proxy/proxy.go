@@ -52,6 +52,9 @@ type Config struct {
 	// Certificate returns a server certificate of the internal CA for names.
 	Certificate func(names []string) (*tls.Certificate, error)
 	Signer      *assertion.Signer
+	// Decided says whether every open Flow was decided since the gateway last
+	// stood still (see session.Manager.Decided, which is asked without it).
+	Decided func() bool
 	// Device returns the address that an inner address counts with, the same for
 	// all of one device. Without it each counts by itself.
 	Device func(netip.Addr) netip.Addr
@@ -162,6 +165,9 @@ func New(cfg Config) (*Proxy, error) {
 	cfg.Limits.defaults()
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Decided == nil {
+		cfg.Decided = cfg.Session.Decided
 	}
 	if cfg.Device == nil {
 		cfg.Device = func(a netip.Addr) netip.Addr { return a }

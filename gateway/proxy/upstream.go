@@ -42,6 +42,7 @@ type upstreams struct {
 	timeouts  Timeouts
 	limits    Limits
 	forbidden []netip.Prefix
+	decided   func() bool
 
 	idle *http1.Budget // of all pools
 
@@ -56,7 +57,7 @@ type upstreams struct {
 
 func newUpstreams(cfg Config) upstreams {
 	return upstreams{
-		timeouts: cfg.Timeouts, limits: cfg.Limits, forbidden: cfg.Forbidden, idle: http1.NewBudget(maxIdle), breakers: newBreakers(cfg),
+		timeouts: cfg.Timeouts, limits: cfg.Limits, forbidden: cfg.Forbidden, decided: cfg.Decided, idle: http1.NewBudget(maxIdle), breakers: newBreakers(cfg),
 		all: map[string]*upstream{}, lanes: lanes{of: map[netip.Addr][]*lane{}, perApp: map[*upstream]int{}},
 	}
 }
@@ -132,19 +133,23 @@ func (u *upstreams) make(app *policy.App, ca []byte) (*upstream, error) {
 		return nil, err
 	}
 	name, dialer := app.Name, dial.New(u.timeouts.Dial, app.Allow, u.forbidden)
-	connect := func(ctx context.Context, address string) (net.Conn, error) {
+	connect := func(ctx context.Context, address string, may func() bool) (net.Conn, error) {
 		c, err := u.breakers.dial(ctx, name, dialer, address)
 		if err != nil {
 			return nil, err
 		}
-		return newAppConn(c, u.timeouts.Write), nil
+		return newAppConn(c, u.timeouts.Write, may), nil
 	}
 	up := &upstream{
 		from: *app, ca: ca,
 		scheme: to.Scheme, host: to.Host,
 		transport: func() *http.Transport {
 			return &http.Transport{
-				DialContext:            func(ctx context.Context, _, address string) (net.Conn, error) { return connect(ctx, address) },
+				// Who writes there, and when, http.Transport decides: over HTTP/2 a
+				// request waits for its turn.
+				DialContext: func(ctx context.Context, _, address string) (net.Conn, error) {
+					return connect(ctx, address, u.decided)
+				},
 				TLSClientConfig:        conf,
 				TLSHandshakeTimeout:    u.timeouts.Dial,
 				ForceAttemptHTTP2:      true,
@@ -164,7 +169,7 @@ func (u *upstreams) make(app *policy.App, ca []byte) (*upstream, error) {
 			address = net.JoinHostPort(to.Hostname(), "80")
 		}
 		up.pool = http1.NewPool(http1.Options{
-			Dial:        func(ctx context.Context) (net.Conn, error) { return connect(ctx, address) },
+			Dial:        func(ctx context.Context) (net.Conn, error) { return connect(ctx, address, nil) }, // whose users ask their Flow
 			HeadBytes:   int(u.limits.ResponseHeaderBytes),
 			IdleTimeout: u.timeouts.UpstreamIdle,
 			Budget:      u.idle,

@@ -24,6 +24,12 @@ func (m *Manager) Awake() bool {
 	return m.cfg.Elapsed()-time.Duration(m.beat.Load()) <= m.lapse()
 }
 
+// Decided says the same without the moment: what was cut knows it by then, and
+// what is new may leave towards an app.
+func (m *Manager) Decided() bool {
+	return m.cfg.Elapsed()-time.Duration(m.decided.Load()) <= m.lapse()
+}
+
 // watchLapses notes every second that the gateway runs, until ctx ends.
 func (m *Manager) watchLapses(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
@@ -31,9 +37,13 @@ func (m *Manager) watchLapses(ctx context.Context) {
 	for {
 		// What is looked at is what is noted: a stop in between shows the next time.
 		beat := m.cfg.Elapsed()
-		if gap := beat - time.Duration(m.beat.Load()); gap > m.lapse() {
+		gap := beat - time.Duration(m.beat.Load())
+		if gap > m.lapse() {
 			m.log.Warn("the gateway stood still; deciding everything again before a byte passes", "for", gap.Round(time.Second).String())
 			m.tick(m.cfg.Now(), true)
+		}
+		m.decided.Store(int64(beat))
+		if gap > m.lapse() {
 			select { // what was on its way to the socket is dropped there meanwhile
 			case <-ctx.Done():
 				return

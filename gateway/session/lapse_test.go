@@ -31,13 +31,16 @@ func TestNothingIsAwakeBeforeItIsDecidedAgain(t *testing.T) {
 		t.Error("it does not begin awake")
 	}
 	var early atomic.Bool
-	f.OnCut(func() { early.Store(g.m.Awake()) })
+	f.OnCut(func() { early.Store(g.m.Awake() || g.m.Decided()) })
 	g.now.Add(int64(13 * time.Hour)) // the logins are over
 	g.elapsed.Add(int64(31 * time.Second))
 	for deadline := time.Now().Add(10 * time.Second); !g.m.Awake(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("it never comes awake again")
 		}
+	}
+	if !g.m.Decided() {
+		t.Error("awake, and not decided again")
 	}
 	if dec, ok := f.Cut(); !ok || dec.Reason != policy.ReasonSessionExpired || early.Load() {
 		t.Errorf("awake again: cut %v with %s; awake before it %v", ok, dec.Reason, early.Load())

@@ -106,7 +106,8 @@ type Manager struct {
 	books  books
 	drains beginnings
 
-	beat atomic.Int64 // Elapsed when the gateway was last known to run
+	beat    atomic.Int64 // Elapsed when the gateway was last known to run
+	decided atomic.Int64 // and when nothing open was left to decide again
 
 	flows   atomic.Int64
 	refused atomic.Uint64
@@ -152,6 +153,7 @@ func New(cfg Config) *Manager {
 	m.catalogue.Store(&catalogue{})
 	m.lockdowns.Store(&lockdownSet{})
 	m.beat.Store(int64(cfg.Elapsed()))
+	m.decided.Store(m.beat.Load())
 	return m
 }
 

@@ -21,7 +21,7 @@ func TestLapseBetweenLookAndNoteIsSeen(t *testing.T) {
 	once, cancel := context.WithCancel(t.Context())
 	cancel()
 	m.watchLapses(once)
-	if m.Awake() {
+	if m.Awake() || m.Decided() {
 		t.Error("awake after a lapse for which nothing was decided again")
 	}
 }
