@@ -1,6 +1,7 @@
 package nethelper
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"slices"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -42,9 +44,18 @@ type guard struct {
 	link string
 	own  []netip.Addr
 
-	mu   sync.Mutex
-	apps map[netip.Addr]struct{} // guarded by mu; routed since open
+	mu     sync.Mutex
+	apps   map[netip.Addr]struct{} // guarded by mu; routed since open
+	partly bool                    // guarded by mu; not all of it could be set
 }
+
+// guardSign is in each rule of ours. A copy that another program read and put in
+// their place (nft list ruleset, nft -f) has none: it is of former addresses. The
+// form is libnftnl's, a type that nobody has, a length and so many bytes.
+var guardSign = []byte{0x70, 4, 'l', 'i', 'v', 'e'}
+
+// guardAgain is when what could not be set is tried again.
+const guardAgain = time.Second
 
 // side is the rules' part for one family.
 type side struct {
@@ -70,7 +81,9 @@ func (g *guard) set() error {
 	return g.setLocked()
 }
 
-func (g *guard) setLocked() error {
+func (g *guard) setLocked() (err error) {
+	g.partly = true
+	defer func() { g.partly = err != nil }()
 	c, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("guarding the device's addresses: %w", err)
@@ -90,8 +103,8 @@ func (g *guard) setLocked() error {
 		if err := c.AddSet(apps, nil); err != nil {
 			return fmt.Errorf("guarding the apps' addresses: %w", err)
 		}
-		c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: g.drop(f, f.dest, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: a.AsSlice()})})
-		c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: g.drop(f, f.source, &expr.Lookup{SourceRegister: 1, SetName: apps.Name, SetID: apps.ID})})
+		c.AddRule(&nftables.Rule{Table: table, Chain: chain, UserData: guardSign, Exprs: g.drop(f, f.dest, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: a.AsSlice()})})
+		c.AddRule(&nftables.Rule{Table: table, Chain: chain, UserData: guardSign, Exprs: g.drop(f, f.source, &expr.Lookup{SourceRegister: 1, SetName: apps.Name, SetID: apps.ID})})
 	}
 	if err := c.Flush(); noTables(err) {
 		return errNoTables
@@ -150,7 +163,7 @@ func (g *guard) routed(addrs []netip.Addr) error {
 		g.apps[a] = struct{}{}
 		fresh = append(fresh, a)
 	}
-	if addApps(fresh) == nil {
+	if !g.partly && addApps(fresh) == nil {
 		return nil
 	}
 	return g.setLocked() // somebody took the table away just now
@@ -195,8 +208,14 @@ func (g *guard) drop(f side, offset uint32, matches expr.Any) []expr.Any {
 		&expr.Verdict{Kind: expr.VerdictDrop})
 }
 
-// stands says whether every rule is there.
+// stands says whether every rule is there, and all was set.
 func (g *guard) stands() (bool, error) {
+	g.mu.Lock()
+	partly := g.partly
+	g.mu.Unlock()
+	if partly {
+		return false, nil
+	}
 	c, err := nftables.New()
 	if err != nil {
 		return false, err
@@ -205,7 +224,8 @@ func (g *guard) stands() (bool, error) {
 	if errors.Is(err, os.ErrNotExist) {
 		return false, nil
 	}
-	return len(rules) == 2*len(g.own), err
+	signed := func(r *nftables.Rule) bool { return bytes.Equal(r.UserData, guardSign) }
+	return len(rules) == 2*len(g.own) && !slices.ContainsFunc(rules, func(r *nftables.Rule) bool { return !signed(r) }), err
 }
 
 // keep puts the guard back whenever somebody took it away, as `nft flush
@@ -222,16 +242,26 @@ func (g *guard) keep(ctx context.Context, log *slog.Logger) error {
 	}
 	defer context.AfterFunc(ctx, func() { f.Close() })()
 	buf := make([]byte, 64<<10)
+	failed := false
 	for {
+		again := time.Time{}
 		if ok, err := g.stands(); err != nil || !ok {
-			if err := g.set(); err != nil {
-				log.Error("another program took the guard of the tunnel's addresses away", "err", err)
-			} else {
+			switch err := g.set(); {
+			case err == nil:
+				failed = false
 				log.Warn("the guard of the tunnel's addresses was set again, since another program took it away")
+			case !failed:
+				log.Error("another program took the guard of the tunnel's addresses away; it is tried to set it again", "err", err)
+				fallthrough
+			default:
+				failed, again = true, time.Now().Add(guardAgain)
 			}
 		}
+		if err := f.SetReadDeadline(again); err != nil {
+			return err
+		}
 		// What was changed does not matter, nor how much of it was missed.
-		if _, err := f.Read(buf); err != nil && !errors.Is(err, unix.ENOBUFS) {
+		if _, err := f.Read(buf); err != nil && !errors.Is(err, unix.ENOBUFS) && !errors.Is(err, os.ErrDeadlineExceeded) {
 			return err
 		}
 	}

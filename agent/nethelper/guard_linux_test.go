@@ -268,9 +268,101 @@ func flushedCase(b *bench) {
 		b.must(c.Flush())
 		there("after our rules were flushed")
 	}
+	there("before what was saved comes back")
+	saved, err := c.GetRules(ours, &nftables.Chain{Name: "prerouting"})
+	b.must(err)
+	c.DelTable(ours) // nft -f, with what nft list ruleset said before there were apps
+	c.AddTable(ours)
+	b.must(c.AddSet(&nftables.Set{Table: ours, Name: "apps4", ID: 1, KeyType: nftables.TypeIPAddr}, nil))
+	b.must(c.AddSet(&nftables.Set{Table: ours, Name: "apps6", ID: 2, KeyType: nftables.TypeIP6Addr}, nil))
+	chain := c.AddChain(&nftables.Chain{Name: "prerouting", Table: ours, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw})
+	for _, r := range saved {
+		c.AddRule(&nftables.Rule{Table: ours, Chain: chain, Exprs: r.Exprs})
+	}
+	b.must(c.Flush())
+	there("after what was saved came back")
 	b.must(n.Close())
 	b.clean("close")
 	if tables := b.tables(); len(tables) != 1 {
 		b.fail("tables are %v", tables)
 	}
+}
+
+// A guard that cannot be set just then is no guard: what was to be routed is not,
+// and it is set as soon as it can be.
+func takenCase(b *bench) {
+	defer b.helper(nethelper.HelperConfig{AllowUID: 0})()
+	n := b.open()
+	b.must(n.Set(0, addrs("100.96.1.1")))
+	c, err := nftables.New()
+	b.must(err)
+	ours := &nftables.Table{Family: nftables.TableFamilyINet, Name: "portvakt-laptop"}
+	guarded := func(when string, apps int) {
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+			got, err := c.GetSetElements(&nftables.Set{Table: ours, Name: "apps4", KeyType: nftables.TypeIPAddr})
+			if err == nil && len(got) == apps {
+				return
+			}
+			if time.Now().After(deadline) {
+				b.fail("%s: %d apps, %v", when, len(got), err)
+				return
+			}
+		}
+	}
+	guarded("at first", 1)
+	// The table is another program's, which alone may change it.
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+	b.must(err)
+	b.must(unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 10}))
+	attr := func(kind uint16, value []byte) []byte {
+		a := binary.NativeEndian.AppendUint16(nil, uint16(4+len(value)))
+		a = append(binary.NativeEndian.AppendUint16(a, kind), value...)
+		return append(a, make([]byte, -len(a)&3)...)
+	}
+	message := func(kind, flags uint16, family byte, resource uint16, attrs ...[]byte) []byte {
+		body := slices.Concat(attrs...)
+		m := binary.NativeEndian.AppendUint32(nil, uint32(20+len(body)))
+		m = binary.NativeEndian.AppendUint16(m, kind)
+		m = binary.NativeEndian.AppendUint16(m, unix.NLM_F_REQUEST|flags)
+		m = append(m, 0, 0, 0, 0, 0, 0, 0, 0, family, 0)
+		return append(binary.BigEndian.AppendUint16(m, resource), body...)
+	}
+	const tables = unix.NFNL_SUBSYS_NFTABLES << 8
+	name := attr(unix.NFTA_TABLE_NAME, []byte(ours.Name+"\x00"))
+	b.must(unix.Sendto(fd, slices.Concat(
+		message(unix.NFNL_MSG_BATCH_BEGIN, 0, 0, unix.NFNL_SUBSYS_NFTABLES),
+		message(tables|unix.NFT_MSG_DELTABLE, 0, unix.NFPROTO_INET, 0, name),
+		message(tables|unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE|unix.NLM_F_ACK, unix.NFPROTO_INET, 0, name, attr(unix.NFTA_TABLE_FLAGS, []byte{0, 0, 0, 2})),
+		message(unix.NFNL_MSG_BATCH_END, 0, 0, unix.NFNL_SUBSYS_NFTABLES),
+	), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}))
+	ack := make([]byte, 4096)
+	k, _, err := unix.Recvfrom(fd, ack, 0)
+	b.must(err)
+	if k < 20 || binary.NativeEndian.Uint32(ack[16:]) != 0 {
+		b.fail("the table cannot be taken: %x", ack[:k])
+	}
+	for range 2 {
+		if err := n.Set(0, addrs("100.96.1.1", "100.96.1.2")); err == nil {
+			b.fail("an app is routed that is not guarded")
+		}
+	}
+	b.want("not guarded", 0, "100.96.1.2", "lan")
+	unix.Close(fd) // with which the table goes
+	guarded("after the table was let go", 2)
+	b.must(n.Set(0, addrs("100.96.1.1", "100.96.1.2")))
+	// All descriptors are in use just when the table goes.
+	last, err := nftables.New(nftables.AsLasting())
+	b.must(err)
+	last.FlushRuleset()
+	var limit unix.Rlimit
+	b.must(unix.Getrlimit(unix.RLIMIT_NOFILE, &limit))
+	b.must(unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: limit.Max}))
+	err = last.Flush()
+	time.Sleep(300 * time.Millisecond) // the helper notices
+	b.must(unix.Setrlimit(unix.RLIMIT_NOFILE, &limit))
+	b.must(err)
+	b.must(last.CloseLasting())
+	guarded("after there were descriptors again", 2)
+	b.must(n.Close())
+	b.clean("close")
 }

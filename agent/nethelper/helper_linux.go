@@ -319,7 +319,9 @@ func (s *session) serve(ctx context.Context) {
 		if !ok {
 			return
 		}
-		s.conn.SetReadDeadline(time.Time{})
+		if s.routes != nil {
+			s.conn.SetReadDeadline(time.Time{})
+		}
 	}
 }
 

@@ -34,7 +34,7 @@ const caseEnv = "NETHELPER_CASE"
 // home network on the interface lan: 192.168.1.0/24 and fd05::/64.
 var cases = map[string]func(*bench){
 	"routes": routesCase, "refusals": refusalsCase, "endings": endingsCase, "leftovers": leftoversCase, "strangers": strangersCase,
-	"names": namesCase, "neighbour": neighbourCase, "flushed": flushedCase,
+	"names": namesCase, "neighbour": neighbourCase, "flushed": flushedCase, "taken": takenCase,
 	"stubborn": stubbornCase, "second": secondCase,
 }
 
@@ -538,6 +538,19 @@ func secondCase(b *bench) {
 		b.must(n.Close())
 	}
 	b.clean("close")
+	// One that was refused its interface and stays is in nobody's way for long.
+	c, err := net.Dial("unixpacket", b.socket())
+	b.must(err)
+	defer c.Close()
+	_, err = c.Write([]byte("\x01\x01\x04eth0\x05\x00\x01\x04\x64\x60\x00\x09"))
+	b.must(err)
+	answer := make([]byte, 1024)
+	_, err = c.Read(answer)
+	b.must(err)
+	if answer[0] != 1 {
+		b.fail("it may have eth0")
+	}
+	b.must(b.open().Close())
 }
 
 // Only the agent's user gets an answer, also when everybody may connect.
