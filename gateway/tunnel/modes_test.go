@@ -17,6 +17,7 @@ import (
 
 	"github.com/portvakt/portvakt/gateway/segment"
 	"github.com/portvakt/portvakt/gateway/tunnel"
+	"github.com/portvakt/portvakt/internal/halfopen"
 )
 
 // TestModes holds both stacks to one table: what a device sees must not depend
@@ -419,7 +420,7 @@ func caseLastWords(t *testing.T, in *ingress) {
 
 func caseFlood(t *testing.T, in *ingress) {
 	bad, good := in.wired(t, 0), in.joined(t, 1)
-	const sent, bound = 200, 64
+	const sent, bound = 200, halfopen.PerSource
 	go func() {
 		for i := range sent {
 			bad.raw.out <- tcp4(at(inner(0)[0], uint16(20000+i)), at(app[0], 9), 2, 1, 0)
