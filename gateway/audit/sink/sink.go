@@ -84,6 +84,9 @@ type position struct {
 	// has grown since. Both are empty in positions of versions that kept none.
 	Record audit.Place `json:"record"`
 	Hash   string      `json:"hash,omitempty"`
+	// Unread is the first record that goes out again when the next process begins:
+	// see [syslog.unread].
+	Unread uint64 `json:"unread,omitempty"`
 }
 
 // Sink is one of them. Run it from one goroutine; Healthy and Sent may be called
@@ -214,7 +217,12 @@ func (s *Sink) Healthy() error {
 // that is not known to have arrived.
 func (s *Sink) Run(ctx context.Context) error {
 	defer func() {
-		if err := s.to.close(); err != nil { // an end is no recovery
+		err := s.to.close()
+		if to, ok := s.to.(*syslog); ok && s.same && s.at.Unread != to.unread() {
+			s.at.Unread = to.unread()
+			err = errors.Join(err, s.keep())
+		}
+		if err != nil { // an end is no recovery
 			s.tell(err)
 		}
 	}()
@@ -265,6 +273,9 @@ func (s *Sink) step(ctx context.Context) (n int, err error) {
 		if err := s.compare(); err != nil {
 			return 0, err
 		}
+		if err := s.again(); err != nil {
+			return 0, err
+		}
 		s.same = true
 	}
 	batch, next, err := s.read()
@@ -278,8 +289,11 @@ func (s *Sink) step(ctx context.Context) (n int, err error) {
 		return 0, fmt.Errorf("sending records %d to %d: %w", batch[0].Seq, batch[len(batch)-1].Seq, err)
 	}
 	s.at = next
-	if f, ok := s.to.(*file); ok {
-		s.at.Size = f.size
+	switch to := s.to.(type) {
+	case *file:
+		s.at.Size = to.size
+	case *syslog:
+		s.at.Unread = to.unread()
 	}
 	// A crash before this makes a network receiver get the batch again.
 	return len(batch), s.keep()
@@ -338,6 +352,24 @@ func (s *Sink) compare() error {
 		return s.shorter(err)
 	case hash != s.at.Hash:
 		return fmt.Errorf("record %d of the decision log is not the one that arrived: the log was changed, or restored from a backup; remove %s to send all there is again", s.at.Seq, s.positionFile())
+	}
+	return nil
+}
+
+// again goes back to what perhaps nobody read, when the process before did not see
+// its connection end in order. What was removed since had arrived, for all that
+// anybody knew.
+func (s *Sink) again() error {
+	if s.at.Unread == 0 {
+		return nil
+	}
+	first, err := audit.First(s.cfg.Decisions.File)
+	if err != nil {
+		return err
+	}
+	if from := max(first, s.at.Unread); from <= s.at.Seq {
+		s.cfg.Log.Info("a sink sends again what its receiver may not have read", "sink", s.cfg.Name, "from", from, "to", s.at.Seq)
+		s.at = position{Seq: from - 1}
 	}
 	return nil
 }

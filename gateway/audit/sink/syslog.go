@@ -17,9 +17,9 @@ const (
 	syslogTimeout = 10 * time.Second
 	// facility 13 is "log audit": RFC 5424, section 6.2.1.
 	facility = 13
-	// unread is how much of what was acknowledged may still lie unread in the
+	// maxUnread is how much of what was acknowledged may still lie unread in the
 	// other machine: more than receive buffers usually grow to.
-	unread = 8 << 20
+	maxUnread = 8 << 20
 )
 
 // syslog is RFC 5424 over TLS (RFC 5425). The protocol has no answer, so a batch
@@ -31,8 +31,24 @@ type syslog struct {
 	tls    *tls.Config
 	conn   *tls.Conn
 	raw    net.Conn // the TCP connection below conn
-	recent [][]byte // frames acknowledged on a connection that did not end in order
-	size   int      // of recent, in bytes
+	recent []batched
+	size   int // of recent, in bytes
+}
+
+// batched are frames that were acknowledged, on a connection that did not end in
+// order.
+type batched struct {
+	frames []byte
+	first  uint64 // the number of the first record
+}
+
+// unread is the number of the first record that perhaps nobody read although it
+// was acknowledged, 0 when there is none.
+func (s *syslog) unread() uint64 {
+	if len(s.recent) == 0 {
+		return 0
+	}
+	return s.recent[0].first
 }
 
 func newSyslog(cfg Config) (*syslog, error) {
@@ -58,7 +74,7 @@ func (s *syslog) send(ctx context.Context, batch []record) (err error) {
 			return err
 		}
 		for _, again := range s.recent {
-			if err := s.write(ctx, again); err != nil {
+			if err := s.write(ctx, again.frames); err != nil {
 				return err
 			}
 		}
@@ -70,9 +86,9 @@ func (s *syslog) send(ctx context.Context, batch []record) (err error) {
 	if err := s.write(ctx, b.Bytes()); err != nil {
 		return err
 	}
-	s.recent = append(s.recent, b.Bytes())
-	for s.size += b.Len(); s.size > unread && len(s.recent) > 1; s.recent = s.recent[1:] {
-		s.size -= len(s.recent[0])
+	s.recent = append(s.recent, batched{b.Bytes(), batch[0].Seq})
+	for s.size += b.Len(); s.size > maxUnread && len(s.recent) > 1; s.recent = s.recent[1:] {
+		s.size -= len(s.recent[0].frames)
 	}
 	return nil
 }

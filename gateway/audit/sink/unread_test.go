@@ -1,0 +1,119 @@
+package sink_test
+
+import (
+	"bytes"
+	"crypto/tls"
+	"errors"
+	"net"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/portvakt/portvakt/gateway/audit/sink"
+)
+
+// listen begins a server of that certificate, on an address of another or on a new
+// one.
+func listen(t *testing.T, web *httptest.Server, at string) *syslogServer {
+	t.Helper()
+	ln, err := tls.Listen("tcp", at, &tls.Config{Certificates: web.TLS.Certificates})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &syslogServer{t: t, ln: ln}
+}
+
+// What a syslog server acknowledged and did not read before it died goes out again
+// also when the gateway ended before it could see that.
+func TestSyslogDiesUnreadAndTheGatewayEnds(t *testing.T) {
+	for _, killed := range []bool{false, true} {
+		b := newBench(t)
+		web := httptest.NewTLSServer(nil) // for its certificate
+		defer web.Close()
+		dead := listen(t, web, "127.0.0.1:0")
+		address := dead.ln.Addr().String()
+		cfg := b.config("syslog", "jsonl", address)
+		cfg.CAFile = caFile(t, b.dir, web)
+		b.write(200)
+		reset := make(chan error, 1)
+		over := make(chan struct{})
+		go func() { // shakes hands, and never reads what comes then
+			c, err := dead.ln.Accept()
+			if err == nil {
+				err = c.(*tls.Conn).Handshake()
+			}
+			if err != nil {
+				reset <- err
+				return
+			}
+			<-over
+			tcp := c.(*tls.Conn).NetConn().(*net.TCPConn)
+			if err = tcp.SetLinger(0); err == nil {
+				err = tcp.Close()
+			}
+			reset <- err
+		}()
+		var kept []byte
+		position := filepath.Join(cfg.Dir, "s.json")
+		b.during(cfg, func(s *sink.Sink) {
+			b.until("sending", func() bool { return s.Sent() == 200 })
+			var err error
+			if kept, err = os.ReadFile(position); err != nil {
+				t.Fatal(err)
+			}
+			close(over)
+			if err := <-reset; err != nil {
+				t.Fatal(err)
+			}
+		})
+		if killed { // what its end kept is not there either
+			if err := os.WriteFile(position, kept, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		dead.ln.Close()
+		srv := listen(t, web, address)
+		srv.wg.Go(srv.run)
+		b.write(10)
+		b.during(cfg, func(s *sink.Sink) {
+			b.until("sending", func() bool { return s.Sent() == 210 })
+		})
+		b.until("reading", func() bool { return srv.count() >= 210 || srv.count() == 10 })
+		if m := srv.missing(t, 210); m != 0 {
+			t.Errorf("killed: %t: record %d did not come", killed, m)
+		}
+		n := srv.count()
+		// That end was in order, so that nothing is repeated.
+		b.write(1)
+		b.during(cfg, func(s *sink.Sink) {
+			b.until("sending", func() bool { return s.Sent() == 211 })
+		})
+		b.until("reading", func() bool { return srv.missing(t, 211) == 0 })
+		if got := srv.count() - n; got != 1 {
+			t.Errorf("killed: %t: %d records came for one", killed, got)
+		}
+		now, err := os.ReadFile(position)
+		if err != nil || bytes.Contains(now, []byte("unread")) {
+			t.Errorf("%s %v", now, err)
+		}
+		srv.ln.Close()
+		srv.wg.Wait()
+	}
+}
+
+// A sink that ends before it could look at the log keeps what goes out again.
+func TestWhatIsUnreadIsKept(t *testing.T) {
+	b := newBench(t)
+	b.write(2)
+	cfg := b.config("syslog", "jsonl", "127.0.0.1:1")
+	position := filepath.Join(cfg.Dir, "s.json")
+	text := []byte(`{"seq":2,"segment":1,"offset":1,"size":0,"record":{"segment":1,"offset":0},"hash":"00","unread":1}`)
+	if err := errors.Join(os.MkdirAll(cfg.Dir, 0o700), os.WriteFile(position, text, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	b.during(cfg, func(s *sink.Sink) { b.until("the fault", func() bool { return s.Healthy() != nil }) })
+	if now, err := os.ReadFile(position); err != nil || !bytes.Equal(now, text) {
+		t.Errorf("%s %v", now, err)
+	}
+}
