@@ -104,6 +104,8 @@ func CEF(to []byte, node string, _ []byte, r *audit.Record) ([]byte, error) {
 	}
 	label("cn1", "status", number(int64(r.Status)))
 	label("cn2", "duration_ms", number(r.DurationMS))
+	put("PortvaktPerson", r.Person)
+	put("PortvaktDetail", detail(r)) // last: a receiver may cut what is long
 	b.WriteByte('\n')
 	return append(to, b.String()...), nil
 }

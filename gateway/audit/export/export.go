@@ -140,6 +140,20 @@ var columns = []struct {
 		}
 		return r.Detail["count"]
 	}},
+	{"detail", detail},
+}
+
+// detail is what a kind has besides, as a JSON object.
+func detail(r *audit.Record) string {
+	if len(r.Detail) == 0 {
+		return ""
+	}
+	o := object{}
+	for k, v := range r.Detail {
+		o[k] = v
+	}
+	text, _ := appendObject(nil, o) // strings always can be written
+	return strings.TrimSuffix(string(text), "\n")
 }
 
 // subject is who a record is about, or that this was erased.

@@ -77,6 +77,31 @@ func TestGolden(t *testing.T) {
 	}
 }
 
+// What a kind has besides, a lockdown's scope or how many records were lost, is in
+// every form: to some records it is all there is.
+func TestDetailIsInEveryForm(t *testing.T) {
+	log := documented(t)
+	for _, name := range export.Names {
+		text, _ := write(t, log, name, export.Range{})
+		lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
+		if name == "csv" {
+			lines = lines[1:]
+		}
+		n := 0
+		if err := audit.Scan(log, func(_ []byte, r *audit.Record) bool {
+			for _, v := range r.Detail {
+				if !strings.Contains(lines[n], v) {
+					t.Errorf("%s of a %s lacks %q: %s", name, r.Kind, v, lines[n])
+				}
+			}
+			n++
+			return true
+		}); err != nil || n != len(lines) {
+			t.Errorf("%s: %d records in %d lines, %v", name, n, len(lines), err)
+		}
+	}
+}
+
 func TestRange(t *testing.T) {
 	log := documented(t)
 	at := func(s string) time.Time {
@@ -149,7 +174,7 @@ func FuzzFormats(f *testing.F) {
 			switch name {
 			case "csv":
 				rows, err := csv.NewReader(strings.NewReader(text)).ReadAll()
-				if err != nil || len(rows) != 1 || len(rows[0]) != 29 {
+				if err != nil || len(rows) != 1 || len(rows[0]) != 30 || !json.Valid([]byte(rows[0][29])) {
 					t.Fatalf("%v: %v", err, rows)
 				}
 				for _, cell := range rows[0] {
