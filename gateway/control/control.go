@@ -198,19 +198,27 @@ func (a *API) caller(w http.ResponseWriter, r *http.Request) (id string, ok bool
 	return id, ok
 }
 
-// read decodes a bounded body strictly; on failure it has answered.
-func (a *API) read(w http.ResponseWriter, r *http.Request, v any) bool {
+// read decodes a bounded body strictly; on failure it has answered. Where that is
+// to be recorded, refused does it, without the words of the caller.
+func (a *API) read(w http.ResponseWriter, r *http.Request, v any, refused func(code, message string)) bool {
+	fail := func(status int, message, more string) {
+		e := &wire.Error{Code: "bad_request", Message: message + more + "."}
+		if refused != nil {
+			refused(e.Code, message+".")
+		}
+		a.fail(w, status, e)
+	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, wire.MaxBody))
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooLarge):
-		a.fail(w, http.StatusRequestEntityTooLarge, &wire.Error{Code: "bad_request", Message: "The body is larger than 64 KiB."})
+		fail(http.StatusRequestEntityTooLarge, "The body is larger than 64 KiB", "")
 		return false
 	case err != nil:
 		return false // the caller is gone
 	}
 	if err := wire.DecodeStrict(body, v); err != nil {
-		a.fail(w, http.StatusBadRequest, &wire.Error{Code: "bad_request", Message: "The body is not the JSON this call takes: " + err.Error() + "."})
+		fail(http.StatusBadRequest, "The body is not the JSON this call takes", ": "+err.Error())
 		return false
 	}
 	return true

@@ -740,7 +740,10 @@ func TestPostureReports(t *testing.T) {
 	if len(st.Posture) != 1 || st.Posture[0].State != wire.SignalUnknown {
 		t.Errorf("a signal collected too long ago: %+v", st.Posture)
 	}
-	if got := g.refusals(audit.KindPostureRefused); len(got) != 11 {
+	if status, we := g.call(http.MethodPost, wire.PathPosture, l.conn.Addresses[0], l.token(), "no report", nil); status != http.StatusBadRequest {
+		t.Fatalf("%d %+v", status, we)
+	}
+	if got := g.refusals(audit.KindPostureRefused); len(got) != 12 {
 		t.Errorf("recorded refusals: %v", got)
 	}
 }

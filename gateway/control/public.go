@@ -28,14 +28,17 @@ import (
 // that lost the answer may repeat it with the same key and gets the same
 // device, so that a second click costs no second code.
 func (a *API) enroll(w http.ResponseWriter, r *http.Request) {
+	remote := hostOf(r.RemoteAddr)
+	note := func(code, message string) {
+		a.strangers.Note(audit.Record{Kind: audit.KindEnrollRefused, Reason: code, Message: message, Remote: remote})
+	}
 	var req wire.EnrollRequest
-	if !a.read(w, r, &req) {
+	if !a.read(w, r, &req, note) {
 		return
 	}
 	now := a.cfg.Now()
-	remote := hostOf(r.RemoteAddr)
 	refused := func(status int, code, message, remedy string) {
-		a.strangers.Note(audit.Record{Kind: audit.KindEnrollRefused, Reason: code, Message: message, Remote: remote})
+		note(code, message)
 		a.fail(w, status, &wire.Error{Code: code, Message: message, Remedy: remedy})
 	}
 	hash, err := wire.ParseSecret(req.Code)
@@ -185,7 +188,7 @@ func (a *API) renew(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	var req wire.RenewRequest
-	if !a.read(w, r, &req) {
+	if !a.read(w, r, &req, func(code, message string) { a.noteDevice(r, d.ID, code, message) }) {
 		return
 	}
 	now := a.cfg.Now()
@@ -300,7 +303,7 @@ func (a *API) notRevoked(w http.ResponseWriter, r *http.Request, device string) 
 
 // readConnect reads what an agent asks for, or answers why it cannot have it.
 func (a *API) readConnect(w http.ResponseWriter, r *http.Request, device string) (req wire.ConnectRequest, key [32]byte, ok bool) {
-	if !a.read(w, r, &req) {
+	if !a.read(w, r, &req, func(code, message string) { a.noteDevice(r, device, code, message) }) {
 		return req, key, false
 	}
 	raw, err := base64.StdEncoding.Strict().DecodeString(req.TunnelKey)

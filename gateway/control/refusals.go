@@ -35,8 +35,12 @@ func (b *refusals) note(rec audit.Record) {
 // refuseDevice records that a connect or a renewal of a known device is refused,
 // and tells it.
 func (a *API) refuseDevice(w http.ResponseWriter, r *http.Request, device string, status int, e *wire.Error) {
-	a.known.note(audit.Record{Kind: audit.KindConnectRefused, Reason: e.Code, Message: e.Message, Device: device, Remote: hostOf(r.RemoteAddr)})
+	a.noteDevice(r, device, e.Code, e.Message)
 	a.fail(w, status, e)
+}
+
+func (a *API) noteDevice(r *http.Request, device, code, message string) {
+	a.known.note(audit.Record{Kind: audit.KindConnectRefused, Reason: code, Message: message, Device: device, Remote: hostOf(r.RemoteAddr)})
 }
 
 // refuseRevoked records the same of a revoked device, and tells it why.

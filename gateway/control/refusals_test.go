@@ -6,8 +6,10 @@ import (
 	"crypto/x509"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -68,16 +70,22 @@ func TestRefusedDevicesAreRecorded(t *testing.T) {
 	}
 	_, we := g.post(wire.PathConnect, l.tls(t), wire.ConnectRequest{TunnelKey: "no key", BootID: "boot"}, &struct{}{})
 	refused(we, "bad_request")
+	_, we = g.post(wire.PathConnect, l.tls(t), map[string]string{"nobody's": ""}, &struct{}{})
+	refused(we, "bad_request")
+	_, we = g.post(wire.PathConnect, l.tls(t), wire.ConnectRequest{TunnelKey: strings.Repeat("a", wire.MaxBody)}, &struct{}{})
+	refused(we, "bad_request")
+	_, we = g.post(wire.PathRenew, l.tls(t), "no object", &struct{}{})
+	refused(we, "bad_request")
 	_, we = g.post(wire.PathRenew, l.tls(t), wire.RenewRequest{CSR: csr(t, newKey(t))}, &struct{}{})
 	refused(we, "bad_csr")
-	for range 9 { // with the one before, as many as at once
+	for range 8 { // with the two before, as many as at once
 		if we := renew(l); we.Code != "" {
 			t.Fatalf("%+v", we)
 		}
 	}
 	refused(renew(l), "too_many_renewals")
 	g.full.Store(true)
-	for range 29 {
+	for range 27 { // with the three before, as many as at once
 		if _, we := g.send(http.MethodGet, wire.PathTunnel, l.tls(t), nil, &struct{}{}); we.Code != "unavailable" {
 			t.Fatalf("%+v", we)
 		}
@@ -95,6 +103,15 @@ func TestRefusedDevicesAreRecorded(t *testing.T) {
 	refused(renew(l), "device_unseen")
 	if got := g.refusals(audit.KindConnectRefused); !slices.Equal(got, want) {
 		t.Errorf("recorded are %v, want %v", got, want)
+	}
+	if log, err := os.ReadFile(g.audit.Path()); err != nil || bytes.Contains(log, []byte("nobody's")) {
+		t.Error("the log has a caller's words, or", err)
+	}
+	if _, we := g.post(wire.PathEnroll, nil, "no object", &struct{}{}); we.Code != "bad_request" {
+		t.Errorf("%+v", we)
+	}
+	if got := g.refusals(audit.KindEnrollRefused); !slices.Equal(got, []string{"bad_request"}) {
+		t.Errorf("recorded of enrolments are %v", got)
 	}
 
 	flood := l.tls(t)

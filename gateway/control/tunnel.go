@@ -92,7 +92,7 @@ func (a *API) registration(w http.ResponseWriter, r *http.Request, id string) {
 
 func (a *API) login(w http.ResponseWriter, r *http.Request, id string) {
 	var req wire.LoginRequest
-	if !a.read(w, r, &req) {
+	if !a.read(w, r, &req, nil) {
 		return
 	}
 	if req.OSUser == "" || len(req.OSUser) > 128 || clean(req.OSUser, 128) != req.OSUser {
@@ -109,7 +109,7 @@ func (a *API) login(w http.ResponseWriter, r *http.Request, id string) {
 
 func (a *API) loginComplete(w http.ResponseWriter, r *http.Request, id string) {
 	var req wire.LoginComplete
-	if !a.read(w, r, &req) {
+	if !a.read(w, r, &req, nil) {
 		return
 	}
 	login, err := a.cfg.Identity.Finish(r.Context(), identity.Finish{
@@ -190,11 +190,14 @@ func (a *API) why(w http.ResponseWriter, r *http.Request, id string) {
 // device, this boot.
 func (a *API) posture(w http.ResponseWriter, r *http.Request, id string) {
 	var signed wire.SignedReport
-	if !a.read(w, r, &signed) {
+	note := func(code, message string) {
+		a.cfg.Sessions.NoteRefusal(id, audit.Record{Kind: audit.KindPostureRefused, Reason: code, Message: message})
+	}
+	if !a.read(w, r, &signed, note) {
 		return
 	}
 	refused := func(status int, code, message, nonce string) {
-		a.cfg.Sessions.NoteRefusal(id, audit.Record{Kind: audit.KindPostureRefused, Reason: code, Message: message})
+		note(code, message)
 		a.fail(w, status, &wire.Error{Code: code, Message: message, PostureNonce: nonce})
 	}
 	d, err := a.cfg.Store.Device(r.Context(), id)
