@@ -1,6 +1,7 @@
 package nethelper_test
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"net"
@@ -288,10 +289,54 @@ func flushedCase(b *bench) {
 	}
 }
 
+// take makes the guard's table of a family another program's, which alone may
+// change it, until the descriptor is closed.
+func (b *bench) take(family byte) (fd int) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
+	b.must(err)
+	b.must(unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 10}))
+	attr := func(kind uint16, value []byte) []byte {
+		a := binary.NativeEndian.AppendUint16(nil, uint16(4+len(value)))
+		a = append(binary.NativeEndian.AppendUint16(a, kind), value...)
+		return append(a, make([]byte, -len(a)&3)...)
+	}
+	message := func(kind, flags uint16, family byte, resource uint16, attrs ...[]byte) []byte {
+		body := slices.Concat(attrs...)
+		m := binary.NativeEndian.AppendUint32(nil, uint32(20+len(body)))
+		m = binary.NativeEndian.AppendUint16(m, kind)
+		m = binary.NativeEndian.AppendUint16(m, unix.NLM_F_REQUEST|flags)
+		m = append(m, 0, 0, 0, 0, 0, 0, 0, 0, family, 0)
+		return append(binary.BigEndian.AppendUint16(m, resource), body...)
+	}
+	const tables = unix.NFNL_SUBSYS_NFTABLES << 8
+	name := attr(unix.NFTA_TABLE_NAME, []byte("portvakt-laptop\x00"))
+	b.must(unix.Sendto(fd, slices.Concat(
+		message(unix.NFNL_MSG_BATCH_BEGIN, 0, 0, unix.NFNL_SUBSYS_NFTABLES),
+		message(tables|unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, family, 0, name),
+		message(tables|unix.NFT_MSG_DELTABLE, 0, family, 0, name),
+		message(tables|unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE|unix.NLM_F_ACK, family, 0, name, attr(unix.NFTA_TABLE_FLAGS, []byte{0, 0, 0, 2})),
+		message(unix.NFNL_MSG_BATCH_END, 0, 0, unix.NFNL_SUBSYS_NFTABLES),
+	), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}))
+	ack := make([]byte, 4096)
+	n, _, err := unix.Recvfrom(fd, ack, 0)
+	b.must(err)
+	if n < 20 || binary.NativeEndian.Uint32(ack[16:]) != 0 {
+		b.fail("the table cannot be taken: %x", ack[:n])
+	}
+	return fd
+}
+
 // A guard that cannot be set just then is no guard: what was to be routed is not,
 // and it is set as soon as it can be.
 func takenCase(b *bench) {
 	defer b.helper(nethelper.HelperConfig{AllowUID: 0})()
+	arp := b.take(unix.NFPROTO_ARP)
+	if n, err := nethelper.Open(context.Background(), b.socket(), nethelper.Config{Name: "portvakt0", MTU: 1280, Addresses: own}); err == nil {
+		b.fail("opened without a guard")
+		n.Close()
+	}
+	unix.Close(arp)
+	b.clean("a refusal")
 	n := b.open()
 	b.must(n.Set(0, addrs("100.96.1.1")))
 	c, err := nftables.New()
@@ -310,37 +355,7 @@ func takenCase(b *bench) {
 		}
 	}
 	guarded("at first", 1)
-	// The table is another program's, which alone may change it.
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
-	b.must(err)
-	b.must(unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 10}))
-	attr := func(kind uint16, value []byte) []byte {
-		a := binary.NativeEndian.AppendUint16(nil, uint16(4+len(value)))
-		a = append(binary.NativeEndian.AppendUint16(a, kind), value...)
-		return append(a, make([]byte, -len(a)&3)...)
-	}
-	message := func(kind, flags uint16, family byte, resource uint16, attrs ...[]byte) []byte {
-		body := slices.Concat(attrs...)
-		m := binary.NativeEndian.AppendUint32(nil, uint32(20+len(body)))
-		m = binary.NativeEndian.AppendUint16(m, kind)
-		m = binary.NativeEndian.AppendUint16(m, unix.NLM_F_REQUEST|flags)
-		m = append(m, 0, 0, 0, 0, 0, 0, 0, 0, family, 0)
-		return append(binary.BigEndian.AppendUint16(m, resource), body...)
-	}
-	const tables = unix.NFNL_SUBSYS_NFTABLES << 8
-	name := attr(unix.NFTA_TABLE_NAME, []byte(ours.Name+"\x00"))
-	b.must(unix.Sendto(fd, slices.Concat(
-		message(unix.NFNL_MSG_BATCH_BEGIN, 0, 0, unix.NFNL_SUBSYS_NFTABLES),
-		message(tables|unix.NFT_MSG_DELTABLE, 0, unix.NFPROTO_INET, 0, name),
-		message(tables|unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE|unix.NLM_F_ACK, unix.NFPROTO_INET, 0, name, attr(unix.NFTA_TABLE_FLAGS, []byte{0, 0, 0, 2})),
-		message(unix.NFNL_MSG_BATCH_END, 0, 0, unix.NFNL_SUBSYS_NFTABLES),
-	), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}))
-	ack := make([]byte, 4096)
-	k, _, err := unix.Recvfrom(fd, ack, 0)
-	b.must(err)
-	if k < 20 || binary.NativeEndian.Uint32(ack[16:]) != 0 {
-		b.fail("the table cannot be taken: %x", ack[:k])
-	}
+	fd := b.take(unix.NFPROTO_INET)
 	for range 2 {
 		if err := n.Set(0, addrs("100.96.1.1", "100.96.1.2")); err == nil {
 			b.fail("an app is routed that is not guarded")

@@ -381,7 +381,7 @@ func (s *session) open(r openRequest) (tun int, err error) {
 	}
 	g := &guard{link: r.name, own: r.addrs, apps: map[netip.Addr]struct{}{}}
 	if err := g.set(); err != nil { // before there is an address to speak to
-		return -1, err
+		return -1, errors.Join(err, undoKernel())
 	}
 	tun, index, own, err := makeTUN(r.name, r.mtu, r.addrs)
 	if err != nil {
