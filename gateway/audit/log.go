@@ -41,9 +41,10 @@ type Log struct {
 	clock    clock
 	newest   time.Time // of the last record that was there at Open
 	// How bytes reach f. Tests put a failing disk here before first use.
-	write    func([]byte) (int, error)
-	truncate func(int64) error
-	sync     func() error
+	write     func([]byte) (int, error)
+	truncate  func(int64) error
+	sync      func() error
+	syncNames func(dir *os.File) error
 
 	// smu guards synced and syncing. mu may be taken with it held.
 	smu     sync.Mutex

@@ -62,6 +62,7 @@ func Open(opt Options) (*Log, error) {
 		return nil, fmt.Errorf("opening the audit log: %w", err)
 	}
 	l.use(f)
+	l.syncNames = (*os.File).Sync
 	if err := l.resume(opt.Dir); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening the audit log: %w", err), f.Close())
 	}

@@ -58,18 +58,27 @@ func (l *Log) rotate() (synced uint64, err error) {
 		l.log.Warn("the audit log could not begin the day's file; it goes on in the old one", "err", err)
 	}
 	l.unbegun = err
+	if l.fatal != nil {
+		return 0, l.fatal
+	}
 	return l.seq, nil
 }
 
 // begin takes a new file in the place of the active one, which gets the name
 // closed. A crash in between leaves no active file, and the next start makes
-// one. mu is held.
+// one. When the names cannot be synced nobody knows whether the new file has one
+// on the disk, which is as fatal as for its records. mu is held.
 func (l *Log) begin(closed string) error {
 	// Nobody else makes files here while the lock is held, so one is there because
 	// the active file was restored from a backup: it is evidence.
 	if _, err := os.Lstat(closed); !errors.Is(err, os.ErrNotExist) {
 		return cmp.Or(err, fmt.Errorf("%s is there already, and is not overwritten: was only a part of the log restored from a backup? Move that file away", closed))
 	}
+	dir, err := os.Open(filepath.Dir(l.path))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
 	if err := os.Rename(l.path, closed); err != nil {
 		return err
 	}
@@ -80,7 +89,10 @@ func (l *Log) begin(closed string) error {
 	old := l.f
 	l.use(f)
 	l.size, l.first, l.began = 0, l.seq+1, time.Time{}
-	if err := errors.Join(old.Close(), syncDir(filepath.Dir(l.path))); err != nil {
+	if err := l.syncNames(dir); err != nil {
+		_ = l.fail(err) // said by whoever writes next, and by Run
+	}
+	if err := old.Close(); err != nil {
 		l.log.Warn("closing a file of the audit log", "err", err)
 	}
 	return nil

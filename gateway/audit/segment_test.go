@@ -70,10 +70,10 @@ func appendSome(t *testing.T, l *Log, n int) {
 func TestEachDayHasItsFile(t *testing.T) {
 	dir, c := t.TempDir(), newCalendar()
 	l := openDaily(t, dir, c)
-	seen, ctx := make(chan uint64, 1000), t.Context()
+	seen, ctx, path := make(chan uint64, 1000), t.Context(), l.Path()
 	followed := make(chan error, 1)
 	go func() {
-		followed <- Follow(ctx, l.Path(), false, func(_ []byte, r *Record) bool {
+		followed <- Follow(ctx, path, false, func(_ []byte, r *Record) bool {
 			seen <- r.Seq
 			return r.Seq < 30
 		})
@@ -241,7 +241,19 @@ func TestRotationThatFails(t *testing.T) {
 	if n := len(seqs(t, l)); n != 4 || len(files(t, dir)) != 2 {
 		t.Errorf("%d records in %v", n, files(t, dir))
 	}
+	// The names are a part of what is on the disk: without that of the new file its
+	// records are not.
 	c.forward(24 * time.Hour)
+	names := openDaily(t, t.TempDir(), c)
+	appendSome(t, names, 1)
+	names.syncNames = func(*os.File) error { return syscall.EIO }
+	c.forward(24 * time.Hour)
+	if err := names.rotateIfDue(); !errors.Is(err, syscall.EIO) {
+		t.Errorf("names that are not on the disk: %v", err)
+	}
+	if err := names.AppendDurable(&Record{Kind: KindDecision}); !errors.Is(err, syscall.EIO) {
+		t.Errorf("after it: %v", err)
+	}
 	l.sync = func() error { return syscall.EIO }
 	if err := l.rotateIfDue(); !errors.Is(err, syscall.EIO) {
 		t.Errorf("a day's file that is not on the disk: %v", err)
