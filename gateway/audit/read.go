@@ -46,7 +46,7 @@ func parseLine(line []byte) (*Record, error) {
 // valid during the call. An unfinished last line is passed over: a writer may
 // be at work. A line in the middle that is no record is an error.
 func Scan(path string, fn func(line []byte, r *Record) bool) error {
-	all, err := openSegments(path)
+	all, err := openSegments(path, 0)
 	if err != nil {
 		return fmt.Errorf("reading the audit log: %w", err)
 	}
@@ -169,7 +169,7 @@ func (fl *follower) begin(fromEnd bool) (err error) {
 		}
 		return nil
 	}
-	all, err := openSegments(fl.path)
+	all, err := openSegments(fl.path, 0)
 	if err != nil {
 		return err
 	}

@@ -55,8 +55,9 @@ func closedSegments(path string) ([]segment, error) {
 // openSegments opens the files of a log. A rotation meanwhile neither hides a
 // record nor shows one twice: the active file is opened first, and what it has
 // become since is not taken again. For a moment of a rotation, or after a crash
-// in it, there is none.
-func openSegments(path string) (_ []segment, err error) {
+// in it, there is none. Closed files that begin before the record from are left out:
+// a reader that follows the log comes often, and there may be a thousand.
+func openSegments(path string, from uint64) (_ []segment, err error) {
 	active, missing := os.Open(path)
 	if missing != nil && !errors.Is(missing, os.ErrNotExist) {
 		return nil, missing
@@ -85,6 +86,9 @@ func openSegments(path string) (_ []segment, err error) {
 		return nil, missing
 	}
 	for _, s := range slices.Backward(closed) {
+		if s.first < from {
+			break
+		}
 		f, err := os.Open(s.path)
 		if errors.Is(err, os.ErrNotExist) {
 			continue // just removed: it was the oldest
@@ -136,7 +140,7 @@ func firstRecord(f *os.File) (uint64, error) {
 // First returns the number of the first record that is there; 1 when there is
 // none yet.
 func First(path string) (uint64, error) {
-	all, err := openSegments(path)
+	all, err := openSegments(path, 0)
 	if err != nil {
 		return 0, fmt.Errorf("reading the decision log: %w", err)
 	}
@@ -181,13 +185,19 @@ var (
 // is: behind the last line for which fn returned true. fn judges the lines; in a
 // log that is whole their numbers are after+1 and so on.
 func Lines(path string, after uint64, at *Place, fn func(line []byte) (bool, error)) error {
-	all, err := openSegments(path)
+	all, err := openSegments(path, at.Segment)
 	if err != nil {
 		return fmt.Errorf("reading the decision log: %w", err)
 	}
-	defer closeSegments(all)
+	defer func() { closeSegments(all) }()
 	i := slices.IndexFunc(all, func(s segment) bool { return at.Segment != 0 && s.first == at.Segment })
 	last, looking := after, i < 0
+	if looking && at.Segment != 0 { // where the reader was is gone
+		closeSegments(all)
+		if all, err = openSegments(path, 0); err != nil {
+			return fmt.Errorf("reading the decision log: %w", err)
+		}
+	}
 	if looking {
 		if i, err = segmentOf(all, after); err != nil {
 			return err
@@ -202,10 +212,14 @@ func Lines(path string, after uint64, at *Place, fn func(line []byte) (bool, err
 			}
 			*at = Place{Segment: s.first}
 		}
-		if st, err := s.file.Stat(); err != nil || st.Size() < at.Offset {
+		st, err := s.file.Stat()
+		switch {
+		case err != nil || st.Size() < at.Offset:
 			return errors.Join(err, ErrShorter)
+		case st.Size() == at.Offset:
+			continue // nothing came
 		}
-		err := lines(io.NewSectionReader(s.file, at.Offset, 1<<62), func(line []byte) (bool, error) {
+		err = lines(io.NewSectionReader(s.file, at.Offset, 1<<62), func(line []byte) (bool, error) {
 			if looking {
 				seq, ok := Sequence(line)
 				last = seq
@@ -283,7 +297,7 @@ func endsInNewline(path string) (bool, error) {
 // FileOf returns the number of the first record in the file that holds a record,
 // if the log is whole.
 func FileOf(path string, seq uint64) (first uint64, err error) {
-	all, err := openSegments(path)
+	all, err := openSegments(path, 0)
 	if err != nil {
 		return 0, fmt.Errorf("reading the decision log: %w", err)
 	}

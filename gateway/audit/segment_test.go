@@ -439,3 +439,62 @@ func TestOnlySegmentsAreTakenForSegments(t *testing.T) {
 		t.Error(name)
 	}
 }
+
+// A reader whose file is not there any more looks for its place, in the files
+// before it too.
+func TestAPlaceThatIsGone(t *testing.T) {
+	dir, c := t.TempDir(), newCalendar()
+	l := openDaily(t, dir, c)
+	for range 4 {
+		appendSome(t, l, 5)
+		c.forward(24 * time.Hour)
+		l.mustRotate(t)
+	}
+	appendSome(t, l, 5)
+	for _, segment := range []uint64{2, 7, 12, 20, 22, 1000} { // no file begins with these
+		for after := range uint64(25) {
+			at, next := Place{Segment: segment, Offset: 3}, uint64(0)
+			if err := Lines(l.Path(), after, &at, func(line []byte) (bool, error) {
+				next, _ = Sequence(line)
+				return false, nil
+			}); err != nil || next != after+1 {
+				t.Fatalf("behind %d, in the file of %d: %d %v", after, segment, next, err)
+			}
+		}
+	}
+	for _, first := range []uint64{1, 6} {
+		if err := os.Remove(filepath.Join(dir, segmentName(first))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := Lines(l.Path(), 7, &Place{Segment: 6}, nil); !errors.Is(err, ErrRemoved) {
+		t.Errorf("behind what was removed: %v", err)
+	}
+}
+
+// BenchmarkFollow is one look of a reader that follows a log, as each sink does
+// five times a second, with the files of so many days.
+func BenchmarkFollow(b *testing.B) {
+	for _, days := range []int{1, 400} {
+		b.Run(fmt.Sprintf("days=%d", days), func(b *testing.B) {
+			path := filepath.Join(b.TempDir(), FileName)
+			var line []byte
+			for n := range days + 1 {
+				line = appendLine(nil, uint64(n+1), []byte(`,"time":"2026-03-04T08:00:00Z","kind":"start"}`))
+				name := path
+				if n < days {
+					name = filepath.Join(filepath.Dir(path), segmentName(uint64(n+1)))
+				}
+				if err := os.WriteFile(name, line, 0o600); err != nil {
+					b.Fatal(err)
+				}
+			}
+			at := Place{Segment: uint64(days + 1), Offset: int64(len(line))}
+			for b.Loop() {
+				if err := Lines(path, at.Segment, &at, nil); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
