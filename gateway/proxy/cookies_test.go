@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -110,5 +111,15 @@ func BenchmarkTheirCookies(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		_ = theirCookies(values)
+	}
+}
+
+func TestNominations(t *testing.T) {
+	got := nominations([]string{"close, x-A,, \tX-b ", "Keep-Alive", "TE,upgrade", "x-a"})
+	if want := (nominated{"Close": true, "X-A": true, "X-B": true}); !maps.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	if nominations([]string{"keep-alive"}) != nil || hopByHop["Close"] {
+		t.Error("what most clients say costs something, or a field is taken that nobody named")
 	}
 }

@@ -317,10 +317,9 @@ func appendField(dst []byte, name, value string) []byte {
 	return append(dst, "\r\n"...)
 }
 
-// hopByHop are about one connection and never pass (RFC 9110, 7.6.1; Close is
-// reserved, since Connection may say close).
+// hopByHop are about one connection and never pass (RFC 9110, 7.6.1).
 var hopByHop = map[string]bool{
-	"Connection": true, "Close": true, "Proxy-Connection": true, "Keep-Alive": true, "Proxy-Authenticate": true, "Proxy-Authorization": true,
+	"Connection": true, "Proxy-Connection": true, "Keep-Alive": true, "Proxy-Authenticate": true, "Proxy-Authorization": true,
 	"Te": true, "Trailer": true, "Transfer-Encoding": true, "Upgrade": true,
 }
 

@@ -115,10 +115,7 @@ type nominated map[string]bool
 func nominations(connection []string) (named nominated) {
 	for _, v := range connection {
 		for name := range strings.SplitSeq(v, ",") {
-			if name = strings.TrimSpace(name); name == "" || strings.EqualFold(name, "close") || strings.EqualFold(name, "keep-alive") {
-				continue // the usual ones cost no allocation
-			}
-			if name = http.CanonicalHeaderKey(name); hopByHop[name] {
+			if name = http.CanonicalHeaderKey(strings.TrimSpace(name)); name == "" || hopByHop[name] {
 				continue
 			}
 			if named == nil {
