@@ -215,6 +215,8 @@ func (c *counted) WriteHeader(status int) {
 		}
 		dropHops(c.Header())
 		dropOurs(c.Header())
+	} else if h := c.Header(); h["Content-Type"] == nil {
+		h["Content-Type"] = nil // net/http would guess one
 	}
 	c.ResponseWriter.WriteHeader(status)
 }

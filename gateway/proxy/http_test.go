@@ -305,3 +305,24 @@ func TestPlainHTTPOnlyRedirects(t *testing.T) {
 		t.Errorf("%d requests reached the app over plain http", n)
 	}
 }
+
+// Of what kind a body is, the app says or nobody: a browser that is told to guess
+// nothing must not be given a guess of the gateway's.
+func TestKindsOfBodiesAreNotGuessed(t *testing.T) {
+	apps, upstreams := newKinds(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header()["Content-Type"] = nil
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		_, _ = io.WriteString(w, "<html><script>")
+	}), nil)
+	w := newWorld(t, apps, upstreams)
+	for _, kind := range kinds {
+		for version, h2 := range map[string]bool{"HTTP 1.1": false, "HTTP 2": true} {
+			t.Run(kind+" "+version, func(t *testing.T) {
+				res, body := get(t, w.client(h2), "https://"+kind+".test/")
+				if said, is := res.Header["Content-Type"]; is || body != "<html><script>" {
+					t.Errorf("%q is %q", body, said)
+				}
+			})
+		}
+	}
+}
