@@ -33,7 +33,8 @@ import (
 
 // Keys are all secrets. Its methods are safe for concurrent use.
 type Keys struct {
-	dir string
+	dir   string
+	place fs.FileInfo // of dir, when it was opened
 
 	// mu guards the maps, destroyed and each person's seen.
 	mu     sync.RWMutex
@@ -107,7 +108,8 @@ func Open(dir string) (*Keys, error) {
 			return nil, fmt.Errorf("opening the keys of personal data: %w", err)
 		}
 	}
-	if st, err := os.Stat(dir); err != nil || st.Mode().Perm()&0o077 != 0 {
+	var err error
+	if k.place, err = os.Stat(dir); err != nil || k.place.Mode().Perm()&0o077 != 0 {
 		return nil, errors.Join(err, fmt.Errorf("opening the keys of personal data: %s is open to others; run: chmod 700 %s", dir, dir))
 	}
 	if err := k.loadDestroyed(); err != nil {
@@ -388,7 +390,12 @@ func (k *Keys) save(c change) error {
 		if err != nil {
 			return err
 		}
-		if err := os.Chtimes(k.path(c.name), day, day); err != nil {
+		err = os.Chtimes(k.path(c.name), day, day)
+		if errors.Is(err, fs.ErrNotExist) && k.inPlace() {
+			k.gone(c.person)
+			return fmt.Errorf("%w: it was removed, which erases who it is of; they get another", err)
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -399,6 +406,22 @@ func (k *Keys) save(c change) error {
 		c.person.touched = c.seen
 	}
 	return nil
+}
+
+// inPlace says whether the directory is the one that was opened: of one that was
+// moved, or is not mounted, nothing was removed.
+func (k *Keys) inPlace() bool {
+	st, err := os.Stat(k.dir)
+	return err == nil && os.SameFile(st, k.place)
+}
+
+// gone takes a person out whose file somebody removed. What waits to be written
+// under the key is not, once: nobody else's records wait for it.
+func (k *Keys) gone(p *person) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.remove(p)
+	k.changes.Add(1)
 }
 
 func (k *Keys) path(name string) string { return filepath.Join(k.dir, name+fileEnding) }

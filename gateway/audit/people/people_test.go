@@ -330,6 +330,58 @@ func TestSaveFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	check(t, open(t, dir), s, "about iss#anna")
+	// Another directory in its place, as when it is not mounted, has nobody erased.
+	later := seal(k, "iss#anna", monday.AddDate(0, 0, 1))
+	if err := errors.Join(os.Rename(dir, away), os.MkdirAll(dir, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.Save(); err == nil {
+		t.Fatal("stored in another directory")
+	}
+	if err := errors.Join(os.RemoveAll(dir), os.Rename(away, dir)); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.Save(); err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range []*people.Keys{k, open(t, dir)} {
+		check(t, k, s, "about iss#anna")
+		check(t, k, later, "about iss#anna")
+	}
+}
+
+// Who removes somebody's key while the gateway runs erases them, and stops nobody
+// else: the day's first record of them finds out.
+func TestKeyThatSomebodyRemoved(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "people")
+	k := open(t, dir)
+	tuesday := monday.AddDate(0, 0, 1)
+	anna, ben := seal(k, "iss#anna", monday), seal(k, "iss#ben", monday)
+	if err := k.Save(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(dir, anna.id+".key")); err != nil {
+		t.Fatal(err)
+	}
+	lost, also := seal(k, "iss#anna", tuesday), seal(k, "iss#ben", tuesday)
+	if err := k.Save(); err == nil {
+		t.Error("a record whose key is not there may be written")
+	}
+	again := seal(k, "iss#anna", tuesday)
+	if again.id == anna.id {
+		t.Error("the key that was removed is used again")
+	}
+	if err := k.Save(); err != nil {
+		t.Error(err)
+	}
+	for range 2 {
+		check(t, k, anna, "")
+		check(t, k, lost, "")
+		check(t, k, ben, "about iss#ben")
+		check(t, k, also, "about iss#ben")
+		check(t, k, again, "about iss#anna")
+		k = open(t, dir)
+	}
 }
 
 func TestManyAtOnce(t *testing.T) {
