@@ -94,7 +94,29 @@ func (p *poster) send(ctx context.Context, batch []record) error {
 	if resp.StatusCode/100 != 2 {
 		return errors.Join(fmt.Errorf("%s answered %s: %.200q", p.cfg.To, resp.Status, said), resp.Body.Close())
 	}
+	if p.cfg.Type == "otlp" {
+		p.partly(said, batch)
+	}
 	return errors.Join(err, resp.Body.Close())
+}
+
+// partly says that a collector took a batch but for some records. It would refuse
+// them again: OTLP 1.x, "Partial Success".
+func (p *poster) partly(said []byte, batch []record) {
+	var answer struct {
+		PartialSuccess struct {
+			Rejected json.RawMessage `json:"rejectedLogRecords"` // a number, or text with one
+			Message  string          `json:"errorMessage"`
+		} `json:"partialSuccess"`
+	}
+	if json.Unmarshal(said, &answer) != nil {
+		return // it may answer in another form, or with nothing
+	}
+	rejected, _ := strconv.ParseInt(strings.Trim(string(answer.PartialSuccess.Rejected), `"`), 10, 64)
+	if rejected > 0 {
+		p.cfg.Log.Warn("a collector did not take all records of the decision log", "sink", p.cfg.Name, "rejected", rejected,
+			"from", batch[0].Seq, "to", batch[len(batch)-1].Seq, "err", fmt.Sprintf("%.200q", answer.PartialSuccess.Message))
+	}
 }
 
 func (p *poster) close() error {

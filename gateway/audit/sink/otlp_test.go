@@ -1,9 +1,11 @@
 package sink_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -106,6 +108,31 @@ func TestOTLP(t *testing.T) {
 	})
 	if m := in.missing(t, 1200); m != 0 || in.count() < 1700 {
 		t.Errorf("record %d did not come, %d came", m, in.count())
+	}
+}
+
+// A collector that takes a batch but for some records is not asked again (OTLP
+// forbids it), and what it says is not lost with them.
+func TestOTLPPartialSuccess(t *testing.T) {
+	for answer, want := range map[string]string{
+		`{"partialSuccess":{"rejectedLogRecords":"3","errorMessage":"too\u001b[2J old"}}`: "rejected=3",
+		`{"partialSuccess":{"rejectedLogRecords":2}}`:                                     "rejected=2",
+		`{"partialSuccess":{}}`: "",
+		`{}`:                    "",
+		`nonsense`:              "",
+		``:                      "",
+	} {
+		b := newBench(t)
+		b.write(5)
+		srv := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, answer) }))
+		defer srv.Close()
+		var said bytes.Buffer
+		cfg := b.config("otlp", "", srv.URL)
+		cfg.CAFile, cfg.Log = caFile(t, b.dir, srv), slog.New(slog.NewTextHandler(&said, nil))
+		b.during(cfg, func(s *sink.Sink) { b.until("sending", func() bool { return s.Sent() == 5 }) })
+		if text := said.String(); want == "" && text != "" || !strings.Contains(text, want) || want != "" && !strings.Contains(text, "from=1 to=5") || strings.Contains(text, "\x1b") {
+			t.Errorf("%s: it said %q", answer, text)
+		}
 	}
 }
 
