@@ -177,6 +177,9 @@ func prefersJSON(r *http.Request) bool {
 // Plain puts U+FFFD for what a screen would obey or not show. Joiners stay:
 // names of some languages need them.
 func Plain(s string) string {
+	if strings.IndexFunc(s, func(r rune) bool { return r < ' ' || r > '~' }) < 0 {
+		return s // as every part of nearly every request
+	}
 	return strings.Map(func(r rune) rune {
 		if r != '\u200c' && r != '\u200d' && unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp) {
 			return utf8.RuneError
