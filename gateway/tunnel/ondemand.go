@@ -242,6 +242,7 @@ func (t *Tunnel) arrived(inner netip.Addr) {
 func (e *egress) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 	n, err := e.cutter.Read(e.Device.Read, bufs, sizes, offset, e.t.known.small.Load() > 0, e.t.known.pathOf)
 	var last []byte // destination of a packet that may pass
+	kept := false
 	for i := range n {
 		if sizes[i] == 0 {
 			continue
@@ -261,7 +262,7 @@ func (e *egress) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 		if pass {
 			continue
 		}
-		sizes[i] = 0
+		sizes[i], kept = 0, true
 		if !call {
 			continue
 		}
@@ -270,6 +271,9 @@ func (e *egress) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
 		default:
 			e.t.counters.heldFull.Add(uint64(len(e.t.known.release(r))))
 		}
+	}
+	if kept {
+		n = pathsize.Close(bufs, sizes, offset, n)
 	}
 	return n, err
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
+	"golang.zx2c4.com/wireguard/tun"
 
 	"github.com/portvakt/portvakt/internal/transport"
 )
@@ -60,5 +61,50 @@ func TestPlaceOfAnotherDevice(t *testing.T) {
 	}
 	if ep, err := tun.endpoint(place{}); ep != nil || err != nil {
 		t.Errorf("nowhere: %v, %v", ep, err)
+	}
+}
+
+// readable is an inside with these packets.
+type readable struct {
+	tun.Device
+	packets [][]byte
+}
+
+func (r readable) Read(bufs [][]byte, sizes []int, offset int) (int, error) {
+	for i, p := range r.packets {
+		sizes[i] = copy(bufs[i][offset:], p)
+	}
+	return len(r.packets), nil
+}
+
+// What waits for a device that sleeps is not handed to WireGuard, and so not
+// counted as under way in it.
+func TestHeldIsNotUnderWay(t *testing.T) {
+	gw, err := New(Config{
+		PrivateKey: [32]byte{1}, Listen: "127.0.0.1:0", Table: tableForTest(),
+		Addresses: [2]netip.Addr{netip.MustParseAddr("100.64.0.1"), netip.MustParseAddr("fd00::1")},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	asleep := &registration{}
+	gw.known.byAddress[netip.MustParseAddr("100.64.0.2")] = asleep
+	to := func(last, mark byte) []byte {
+		p := make([]byte, 24)
+		p[0], p[23] = 0x45, mark
+		copy(p[16:], []byte{100, 64, 0, last})
+		return p
+	}
+	e := &egress{Device: readable{packets: [][]byte{to(2, 1), to(9, 2), to(2, 3), to(8, 4)}}, t: gw}
+	bufs, sizes := make([][]byte, 8), make([]int, 8)
+	for i := range bufs {
+		bufs[i] = make([]byte, 64)
+	}
+	n, err := e.Read(bufs, sizes, 16)
+	if err != nil || n != 2 || sizes[0] != 24 || sizes[1] != 24 || bufs[0][16+23] != 2 || bufs[1][16+23] != 4 {
+		t.Errorf("%d packets of %v bytes, %v", n, sizes, err)
+	}
+	if len(asleep.held) != 2 || asleep.held[0][23] != 1 || asleep.held[1][23] != 3 {
+		t.Errorf("%d packets wait", len(asleep.held))
 	}
 }

@@ -45,10 +45,10 @@ type pace struct {
 	free     chan struct{} // holds a token when a reader that waits may go on
 
 	mu      sync.Mutex
-	count   int    // packets between one end and the other
-	waiting int    // readers
-	gone    uint64 // packets that left, ever
-	leaving int    // batches that are on their way out
+	count   int       // packets between one end and the other
+	waiting int       // readers
+	moved   time.Time // when packets came or left last
+	leaving int       // batches that are on their way out
 }
 
 func newPace(limit int, patience time.Duration) *pace {
@@ -58,27 +58,26 @@ func newPace(limit int, patience time.Duration) *pace {
 // wait returns when there is room.
 func (p *pace) wait() {
 	p.mu.Lock()
+	again := p.forgetLocked()
 	if p.count < p.limit {
 		p.mu.Unlock()
 		return
 	}
 	p.waiting++
-	timer := time.NewTimer(p.patience)
+	timer := time.NewTimer(again)
 	defer timer.Stop()
-	for full := true; full; {
-		gone := p.gone
+	// Half of it has to be free, as when packets leave. What never will would else
+	// let a few through each time, and nothing would ever be quiet for long enough
+	// to find out.
+	for p.count > p.limit/2 {
 		p.mu.Unlock()
 		select {
 		case <-p.free:
 			p.mu.Lock()
 		case <-timer.C:
 			p.mu.Lock()
-			if p.gone == gone && p.leaving == 0 {
-				p.count = 0
-			}
-			timer.Reset(p.patience)
+			timer.Reset(p.forgetLocked())
 		}
-		full = p.count >= p.limit
 	}
 	p.waiting--
 	next := p.waiting > 0 && p.count <= p.limit/2
@@ -86,6 +85,19 @@ func (p *pace) wait() {
 	if next {
 		p.release()
 	}
+}
+
+// forgetLocked gives up what is left when nothing came or left for as long as is
+// patient, and nothing is leaving: it never will. It returns when to look again.
+func (p *pace) forgetLocked() (again time.Duration) {
+	rest := p.patience - time.Since(p.moved)
+	switch {
+	case rest > 0:
+		return rest
+	case p.leaving == 0:
+		p.count = 0
+	}
+	return p.patience
 }
 
 // release lets one reader go on.
@@ -100,6 +112,7 @@ func (p *pace) release() {
 func (p *pace) entered(n int) {
 	p.mu.Lock()
 	p.count += n
+	p.moved = time.Now()
 	p.mu.Unlock()
 }
 
@@ -116,7 +129,9 @@ func (p *pace) leaves() {
 func (p *pace) left(n int) {
 	p.mu.Lock()
 	p.leaving--
-	p.gone += uint64(n)
+	if n > 0 {
+		p.moved = time.Now()
+	}
 	p.count = max(0, p.count-n)
 	// At half of it there is room for many at once.
 	wake := p.waiting > 0 && p.count <= p.limit/2

@@ -6,6 +6,7 @@ import (
 	"io"
 	"runtime"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -98,6 +99,66 @@ func TestPace(t *testing.T) {
 		send(messages(10*under, device.MessageTransportType, 1))
 		if waited := read(); waited != 0 {
 			t.Errorf("Read waited %v after much was sent", waited)
+		}
+	})
+}
+
+// Packets that never left, as those of a device that sleeps, are in nobody's way
+// for long, however much leaves meanwhile.
+func TestPaceAfterLosses(t *testing.T) {
+	limit := 128 * max(2, runtime.GOMAXPROCS(0))
+	batch := limit / 16
+	for _, lost := range []int{0, limit / 4, limit/2 + batch, 3 * limit / 4, limit - batch, limit} {
+		synctest.Test(t, func(t *testing.T) {
+			inside, outside, _ := transport.Pace(endless{}, sink{})
+			read := func() {
+				if _, err := inside.Read(make([][]byte, batch), make([]int, batch), 16); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for n := 0; n < lost; n += batch {
+				read()
+			}
+			const each, reads = 30 * time.Microsecond, 2000
+			under := make(chan [][]byte, 1000)
+			var sending sync.WaitGroup
+			sending.Go(func() {
+				for m := range under {
+					time.Sleep(each)
+					_ = outside.Send(m, nil)
+				}
+			})
+			begun := time.Now()
+			for range reads {
+				read()
+				under <- messages(batch, device.MessageTransportType, 1)
+			}
+			if took, most := time.Since(begun), reads*each+20*time.Millisecond; took > most {
+				t.Errorf("after %d losses %d packets take %v, want at most %v", lost, reads*batch, took, most)
+			}
+			close(under)
+			sending.Wait()
+		})
+	}
+}
+
+// Nor are a few, once it was quiet.
+func TestPaceForgetsLosses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		limit := 128 * max(2, runtime.GOMAXPROCS(0))
+		inside, _, _ := transport.Pace(endless{}, sink{})
+		read := func(n int) {
+			if _, err := inside.Read(make([][]byte, n), make([]int, n), 16); err != nil {
+				t.Fatal(err)
+			}
+		}
+		read(limit / 2)
+		time.Sleep(5 * time.Millisecond)
+		begun := time.Now()
+		read(limit / 2)
+		read(limit / 2)
+		if waited := time.Since(begun); waited != 0 {
+			t.Errorf("Read waited %v for what was lost long ago", waited)
 		}
 	})
 }
