@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"net"
 	"net/http"
+	"strconv"
 	"sync/atomic"
 
 	"golang.org/x/net/http2"
@@ -32,9 +33,9 @@ type framing struct {
 	code   [8]byte
 	at     int // how much of code is there
 	fields *hpack.Decoder
-	tooBig bool // a field section said 431
+	said   int // which of itsAnswers a field section says, -1 for none
 
-	answered atomic.Int64 // 431 said by a handler, an app's or ours
+	answered [len(itsAnswers)]atomic.Int64 // of these, what handlers said, an app's or ours
 
 	// Of whoever reads: the frame that is coming in.
 	length [frameHead]byte
@@ -45,10 +46,23 @@ type framing struct {
 
 const frameHead = 9 // bytes (RFC 9113, 4.1)
 
+// itsAnswers are those that net/http's HTTP/2 gives without a handler, and why.
+var itsAnswers = [...]struct {
+	status int
+	why    string
+}{
+	{http.StatusBadRequest, "a field that is about a connection"}, // RFC 9113, 8.2.2
+	{http.StatusRequestHeaderFieldsTooLarge, "a field section that is too large"},
+}
+
 func newFraming(p *Proxy, tc *tls.Conn, c *conn) *framing {
-	f := &framing{Conn: tc, p: p, conn: c, skip: len(http2.ClientPreface)}
+	f := &framing{Conn: tc, p: p, conn: c, skip: len(http2.ClientPreface), said: -1}
 	f.fields = hpack.NewDecoder(4096, func(field hpack.HeaderField) {
-		f.tooBig = f.tooBig || field.Name == ":status" && field.Value == "431"
+		for i, a := range itsAnswers {
+			if field.Name == ":status" && field.Value == strconv.Itoa(a.status) {
+				f.said = i
+			}
+		}
 	})
 	return f
 }
@@ -163,11 +177,11 @@ func (f *framing) frame() {
 		if f.fields != nil && f.fields.Close() != nil {
 			f.fields = nil
 		}
-		if f.tooBig && f.answered.Add(-1) < 0 {
-			f.answered.Store(0)
-			f.note("a field section that is too large")
+		if f.said >= 0 && f.answered[f.said].Add(-1) < 0 {
+			f.answered[f.said].Store(0)
+			f.note(itsAnswers[f.said].why)
 		}
-		f.tooBig = false
+		f.said = -1
 	case http2.FrameRSTStream:
 		// STREAM_CLOSED is for what was on its way when the stream ended.
 		if code := http2.ErrCode(binary.BigEndian.Uint32(f.code[:])); faulty(code) && code != http2.ErrCodeStreamClosed {

@@ -35,11 +35,15 @@ func (w *world) noted(what string) bool {
 // refuses does.
 func TestWhatFramingRefusesIsRecorded(t *testing.T) {
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/431" {
+		switch r.URL.Path {
+		case "/400":
+			w.WriteHeader(http.StatusBadRequest)
+		case "/431":
 			w.WriteHeader(http.StatusRequestHeaderFieldsTooLarge)
 		}
 	}))
 	t.Cleanup(srv.Close)
+	t.Cleanup(func() { time.Sleep(1500 * time.Millisecond) }) // net/http waits for a second after a GOAWAY, which is no leak
 	headers := func(id uint32, fields ...[2]string) func(h *rawH2) {
 		return func(h *rawH2) {
 			_ = h.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: id, EndHeaders: true, EndStream: true, BlockFragment: h.block(fields)})
@@ -53,10 +57,13 @@ func TestWhatFramingRefusesIsRecorded(t *testing.T) {
 		do   func(h *rawH2)
 		what string
 	}{
-		"no path":            {headers(1, h2Get("/")[:3]...), "a stream: PROTOCOL_ERROR"},
-		"a field in capital": {headers(1, append(h2Get("/"), [2]string{"X-Capital", "1"})...), "a stream: PROTOCOL_ERROR"},
-		"a stream of ours":   {headers(2, h2Get("/")...), "the connection: PROTOCOL_ERROR"},
-		"too many fields":    {headers(1, large...), "a field section that is too large"},
+		"no path":             {headers(1, h2Get("/")[:3]...), "a stream: PROTOCOL_ERROR"},
+		"a field in capital":  {headers(1, append(h2Get("/"), [2]string{"X-Capital", "1"})...), "a stream: PROTOCOL_ERROR"},
+		"a stream of ours":    {headers(2, h2Get("/")...), "the connection: PROTOCOL_ERROR"},
+		"too many fields":     {headers(1, large...), "a field section that is too large"},
+		"an upgrade":          {headers(1, append(h2Get("/"), [2]string{"upgrade", "websocket"})...), "a field that is about a connection"},
+		"chunks":              {headers(1, append(h2Get("/"), [2]string{"transfer-encoding", "chunked"})...), "a field that is about a connection"},
+		"codings of trailers": {headers(1, append(h2Get("/"), [2]string{"te", "gzip"})...), "a field that is about a connection"},
 		"no fields at all": {func(h *rawH2) {
 			_ = h.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, EndHeaders: true, EndStream: true, BlockFragment: []byte{0xff, 0xff, 0xff}})
 		}, "the connection: COMPRESSION_ERROR"},
@@ -93,10 +100,10 @@ func TestWhatFramingRefusesIsRecorded(t *testing.T) {
 	t.Run("nothing of it", func(t *testing.T) {
 		w := newWorld(t, []string{crmYAML}, map[string]string{"crm": srv.URL})
 		c := w.client(true)
-		for _, path := range []string{"/431", "/", "/431"} {
+		for _, path := range []string{"/431", "/400", "/", "/400", "/431"} {
 			get(t, c, "https://crm.test"+path)
 		}
-		for _, r := range w.records(audit.KindDecision, 3) {
+		for _, r := range w.records(audit.KindDecision, 5) {
 			if r.Fact != nil && r.Fact.Name == "http2" {
 				t.Errorf("noted: %q", r.Fact.Value)
 			}

@@ -199,8 +199,10 @@ func newStream(w http.ResponseWriter, within time.Duration) *stream {
 
 // WriteHeader implements [http.ResponseWriter].
 func (s *stream) WriteHeader(status int) {
-	if status == http.StatusRequestHeaderFieldsTooLarge && s.framing != nil {
-		s.framing.answered.Add(1)
+	for i, a := range itsAnswers {
+		if status == a.status && s.framing != nil {
+			s.framing.answered[i].Add(1)
+		}
 	}
 	s.ResponseWriter.WriteHeader(status)
 }

@@ -30,8 +30,6 @@ type rawH2 struct {
 	buf    strings.Builder
 	enc    *hpack.Encoder
 	stream uint32
-
-	recorded bool // the last answer was the gateway's own, and not that of HTTP/2's framing
 }
 
 func newRawH2(t *testing.T, w *world) *rawH2 { return &rawH2{t: t, w: w} }
@@ -102,10 +100,7 @@ func (h *rawH2) send(data []string, trailers [][2]string, fields ...[2]string) s
 			}
 		case *http2.MetaHeadersFrame:
 			if f.StreamID == id {
-				status, h.recorded = f.PseudoValue("status"), false
-				for _, field := range f.RegularFields() {
-					h.recorded = h.recorded || field.Name == "portvakt-reason"
-				}
+				status = f.PseudoValue("status")
 				if f.StreamEnded() {
 					return status
 				}
