@@ -2,6 +2,7 @@ package proxy_test
 
 import (
 	"bytes"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -29,6 +30,12 @@ func (w *world) noted(what string) bool {
 		}
 	}
 	return false
+}
+
+// discard takes what is answered, which nobody waits for.
+func discard(h *rawH2) {
+	conn := h.conn
+	go func() { _, _ = io.Copy(io.Discard, conn) }()
 }
 
 // What HTTP/2's framing refuses by itself leaves a record, as what a handler
@@ -68,28 +75,28 @@ func TestWhatFramingRefusesIsRecorded(t *testing.T) {
 			_ = h.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, EndHeaders: true, EndStream: true, BlockFragment: []byte{0xff, 0xff, 0xff}})
 		}, "the connection: COMPRESSION_ERROR"},
 		"a window beyond all": {func(h *rawH2) { _ = h.framer.WriteWindowUpdate(0, 1<<31-1) }, "the connection: FLOW_CONTROL_ERROR"},
-		// Written at once: a client as slow as the handlers floods nobody.
+		// Written at once, and more than once: a client as slow as the handlers
+		// floods nobody.
 		"a flood of resets": {func(h *rawH2) {
-			var flood bytes.Buffer
-			h.framer = http2.NewFramer(&flood, nil)
-			for id := uint32(1); id < 4000; id += 2 {
-				headers(id, h2Get("/")...)(h)
-				_ = h.framer.WriteRSTStream(id, http2.ErrCodeCancel)
+			for range 6 {
+				h := newRawH2(h.t, h.w)
+				h.open()
+				discard(h)
+				var flood bytes.Buffer
+				h.framer = http2.NewFramer(&flood, nil)
+				for id := uint32(1); id < 4000; id += 2 {
+					headers(id, h2Get("/")...)(h)
+					_ = h.framer.WriteRSTStream(id, http2.ErrCodeCancel)
+				}
+				_, _ = h.conn.Write(flood.Bytes())
 			}
-			_, _ = h.conn.Write(flood.Bytes())
 		}, "the connection: ENHANCE_YOUR_CALM"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, []string{crmYAML}, map[string]string{"crm": srv.URL}, func(c *proxy.Config) { c.Limits.Streams, c.Limits.HeaderBytes = 2, 8<<10 })
 			h := newRawH2(t, w)
 			h.open()
-			go func() { // what it answers is not waited for
-				for b := make([]byte, 4<<10); ; {
-					if _, err := h.conn.Read(b); err != nil {
-						return
-					}
-				}
-			}()
+			discard(h)
 			c.do(h)
 			if !w.noted(c.what) {
 				t.Errorf("no record says %q", c.what)
