@@ -14,9 +14,9 @@ const (
 	// between the inside and the socket, each way: some batches for each stage.
 	underWay = 128
 
-	// outPatience is how long a reader of the inside waits for room while nothing
-	// leaves. Of the packets that WireGuard takes a few never leave it: it has no
-	// session for them, or no peer.
+	// outPatience is after how long without a packet that comes or leaves none of
+	// those under way is waited for. Of the packets that WireGuard takes a few never
+	// leave it: it has no session for them, or no peer.
 	outPatience = 5 * time.Millisecond
 
 	// inPatience is how long a session of which nothing comes out may take room. It
