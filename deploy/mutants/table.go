@@ -146,6 +146,22 @@ var mutants = []mutant{
 		pkg: "./gateway/audit/notary", test: "TestNothingIsAddedToAClosedFile",
 	},
 	{
+		name: "another_history", breaks: "a history that a copy of the gateway signed may take the place of this one's",
+		edit: edit{
+			"gateway/audit/notary/resume.go",
+			"mark.Size > 0 && root != mark.Root)", "mark.Size < 0 && root != mark.Root)",
+		},
+		pkg: "./gateway/audit/notary", test: "TestAnotherHistoryOfTheSameKey",
+	},
+	{
+		name: "removed_unchecked", breaks: "a kept checkpoint over removed records is not compared",
+		edit: edit{
+			"gateway/audit/notary/verify.go",
+			"size < removed && (err != nil || was != root)", "size < 0 && (err != nil || was != root)",
+		},
+		pkg: "./gateway/audit/notary", test: "TestACheckpointOverRemovedRecordsCounts",
+	},
+	{
 		name: "underscore_header", breaks: "X_Forwarded_For passes for another name than X-Forwarded-For",
 		edit: edit{
 			"gateway/proxy/headers.go",

@@ -225,3 +225,33 @@ func TestADamagedTreeIsKeptForAnotherLog(t *testing.T) {
 		t.Errorf("%+v %v", rep, err)
 	}
 }
+
+// Another history that the same key signed, as a copy of the gateway does, is not
+// the one of the mark, also when it is longer.
+func TestAnotherHistoryOfTheSameKey(t *testing.T) {
+	o := newOffice(t)
+	o.write(10)
+	o.mustSign()
+	other := o.copyOf(t)
+	o.write(1)
+	o.change(func(l []string) []string { l[10] = strings.Replace(l[10], "true", "null", 1); return l })
+	o.mustSign()
+	other.write(5)
+	other.mustSign()
+	audit := filepath.Dir(o.log)
+	if err := errors.Join(os.RemoveAll(audit), os.CopyFS(audit, os.DirFS(filepath.Dir(other.log)))); err != nil {
+		t.Fatal(err)
+	}
+	before := o.checkpoint()
+	for range 2 {
+		if err := o.sign(); !errors.Is(err, notary.ErrChanged) || !strings.Contains(err.Error(), o.mark()) {
+			t.Errorf("%v", err)
+		}
+		o.records = other.records
+		o.write(1)
+		other.records++
+	}
+	if !bytes.Equal(before, o.checkpoint()) {
+		t.Error("it was signed")
+	}
+}

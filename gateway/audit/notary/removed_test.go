@@ -222,3 +222,31 @@ func TestALostTreeIsSaid(t *testing.T) {
 		}
 	}
 }
+
+// A checkpoint over records that are gone counts as any other: who rewrote them
+// before retention removed them is found out.
+func TestACheckpointOverRemovedRecordsCounts(t *testing.T) {
+	o, early := newArchive(t, 150)
+	other := newOffice(t) // with the same key, and another history
+	if err := os.CopyFS(filepath.Dir(other.key), os.DirFS(filepath.Dir(o.key))); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Chmod(other.key, 0o600), os.Remove(other.mark())); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(other.mark(), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	other.write(100)
+	other.change(func(l []string) []string { l[49] = strings.Replace(l[49], "true", "fals", 1); return l })
+	other.mustSign()
+	if _, err := notary.Verify(o.log, o.tree, o.verifier, early); err != nil {
+		t.Error(err)
+	}
+	if _, err := notary.Verify(o.log, o.tree, o.verifier, early, other.checkpoint()); !errors.Is(err, notary.ErrChanged) {
+		t.Errorf("two histories: %v", err)
+	}
+	if _, err := notary.Verify(o.log, o.tree, o.verifier, other.checkpoint()); !errors.Is(err, notary.ErrChanged) {
+		t.Errorf("another history: %v", err)
+	}
+}

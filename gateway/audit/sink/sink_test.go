@@ -188,6 +188,52 @@ func TestFileHasEachRecordOnce(t *testing.T) {
 	}
 }
 
+// What a crash left behind the kept size goes, also when what comes in its place is
+// shorter: personal data may have been erased since.
+func TestFileKeepsNothingOfACrash(t *testing.T) {
+	b := newBench(t)
+	b.write(5)
+	out := filepath.Join(b.dir, "out")
+	cfg := b.config("file", "jsonl", out)
+	b.during(cfg, func(s *sink.Sink) { b.until("sending", func() bool { return s.Sent() == 5 }) })
+	f, err := os.OpenFile(out, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = f.WriteString(strings.Repeat("x", 10_000))
+	if err := errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	b.write(1)
+	b.during(cfg, func(s *sink.Sink) { b.until("sending", func() bool { return s.Sent() == 6 }) })
+	text, err := os.ReadFile(out)
+	if err != nil || bytes.Count(text, []byte("\n")) != 6 || bytes.Contains(text, []byte(strings.Repeat("x", 300))) {
+		t.Errorf("%v %q", err, text)
+	}
+}
+
+// Where a receiver sends us on to gets neither the records nor the token.
+func TestRedirectsAreNotFollowed(t *testing.T) {
+	b := newBench(t)
+	b.write(1)
+	other := httptest.NewTLSServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("it was sent something") }))
+	defer other.Close()
+	srv := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, other.URL, http.StatusTemporaryRedirect)
+	}))
+	defer srv.Close()
+	for _, kind := range []string{"webhook", "otlp"} {
+		cfg := b.config(kind, "jsonl", srv.URL)
+		cfg.CAFile = caFile(t, b.dir, srv) // the other has the same certificate
+		b.during(cfg, func(s *sink.Sink) {
+			b.until("the fault", func() bool { return s.Healthy() != nil })
+			if err := s.Healthy(); !strings.Contains(err.Error(), "307") {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 // What a file held before the sink knew it stays.
 func TestFileThatWasThereBefore(t *testing.T) {
 	b := newBench(t)

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/portvakt/portvakt/gateway/audit"
 	"github.com/portvakt/portvakt/gateway/audit/sink"
 )
 
@@ -125,4 +126,44 @@ func TestWhatIsUnreadIsKept(t *testing.T) {
 	if now, err := os.ReadFile(position); err != nil || !bytes.Equal(now, text) {
 		t.Errorf("%s %v", now, err)
 	}
+}
+
+// What is to go out again and was removed since had arrived, for all that is known:
+// nothing is missed.
+func TestUnreadAndRemoved(t *testing.T) {
+	b := newBench(t)
+	web := httptest.NewTLSServer(nil) // for its certificate
+	defer web.Close()
+	srv := listen(t, web, "127.0.0.1:0")
+	srv.wg.Go(srv.run)
+	defer func() { srv.ln.Close(); srv.wg.Wait() }()
+	cfg := b.config("syslog", "jsonl", srv.ln.Addr().String())
+	cfg.CAFile = caFile(t, b.dir, web)
+	b.write(30)
+	if err := b.log.Close(); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(b.log.Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := bytes.SplitAfter(text, []byte("\n"))
+	position := []byte(`{"seq":25,"segment":0,"offset":0,"size":0,"record":{"segment":0,"offset":0},"unread":5}`)
+	if err := errors.Join(
+		os.WriteFile(b.log.Path(), bytes.Join(lines[20:], nil), 0o600), // 1 to 20 were removed
+		os.MkdirAll(cfg.Dir, 0o700),
+		os.WriteFile(filepath.Join(cfg.Dir, "s.json"), position, 0o600),
+	); err != nil {
+		t.Fatal(err)
+	}
+	cfg.Record = func(r *audit.Record) error {
+		t.Errorf("recorded: %+v", r)
+		return nil
+	}
+	b.during(cfg, func(s *sink.Sink) {
+		b.until("sending", func() bool { return srv.count() == 10 })
+		if n := s.Missed(); n != 0 {
+			t.Errorf("%d records are missed", n)
+		}
+	})
 }
