@@ -126,13 +126,7 @@ func lockdownListCmd(opt *options) *cobra.Command {
 				}
 				rows = append(rows, []string{l.ID, l.Scope, value, when(*l.At), l.By, l.Reason})
 			}
-			if err := table(cmd.OutOrStdout(), rows); err != nil {
-				return err
-			}
-			for _, b := range all.BreakGlass {
-				fmt.Fprintf(cmd.OutOrStdout(), "Break-glass: %s may act alone until %s: %s\n", clean(b.By), when(*b.Until), clean(b.Reason))
-			}
-			return nil
+			return table(cmd.OutOrStdout(), rows)
 		},
 	}
 }

@@ -74,6 +74,7 @@ type options struct {
 	config string
 	socket string
 	json   bool
+	stderr io.Writer
 }
 
 func newRoot(started *bool) *cobra.Command {
@@ -100,7 +101,7 @@ Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 denied.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		// cobra runs this after flags and arguments were found right.
-		PersistentPreRun: func(*cobra.Command, []string) { *started = true },
+		PersistentPreRun: func(cmd *cobra.Command, _ []string) { *started, opt.stderr = true, cmd.ErrOrStderr() },
 	}
 	root.PersistentFlags().StringVarP(&opt.config, "config", "c", "gateway.yaml", "the gateway's configuration `file`")
 	root.PersistentFlags().StringVar(&opt.socket, "socket", "", "admin socket of a running gateway (default: the one of the configuration)")
@@ -116,14 +117,20 @@ Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 denied.`,
 
 // client finds the running gateway.
 func (o *options) client() (*admin.Client, error) {
-	if o.socket != "" {
-		return admin.NewClient(o.socket), nil
+	socket := o.socket
+	if socket == "" {
+		var err error
+		if socket, err = gateway.FindSocket(o.config); err != nil {
+			return nil, usageError{err}
+		}
 	}
-	socket, err := gateway.FindSocket(o.config)
-	if err != nil {
-		return nil, usageError{err}
+	cl := admin.NewClient(socket)
+	cl.Announce = func(running []admin.BreakGlass) {
+		for _, b := range running {
+			fmt.Fprintf(o.stderr, "Break-glass: %s may act alone until %s: %s\n", clean(b.By), when(*b.Until), clean(b.Reason))
+		}
 	}
-	return admin.NewClient(socket), nil
+	return cl, nil
 }
 
 func printJSON(w io.Writer, v any) error {

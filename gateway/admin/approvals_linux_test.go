@@ -428,11 +428,18 @@ func TestBreakGlass(t *testing.T) {
 	lock, before := on(), on()
 	asked, err := e.LiftLockdown(ctx, before.ID, admin.Revoke{})
 	g.must(err)
-	b, err := e.BreakGlass(ctx, admin.BreakGlass{Reason: "nobody awake", Minutes: 10})
+	times, said := 0, []admin.BreakGlass(nil)
+	m.Announce = func(running []admin.BreakGlass) { times, said = times+1, running }
+	b, err := e.BreakGlass(ctx, admin.BreakGlass{Reason: "ingen är vaken\n", Minutes: 10})
+	g.must(err)
+	if _, err := m.Device(ctx, "nobody"); err == nil || times != 1 || len(said) != 1 || said[0].By != b.By || said[0].Reason != "ingen är vaken" {
+		t.Errorf("another administrator is told %d times: %+v (%v)", times, said, err)
+	}
+	b, err = e.BreakGlass(ctx, admin.BreakGlass{Reason: "nobody awake", Minutes: 10})
 	if err != nil || !b.Until.Equal(now.Add(10*time.Minute)) || !strings.HasPrefix(b.By, "os:54101:") {
 		t.Fatalf("%+v %v", b, err)
 	}
-	if all, err := m.Lockdowns(ctx); err != nil || len(all.BreakGlass) != 1 || all.BreakGlass[0].Reason != "nobody awake" {
+	if all, err := m.Lockdowns(ctx); err != nil || times != 1 || len(all.BreakGlass) != 1 || all.BreakGlass[0].Reason != "nobody awake" {
 		t.Errorf("announced: %+v %v", all, err)
 	}
 	if a, err := e.LiftLockdown(ctx, lock.ID, admin.Revoke{}); err != nil || a.Status != "break_glass" {

@@ -19,6 +19,10 @@ import (
 
 // Client speaks to a [Server] over its socket.
 type Client struct {
+	// Announce is told, once, of the break-glass times that run: nobody who
+	// administers should miss that another acts alone. May be nil.
+	Announce func([]BreakGlass)
+
 	socket string
 	http   http.Client
 }
@@ -190,6 +194,13 @@ func (c *Client) do(ctx context.Context, method, path string, body io.Reader) (*
 		return nil, fmt.Errorf("no gateway is running here (nobody answers at %s); start it with: portvakt-gateway serve", c.socket)
 	case err != nil:
 		return nil, fmt.Errorf("calling the gateway: %w", err)
+	}
+	if running, err := announced(resp.Header); err != nil {
+		resp.Body.Close()
+		return nil, fmt.Errorf("reading who may act alone: %w", err)
+	} else if len(running) > 0 && c.Announce != nil {
+		c.Announce(running)
+		c.Announce = nil
 	}
 	if resp.StatusCode == http.StatusOK {
 		return resp, nil

@@ -1,6 +1,9 @@
 package admin
 
 import (
+	"encoding/base64"
+	"encoding/json"
+	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -34,6 +37,33 @@ func (g *glass) put(b breakGlassTime) {
 		g.active = map[string]breakGlassTime{}
 	}
 	g.active[uidOf(b.By)] = b
+}
+
+// glassHeader lists, in every answer, the break-glass times that run: JSON in the
+// alphabet of URLs, since a reason is in any language.
+const glassHeader = "Portvakt-Break-Glass"
+
+// announce says in an answer, whatever it is about, who may act alone.
+func (s *Server) announce(w http.ResponseWriter) {
+	running := s.BreakGlass()
+	if len(running) == 0 {
+		return
+	}
+	text, err := json.Marshal(running)
+	if err != nil {
+		s.log.Error("announcing a break-glass", "err", err)
+		return
+	}
+	w.Header().Set(glassHeader, base64.RawURLEncoding.EncodeToString(text))
+}
+
+// announced reads what announce wrote.
+func announced(h http.Header) (running []BreakGlass, err error) {
+	text, err := base64.RawURLEncoding.DecodeString(h.Get(glassHeader))
+	if err != nil || len(text) == 0 {
+		return nil, err
+	}
+	return running, json.Unmarshal(text, &running)
 }
 
 // glassOf returns the break-glass time that runs for an actor.

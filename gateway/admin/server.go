@@ -134,6 +134,7 @@ func (s *Server) handler() http.Handler {
 			s.fail(w, http.StatusForbidden, "unknown_caller", "The system does not say who calls.")
 			return
 		}
+		s.announce(w)
 		mux.ServeHTTP(w, r)
 	})
 }
