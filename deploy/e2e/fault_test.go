@@ -410,7 +410,7 @@ func TestKillUnderLoad(t *testing.T) {
 	c.untilNoted()
 	// A Flow whose facts move while it is decided, as when a device reports just
 	// then, is decided again: its records are of one request.
-	flows, numbers, opened := map[string]map[string]bool{}, uint64(0), map[string]bool{}
+	flows, numbers, opened, again := map[string]map[string]bool{}, uint64(0), map[string]bool{}, 0
 	export := filepath.Join(t.TempDir(), audit.FileName) // the log itself shows no paths
 	_, err := c.Gateway(t.Context(), "audit", "export", "--format", "jsonl", "-o", export)
 	c.must(err)
@@ -421,6 +421,9 @@ func TestKillUnderLoad(t *testing.T) {
 		if r.Kind == audit.KindDecision && r.App == "ledger" && r.Allow != nil && *r.Allow {
 			if flows[r.Path] == nil {
 				flows[r.Path] = map[string]bool{}
+			}
+			if flows[r.Path][r.Flow] {
+				again++
 			}
 			flows[r.Path][r.Flow] = true
 			if opened[r.Decision] {
@@ -444,7 +447,7 @@ func TestKillUnderLoad(t *testing.T) {
 	if total < 20**kills {
 		t.Errorf("only %d requests came through", total)
 	}
-	t.Logf("%d kills, %d requests seen by the app, each with its record", *kills, total)
+	t.Logf("%d kills, %d requests seen by the app, each with its record; decided again: %d", *kills, total, again)
 	if out, err := c.Gateway(t.Context(), "audit", "verify"); err != nil {
 		t.Errorf("verify: %v %s", err, out)
 	}
