@@ -85,8 +85,10 @@ func TestVoiceToManyPorts(t *testing.T) {
 	}
 }
 
-// Of four datagrams this server answers three.
-func TestVoiceLoss(t *testing.T) {
+// answering is a server that sends for each datagram what answers returns, to
+// whom it came from, until the test ends.
+func answering(t *testing.T, answers func(b []byte) [][]byte) netip.AddrPort {
+	t.Helper()
 	c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
 		t.Fatal(err)
@@ -95,23 +97,37 @@ func TestVoiceLoss(t *testing.T) {
 	go func() {
 		defer close(ended)
 		buf := make([]byte, 2048)
-		for i := 0; ; i++ {
+		for {
 			n, from, err := c.ReadFromUDPAddrPort(buf)
 			if err != nil {
 				return
 			}
-			if i%4 != 3 {
-				_, _ = c.WriteToUDPAddrPort(buf[:n], from)
+			for _, b := range answers(buf[:n]) {
+				_, _ = c.WriteToUDPAddrPort(b, from)
 			}
 		}
 	}()
-	v := Voice{To: c.LocalAddr().(*net.UDPAddr).AddrPort(), Flows: 2, Rate: 100, Size: 60, For: 200 * time.Millisecond}
+	t.Cleanup(func() {
+		c.Close()
+		<-ended
+	})
+	return c.LocalAddr().(*net.UDPAddr).AddrPort()
+}
+
+// Of four datagrams this server answers three.
+func TestVoiceLoss(t *testing.T) {
+	came := 0
+	to := answering(t, func(b []byte) [][]byte {
+		if came++; came%4 == 0 {
+			return nil
+		}
+		return [][]byte{b}
+	})
+	v := Voice{To: to, Flows: 2, Rate: 100, Size: 60, For: 200 * time.Millisecond}
 	got, err := v.Run(t.Context())
 	if err != nil || got.Sent != 40 || got.Received != 30 || got.Loss() != 25 {
 		t.Errorf("calls: %+v, loss %v, %v", got, got.Loss(), err)
 	}
-	c.Close()
-	<-ended
 	if got, err := (Voice{To: netip.MustParseAddrPort("127.0.0.1:9"), Flows: 1, Rate: 1, Size: 3}).Run(t.Context()); err == nil {
 		t.Errorf("datagrams of 3 bytes: %+v", got)
 	}
@@ -120,29 +136,15 @@ func TestVoiceLoss(t *testing.T) {
 // This server answers late: what the run before sent, from the same ports, comes
 // among the answers of the next, which take no notice.
 func TestVoiceOfTheRunBefore(t *testing.T) {
-	c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		buf := make([]byte, 2048)
-		var first []byte // the very first datagram, of flow 0
-		for {
-			n, from, err := c.ReadFromUDPAddrPort(buf)
-			if err != nil {
-				return
-			}
-			if first == nil {
-				first = bytes.Clone(buf[:n])
-				continue
-			}
-			_, _ = c.WriteToUDPAddrPort(first, from) // to any flow's port
-			_, _ = c.WriteToUDPAddrPort(buf[:n], from)
+	var first []byte // the very first datagram, of flow 0
+	to := answering(t, func(b []byte) [][]byte {
+		if first == nil {
+			first = bytes.Clone(b)
+			return nil
 		}
-	}()
-	v := Voice{To: c.LocalAddr().(*net.UDPAddr).AddrPort(), Flows: 1, Rate: 100, Size: 60, For: 50 * time.Millisecond, FirstPort: 31347}
+		return [][]byte{first, b} // to any flow's port
+	})
+	v := Voice{To: to, Flows: 1, Rate: 100, Size: 60, For: 50 * time.Millisecond, FirstPort: 31347}
 	if got, err := v.Run(t.Context()); err != nil || got.Received == 0 {
 		t.Errorf("the first run: %+v %v", got, err)
 	}
@@ -150,8 +152,6 @@ func TestVoiceOfTheRunBefore(t *testing.T) {
 	if got, err := v.Run(t.Context()); err != nil || got.Received != got.Sent {
 		t.Errorf("the second: %+v %v", got, err)
 	}
-	c.Close()
-	<-ended
 }
 
 func TestJitter(t *testing.T) {
