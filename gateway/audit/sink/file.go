@@ -80,6 +80,9 @@ func (d *file) open() error {
 	return nil
 }
 
+// mark implements receiver.
+func (d *file) mark(at *position) { at.Size = d.size }
+
 func (d *file) close() error {
 	if d.f == nil {
 		return nil

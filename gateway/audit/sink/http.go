@@ -119,6 +119,9 @@ func (p *poster) partly(said []byte, batch []record) {
 	}
 }
 
+// mark implements receiver: what was answered has arrived.
+func (p *poster) mark(*position) {}
+
 func (p *poster) close() error {
 	p.client.CloseIdleConnections()
 	return nil

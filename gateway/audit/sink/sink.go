@@ -72,6 +72,8 @@ type record struct {
 type receiver interface {
 	send(ctx context.Context, batch []record) error
 	close() error
+	// mark notes in a position what the next process has to know besides.
+	mark(at *position)
 }
 
 // position is how far a sink has come.
@@ -85,7 +87,7 @@ type position struct {
 	Record audit.Place `json:"record"`
 	Hash   string      `json:"hash,omitempty"`
 	// Unread is the first record that goes out again when the next process begins:
-	// see [syslog.unread].
+	// see [syslog.mark].
 	Unread uint64 `json:"unread,omitempty"`
 }
 
@@ -218,8 +220,8 @@ func (s *Sink) Healthy() error {
 func (s *Sink) Run(ctx context.Context) error {
 	defer func() {
 		err := s.to.close()
-		if to, ok := s.to.(*syslog); ok && s.same && s.at.Unread != to.unread() {
-			s.at.Unread = to.unread()
+		before := s.at
+		if s.to.mark(&s.at); s.same && s.at != before {
 			err = errors.Join(err, s.keep())
 		}
 		if err != nil { // an end is no recovery
@@ -289,12 +291,7 @@ func (s *Sink) step(ctx context.Context) (n int, err error) {
 		return 0, fmt.Errorf("sending records %d to %d: %w", batch[0].Seq, batch[len(batch)-1].Seq, err)
 	}
 	s.at = next
-	switch to := s.to.(type) {
-	case *file:
-		s.at.Size = to.size
-	case *syslog:
-		s.at.Unread = to.unread()
-	}
+	s.to.mark(&s.at)
 	// A crash before this makes a network receiver get the batch again.
 	return len(batch), s.keep()
 }

@@ -42,13 +42,13 @@ type batched struct {
 	first  uint64 // the number of the first record
 }
 
-// unread is the number of the first record that perhaps nobody read although it
-// was acknowledged, 0 when there is none.
-func (s *syslog) unread() uint64 {
-	if len(s.recent) == 0 {
-		return 0
+// mark implements receiver: the first record that perhaps nobody read although it
+// was acknowledged.
+func (s *syslog) mark(at *position) {
+	at.Unread = 0
+	if len(s.recent) > 0 {
+		at.Unread = s.recent[0].first
 	}
-	return s.recent[0].first
 }
 
 func newSyslog(cfg Config) (*syslog, error) {
