@@ -38,7 +38,7 @@ func newHelper(t *testing.T, l *laptop, manager string) *helper {
 		t.Skip("needs root: agents speak to root's helper only")
 	}
 	h := &helper{t: t, manager: manager}
-	socket := filepath.Join(filepath.Dir(l.cfg.State.Path()), "net.sock")
+	socket := filepath.Join(filepath.Dir(l.cfg.State.File("")), "net.sock")
 	ln, err := net.ListenUnix("unixpacket", &net.UnixAddr{Net: "unixpacket", Name: socket})
 	if err != nil {
 		t.Fatal(err)

@@ -47,7 +47,7 @@ func TestFullDiskLosesNothing(t *testing.T) {
 	if c, err := d.Load(); err != nil || !c.Key.Equal(key) {
 		t.Error("the old state was lost:", err)
 	}
-	files, err := os.ReadDir(d.Path())
+	files, err := os.ReadDir(d.File(""))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -119,9 +119,6 @@ func Open(path string) (*Dir, error) {
 	return &Dir{path: path}, nil
 }
 
-// Path returns the absolute path of the directory.
-func (d *Dir) Path() string { return d.path }
-
 // File returns the path of a file in the directory.
 func (d *Dir) File(name string) string { return filepath.Join(d.path, name) }
 

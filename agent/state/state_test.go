@@ -132,7 +132,7 @@ func TestEnrolmentRoundTrip(t *testing.T) {
 	if diff := cmp.Diff(id, c.Identity); diff != "" {
 		t.Error(diff)
 	}
-	files, err := os.ReadDir(d.Path())
+	files, err := os.ReadDir(d.File(""))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -209,7 +209,7 @@ func TestDamagedFilesAreNamed(t *testing.T) {
 				t.Fatal(err)
 			}
 			_, err = d.Load()
-			if err == nil || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), d.Path()) && !strings.Contains(err.Error(), "key in") {
+			if err == nil || !strings.Contains(err.Error(), name) || !strings.Contains(err.Error(), d.File("")) && !strings.Contains(err.Error(), "key in") {
 				t.Errorf("got %v", err)
 			}
 		})
@@ -229,7 +229,7 @@ func TestLock(t *testing.T) {
 	if _, err := os.Stat(litter); !errors.Is(err, fs.ErrNotExist) {
 		t.Error("what a crash left behind is still there")
 	}
-	if _, err := d.Lock(); !errors.Is(err, state.ErrLocked) || !strings.Contains(err.Error(), d.Path()) {
+	if _, err := d.Lock(); !errors.Is(err, state.ErrLocked) || !strings.Contains(err.Error(), d.File("")) {
 		t.Errorf("a second agent: %v", err)
 	}
 	release()
